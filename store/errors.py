@@ -1,0 +1,160 @@
+"""What can go wrong in the store, each with its fields and one sentence.
+
+    StoreError
+    ├── InvalidName          a namespace, name, alias, tag or file name that is not allowed
+    ├── BadReference         a text that is no reference at all
+    ├── BadCursor            a page cursor that this service did not make
+    ├── UnknownReference     a well-formed reference to nothing; names near matches
+    ├── UnknownParent        a version's source was deleted while the version was being made
+    ├── UnknownJob           no job has this id
+    ├── JobNotRunning        progress or an end was reported for a job that does not run
+    ├── MissingBlob          bytes that were never stored, or were removed since
+    ├── DigestMismatch       the bytes are not those that were announced
+    ├── VersionInUse         a version that something still needs
+    ├── StorageFull          no space is left for blobs or rows
+    ├── StorageBusy          the database stayed locked for longer than the time allowed
+    └── UnsupportedDatabase  a database URL that cannot serve several processes
+"""
+
+from collections.abc import Sequence
+
+
+def shown(text: str, limit: int = 120) -> str:
+    """The text in quotes, control characters escaped, cut after ``limit`` characters.
+
+    >>> print(shown("a\\nb"))
+    'a\\nb'
+    """
+    return repr(text if len(text) <= limit else text[:limit] + "…")
+
+
+class StoreError(Exception):
+    """Root of every error that the store raises on purpose."""
+
+
+class InvalidName(StoreError):
+    """A name outside the allowed alphabet; ``kind`` says which sort of name."""
+
+    def __init__(self, kind: str, value: str, allowed: str) -> None:
+        self.kind = kind
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"The {kind} {shown(value)} is not allowed: {allowed}.")
+
+
+class BadReference(StoreError):
+    """A text that does not parse as a reference."""
+
+    def __init__(self, reference: str, reason: str) -> None:
+        self.reference = reference
+        self.reason = reason
+        super().__init__(
+            f"{shown(reference)} is not a reference ({reason}): write namespace/name, namespace/name@3, "
+            "namespace/name:alias or sha256:<64 hex digits>."
+        )
+
+
+class BadCursor(StoreError):
+    """A cursor that was cut, changed, or made for another list."""
+
+    def __init__(self, cursor: str) -> None:
+        self.cursor = cursor
+        super().__init__(
+            f"The cursor {shown(cursor)} is not one that this list handed out: pass next_cursor unchanged, "
+            "or leave it out to start from the first page."
+        )
+
+
+class UnknownReference(StoreError):
+    """A reference to nothing. ``near`` holds existing references that may have been meant, best first."""
+
+    def __init__(self, reference: str, missing: str, near: Sequence[str]) -> None:
+        self.reference = reference
+        self.missing = missing
+        self.near = list(near)
+        hint = f"; did you mean {', '.join(self.near)}?" if self.near else "."
+        super().__init__(f"{missing}{hint}")
+
+
+class UnknownParent(StoreError):
+    """A new version names a source version (by id) that is not in the registry."""
+
+    def __init__(self, version_id: str) -> None:
+        self.version_id = version_id
+        super().__init__(
+            f"The source version with id {shown(version_id)} is not in the registry (any more): a source must "
+            "stay until the version made from it is published."
+        )
+
+
+class UnknownJob(StoreError):
+    """No job has this id."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"There is no job with id {shown(job_id)}.")
+
+
+class JobNotRunning(StoreError):
+    """A worker reported on a job that is not in state ``running``."""
+
+    def __init__(self, job_id: str, state: str) -> None:
+        self.job_id = job_id
+        self.state = state
+        super().__init__(f"Job {job_id} is {state}, not running: nothing was recorded.")
+
+
+class MissingBlob(StoreError):
+    """Bytes that the blob store does not hold."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(f"No stored file has the digest sha256:{digest}: upload it (again) first.")
+
+
+class DigestMismatch(StoreError):
+    """The bytes that came are not those that were announced. Both digests are 64 hex digits."""
+
+    def __init__(self, expected: str, actual: str, size_bytes: int) -> None:
+        self.expected = expected
+        self.actual = actual
+        self.size_bytes = size_bytes
+        super().__init__(
+            f"The {size_bytes} bytes received have the digest sha256:{actual}, not the announced "
+            f"sha256:{expected}: nothing was stored."
+        )
+
+
+class VersionInUse(StoreError):
+    """Deleting was refused; ``reasons`` lists, one sentence each, what needs the version."""
+
+    def __init__(self, reference: str, reasons: Sequence[str]) -> None:
+        self.reference = reference
+        self.reasons = list(reasons)
+        super().__init__(f"{reference} is still needed: {'; '.join(self.reasons)}. Use force to delete it anyway.")
+
+
+class StorageFull(StoreError):
+    """The disk (or quota, or file size limit) under ``place`` is exhausted."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        super().__init__(f"The storage at {place} is full: nothing was stored; free some space and try again.")
+
+
+class StorageBusy(StoreError):
+    """Another writer held the database for longer than the busy timeout."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        super().__init__(f"The database was locked by another writer for {timeout_s:g} s: nothing was stored; try again.")
+
+
+class UnsupportedDatabase(StoreError):
+    """A database URL that several threads and processes cannot share."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        super().__init__(
+            f"The database {shown(url)} lives in one process's memory only: give a file, such as sqlite:///spolia.db."
+        )

@@ -1,0 +1,183 @@
+"""What the registry takes and gives: plain frozen values, detached from any database session.
+
+Digests are bare 64 hex digits everywhere in the store; the prefix ``sha256:`` belongs to references and to JSON.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+Item = TypeVar("Item")
+Origin = Literal["upload", "merge"]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+class BlobRef(NamedTuple):
+    """A stored file: sha256 as hex, and its size."""
+
+    digest: str
+    size_bytes: int
+
+
+class Parent(NamedTuple):
+    """What a new version was made from: the id of a published version, its weight, and its part in it."""
+
+    version_id: str
+    weight: float
+    role: str = "source"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewVersion:
+    """Everything a version is, before the registry numbers it.
+
+    ``files`` must hold ``adapter_config.json`` and ``adapter_model.safetensors``; every blob is stored already.
+    ``target_modules`` are suffixes such as ``q_proj``. ``recipe`` and ``recipe_digest`` come together or not at all.
+    ``tags`` are added to the adapter's.
+    """
+
+    files: Mapping[str, tuple[str, int]]
+    family: str
+    base_model: str | None
+    base_fingerprint: str | None = None
+    base_matched_by: str | None = None
+    rank_min: int
+    rank_max: int
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_min: float
+    alpha_max: float
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    scale_min: float
+    scale_max: float
+    use_rslora: bool = False
+    target_modules: Sequence[str] = ()
+    modules: int
+    parameters: int
+    dtype: str
+    license: str | None = None
+    card: str | None = None
+    tags: Sequence[str] = ()
+    mergeable: bool = True
+    servable: bool = True
+    notes: Sequence[str] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = "upload"
+    lineage: Sequence[tuple[str, float, str]] = ()
+    recipe: Mapping[str, Any] | None = None
+    recipe_digest: str | None = None
+    report: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFile:
+    """One file of a version."""
+
+    name: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One thing a version was made from. ``version_id`` is None once that version was deleted by force."""
+
+    ref: str
+    weight: float
+    role: str
+    version_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """An immutable published version; ``aliases``, ``tags`` and ``base_known`` are as of the moment it was read."""
+
+    id: str
+    namespace: str
+    name: str
+    number: int
+    digest: str
+    created_at: datetime
+    family: str
+    base_model: str | None
+    base_known: bool
+    base_fingerprint: str | None
+    base_matched_by: str | None
+    rank_min: int
+    rank_max: int
+    rank_pattern: dict[str, int]
+    alpha_min: float
+    alpha_max: float
+    alpha_pattern: dict[str, float]
+    scale_min: float
+    scale_max: float
+    use_rslora: bool
+    target_modules: tuple[str, ...]
+    modules: int
+    parameters: int
+    dtype: str
+    size_bytes: int
+    files: tuple[VersionFile, ...]
+    license: str | None
+    card: str | None
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+    mergeable: bool
+    servable: bool
+    notes: tuple[str, ...]
+    metrics: dict[str, Any]
+    origin: Origin
+    sources: tuple[Source, ...]
+    recipe: dict[str, Any] | None
+    recipe_digest: str | None
+
+    @property
+    def ref(self) -> str:
+        """The pinned reference, ``namespace/name@3``."""
+        return f"{self.namespace}/{self.name}@{self.number}"
+
+    def file(self, name: str) -> VersionFile | None:
+        """The file of this name, if the version has one."""
+        return next((file for file in self.files if file.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterEntry:
+    """One named adapter as lists show it. ``versions`` counts those that exist; ``aliases`` maps to numbers."""
+
+    id: str
+    namespace: str
+    name: str
+    created_at: datetime
+    versions: int
+    aliases: dict[str, int]
+    tags: tuple[str, ...]
+    latest: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model the service knows; ``modules`` maps module name to (out_features, in_features)."""
+
+    name: str
+    fingerprint: str
+    modules: dict[str, tuple[int, int]]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """A slice of a list; ``next_cursor`` is None on the last page."""
+
+    items: list[Item]
+    next_cursor: str | None
+
+
+def version_digest(files: Mapping[str, tuple[str, int]]) -> str:
+    """sha256 (hex) of the canonical JSON of config and weights digests: what a version *is*, without its card."""
+    identity = {name: files[name][0] for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
