@@ -1,0 +1,249 @@
+"""`adapter_config.json`, read as a document from a stranger.
+
+Keeps what the algebra needs (ranks, alphas, their patterns, rsLoRA) and says by name what plain LoRA cannot express. The
+pattern rule is PEFT's: the first pattern (in the file's order) that matches the end of the module's name wins
+(huggingface/peft 0.21.2, `get_pattern_key`). Fields that this version does not know count as harmless only while they are empty.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import regex
+
+from deltas.errors import BadConfig
+from deltas.header import Limits
+
+# Fields of PEFT's LoraConfig that do not change what a finished adapter computes.
+HARMLESS = frozenset(
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules"
+    " exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights layers_to_transform"
+    " layers_pattern rank_pattern alpha_pattern megatron_core loftq_config eva_config corda_config lora_ga_config"
+    " qalora_group_size runtime_config ensure_weight_tying bias lora_bias modules_to_save".split()
+)
+# Fields that do, when they are set.
+HARMFUL = {
+    "use_dora": "DoRA rescales every output row by a trained magnitude, so ΔW depends on the base weight and is not low-rank",
+    "use_qalora": "QALoRA pools the inputs in groups before lora_A",
+    "use_bdlora": "block-diagonal LoRA stores its factors in blocks",
+    "layer_replication": "layer_replication trains layers that the base model does not have",
+    "alora_invocation_tokens": "an activated LoRA acts only after its invocation tokens, not as a change of weights",
+    "target_parameters": "target_parameters adapts raw parameters (experts) rather than linear layers",
+    "trainable_token_indices": "trainable_token_indices retrains rows of the embedding",
+    "kasa_config": "KaSA also removes the base weight's smallest singular directions",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "arrow_config": "Arrow routes between adapters by token",
+    "megatron_config": "a Megatron-parallel adapter is stored in shards",
+}
+MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+PATTERN_TIMEOUT_S = 0.2
+PLAIN = str.maketrans("", "", "._-")
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterConfig:
+    """What `adapter_config.json` says: `raw` is the whole document, the rest is checked."""
+
+    raw: Mapping[str, Any]
+    peft_type: str
+    base_model: str | None
+    rank: int
+    alpha: float
+    use_rslora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    target_modules: tuple[str, ...] | str
+
+    def rank_of(self, module: str) -> int:
+        return _first_match(self.rank_pattern, module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        return _first_match(self.alpha_pattern, module, self.alpha)
+
+    def scale_of(self, module: str) -> float:
+        """alpha / r, or alpha / √r with rsLoRA (arXiv 2312.03732), with the module's own rank and alpha."""
+        rank = self.rank_of(module)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT, reading this config, would put factors on `module`."""
+        if isinstance(self.target_modules, str):
+            if self.target_modules == "all-linear":
+                return True
+            return _regex_matches(self.target_modules, module, "target_modules")
+        return any(module == t or module.endswith("." + t) for t in self.target_modules)
+
+    def obstacles(self) -> list[str]:
+        """Why ΔW is not B @ A with this config; empty for plain LoRA."""
+        if self.peft_type != "LORA":
+            return [f"{self.peft_type} adapters are stored, but not yet converted to LoRA factors"]
+        found = [reason for field, reason in HARMFUL.items() if self.raw.get(field)]
+        init = self.raw.get("init_lora_weights")
+        if isinstance(init, str) and init.lower().startswith(MUTATING_INITS):
+            found.append(
+                f"init_lora_weights '{init}' starts from a changed base weight, so lora_B @ lora_A is not ΔW; save it in PEFT with"
+                " path_initial_model_for_weight_conversion to get plain LoRA"
+            )
+        if self.raw.get("bias", "none") != "none":
+            found.append(f"bias '{self.raw['bias']}' trains biases, which low-rank factors cannot hold")
+        if self.raw.get("lora_bias"):
+            found.append("lora_bias adds a bias to lora_B, which low-rank factors cannot hold")
+        if self.raw.get("modules_to_save"):
+            names = ", ".join(str(n) for n in self.raw["modules_to_save"])
+            found.append(
+                f"modules_to_save ({names}) replaces whole modules, which low-rank factors cannot hold"
+            )
+        unknown = sorted(k for k, v in self.raw.items() if v and k not in HARMLESS and k not in HARMFUL)
+        found.extend(f"field '{name}' of adapter_config.json is not known here" for name in unknown)
+        return found
+
+
+def read_config(source: Mapping[str, Any] | bytes | Path, limits: Limits = Limits()) -> AdapterConfig:
+    """Read `adapter_config.json` from a mapping, its bytes or its path.
+
+    Raises:
+        BadConfig: naming the field, what was found and what would be right.
+    """
+    raw = source if isinstance(source, Mapping) else _parse(source, limits)
+    peft_type = raw.get("peft_type")
+    if not isinstance(peft_type, str) or not peft_type.isidentifier():
+        raise BadConfig('adapter_config.json must name its peft_type, for example "LORA"', "peft_type")
+    base = raw.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise BadConfig("base_model_name_or_path must be a string", "base_model_name_or_path")
+    if peft_type != "LORA":
+        return AdapterConfig(raw, peft_type, base or None, 1, 1.0, False, {}, {}, ())
+    rank = _integer(raw.get("r"), "r", limits.rank)
+    alpha = _number(raw.get("lora_alpha"), "lora_alpha")
+    return AdapterConfig(
+        raw=raw,
+        peft_type=peft_type,
+        base_model=base or None,
+        rank=rank,
+        alpha=alpha,
+        use_rslora=_boolean(raw.get("use_rslora"), "use_rslora"),
+        rank_pattern={
+            k: _integer(v, f"rank_pattern['{k}']", limits.rank) for k, v in _table(raw, "rank_pattern")
+        },
+        alpha_pattern={k: _number(v, f"alpha_pattern['{k}']") for k, v in _table(raw, "alpha_pattern")},
+        target_modules=_targets(raw.get("target_modules")),
+    )
+
+
+def _parse(source: bytes | Path, limits: Limits) -> Mapping[str, Any]:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            source = file.read(limits.config_bytes + 1)
+    if len(source) > limits.config_bytes:
+        raise BadConfig(f"adapter_config.json is larger than {limits.config_bytes} bytes")
+    if not source.strip():
+        raise BadConfig("adapter_config.json is empty; PEFT writes it beside adapter_model.safetensors")
+    try:
+        document = json.loads(
+            source.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+    except BadConfig:
+        raise
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        where = (
+            f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+        )
+        raise BadConfig(f"adapter_config.json is not JSON{where}") from None
+    if not isinstance(document, dict):
+        raise BadConfig("adapter_config.json must be a JSON object")
+    return document
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadConfig(f"adapter_config.json gives '{twice[:200]}' twice", twice[:200])
+    return result
+
+
+def _no_constant(text: str) -> float:
+    raise BadConfig(f"adapter_config.json holds {text}; numbers must be finite")
+
+
+def _integer(value: Any, field: str, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise BadConfig(f"{field} must be an integer from 1 to {most}, found {_shown(value)}", field)
+    return value
+
+
+def _number(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        raise BadConfig(f"{field} must be a finite number, found {_shown(value)}", field)
+    return float(value)
+
+
+def _boolean(value: Any, field: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise BadConfig(f"{field} must be true or false, found {_shown(value)}", field)
+
+
+def _table(raw: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
+    value = raw.get(field) or {}
+    if not isinstance(value, Mapping):
+        raise BadConfig(
+            f"{field} must be an object of module pattern to number, found {_shown(value)}", field
+        )
+    for pattern in value:
+        _compiled(pattern, field)
+    return list(value.items())
+
+
+def _targets(value: Any) -> tuple[str, ...] | str:
+    if isinstance(value, str):
+        if value != "all-linear":
+            _compiled(value, "target_modules")
+        return value
+    if isinstance(value, list | tuple | set) and value and all(isinstance(v, str) and v for v in value):
+        return tuple(value)
+    raise BadConfig(
+        f'target_modules must be a list of module names, a regular expression or "all-linear", found {_shown(value)}',
+        "target_modules",
+    )
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)[:80]
+
+
+def _compiled(pattern: str, field: str) -> "regex.Pattern[str]":
+    if len(pattern) > 10_000:
+        raise BadConfig(
+            f"{field} holds a pattern of {len(pattern)} characters; at most 10000 are accepted", field
+        )
+    try:
+        return regex.compile(pattern)
+    except regex.error as error:
+        raise BadConfig(
+            f"{field} holds '{pattern[:80]}', which is not a regular expression: {error}", field
+        ) from None
+
+
+def _regex_matches(pattern: str, module: str, field: str) -> bool:
+    """fullmatch with a time limit: a stranger's pattern may be exponential."""
+    try:
+        return _compiled(pattern, field).fullmatch(module, timeout=PATTERN_TIMEOUT_S) is not None
+    except TimeoutError:
+        raise BadConfig(f"{field} holds '{pattern[:80]}', which takes too long to match", field) from None
+
+
+def _first_match(patterns: Mapping[str, Number], module: str, default: Number) -> Number:
+    for pattern, value in patterns.items():
+        if pattern == module or module.endswith("." + pattern):
+            return value
+        literal = pattern.translate(PLAIN).isalnum()  # most are plain paths: skip the regex engine
+        if not literal and _regex_matches(rf"(.*\.)?({pattern})", module, "rank_pattern or alpha_pattern"):
+            return value
+    return default
