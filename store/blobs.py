@@ -34,6 +34,10 @@ class Staging(Protocol):
     def digest(self) -> str:
         """sha256 (hex) of the bytes written so far."""
 
+    @property
+    def path(self) -> Path:
+        """A local file with the bytes written so far, to look at before ``commit``."""
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes. Raises StorageFull."""
 
@@ -130,6 +134,10 @@ class LocalStaging:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
+    @property
+    def path(self) -> Path:
+        return self._path
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data).cast("B")
         self._hash.update(rest)
@@ -185,14 +193,12 @@ class LocalBlobs:
     def adopt(self, staged: Path, digest: str, size_bytes: int) -> None:
         """Publish a flushed staged file under its digest; the same bytes a second time change nothing."""
         target = self._locate(digest)
-        _make_durable_folder(target.parent)
-        with suppress(FileNotFoundError):
-            if target.stat().st_size == size_bytes:
-                os.utime(target)
-                _fsync_folder(target.parent)  # its first writer may not have come this far yet
-                return
-        os.rename(staged, target)
+        target.parent.mkdir(exist_ok=True)
+        if not (self.renew(digest) and self.size(digest) == size_bytes):
+            os.rename(staged, target)
+        # Also for bytes that were here already: their first writer may not have come as far as this yet.
         _fsync_folder(target.parent)
+        _fsync_folder(target.parent.parent)
 
     def path(self, digest: str) -> Path:
         """A readable local file with these bytes. Raises MissingBlob."""
