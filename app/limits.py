@@ -1,0 +1,105 @@
+"""Body size limits, below everything that reads a body.
+
+A body that announces its size (Content-Length) is refused before its first byte is read; one that does not
+(chunked) is refused at the byte that passes the limit. Either way the answer is a 413 problem that states it.
+"""
+
+import asyncio
+import re
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.problems import problem_response
+from app.settings import Settings
+
+_RAW_UPLOAD = re.compile(r"^/v1/uploads/")
+_VERSIONS = re.compile(r"^/v1/adapters/.*/versions/?$")
+_MULTIPART_SLACK = 64 * 1024  # boundaries, part headers and form fields
+_LINGER_BYTES, _LINGER_S = 1 << 20, 1.0
+
+
+class BodyTooLarge(HTTPException):
+    """The body passed its limit while it was being read."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(413, too_large(limit_bytes))
+        self.limit_bytes = limit_bytes
+
+
+def too_large(limit_bytes: int) -> str:
+    """The sentence of every 413."""
+    return f"The body is larger than the {limit_bytes} bytes that this address accepts."
+
+
+class BodyLimits:
+    """ASGI middleware that holds each request's body to the limit of its address."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.settings = settings
+
+    def limit(self, scope: Scope, headers: Headers) -> int:
+        """The most bytes that the body of this request may have."""
+        settings, path = self.settings, scope["path"]
+        if scope["method"] == "PUT" and _RAW_UPLOAD.match(path):
+            return settings.max_upload_bytes
+        multipart = headers.get("content-type", "").lower().startswith("multipart/")
+        if scope["method"] == "POST" and multipart and _VERSIONS.match(path):
+            parts = settings.max_upload_bytes + settings.max_config_bytes + settings.max_card_bytes
+            return parts + _MULTIPART_SLACK
+        return settings.max_request_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse early, or count while the body streams through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        limit = self.limit(scope, headers)
+        announced = headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            await _refuse(limit, scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > limit:
+                    raise BodyTooLarge(limit)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 413 at once, then read a little on.
+
+    A socket closed on unread data resets the connection, and some clients then lose the answer.
+    """
+    detail = too_large(limit)
+    response = problem_response(
+        413, "body-too-large", detail, {"limit_bytes": limit}, headers={"connection": "close"}
+    )
+    await send({"type": "http.response.start", "status": 413, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
+    await _linger(receive)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _linger(receive: Receive) -> None:
+    """Read and forget at most _LINGER_BYTES or _LINGER_S of a refused body."""
+    read = 0
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while read < _LINGER_BYTES:
+                message = await receive()
+                read += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

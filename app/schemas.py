@@ -1,0 +1,103 @@
+"""Request bodies of the registry and of merges. Unknown fields, NaN and Inf are refused, not ignored."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """What every request body has in common."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class VersionUpload(Body):
+    """A version whose weights were uploaded before, by digest (or the form fields of a multipart upload)."""
+
+    config: dict[str, Any] = Field(description="The content of adapter_config.json.")
+    weights: Digest = Field(description="sha256:<hex> of an uploaded adapter_model.safetensors.")
+    card: str | None = Field(None, description="README.md, Markdown.")
+    license: Text | None = Field(None, description="Licence, best as an SPDX id.")
+    tags: list[Tag] = Field(default_factory=list, description="Free words to find the adapter by.")
+    base_model: Text | None = Field(
+        None, description="Overrides base_model_name_or_path, which is often a folder of the trainer's."
+    )
+
+
+class VersionForm(Body):
+    """The plain fields of a multipart upload."""
+
+    license: Text | None = None
+    tags: list[Tag] = Field(default_factory=list)
+    base_model: Text | None = None
+
+    @field_validator("license", "base_model", mode="before")
+    @classmethod
+    def _empty_is_absent(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Forms have no lists: tags come separated by commas."""
+        if isinstance(value, str):
+            return [tag.strip() for tag in value.split(",") if tag.strip()]
+        return value
+
+
+class AliasBody(Body):
+    """Where an alias points."""
+
+    version: int = Field(ge=1, description="Number of the version that the alias shall name.")
+
+
+class TagsBody(Body):
+    """The tags of an adapter, replacing those it has."""
+
+    tags: list[Tag]
+
+
+class SourceBody(Body):
+    """One adapter and its weight in a merge or in a set."""
+
+    ref: Text = Field(description="namespace/name, namespace/name@3, namespace/name:alias or sha256:<hex>.")
+    weight: Finite = Field(1.0, description="Factor of this adapter's update.")
+
+
+class MergeBody(Body):
+    """A recipe and the name that its result shall have."""
+
+    name: Text = Field(description="namespace/name of the result.")
+    sources: list[SourceBody | Text] = Field(min_length=1)
+    weights: list[Finite] | None = Field(
+        None, description="One weight a source, where sources are plain references."
+    )
+    method: Text = "sum"
+    rank: int | float | Text | None = Field(
+        None, description='Rank of the result: a number, "max", "sum", or an energy share below 1.'
+    )
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the method.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @field_validator("rank", mode="before")
+    @classmethod
+    def _rank_is_no_truth_value(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("a rank is a number, not true or false")
+        return value
+
+    @field_validator("params")
+    @classmethod
+    def _finite(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError("every number must be finite; found NaN or Inf") from None
+        return value

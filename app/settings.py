@@ -1,0 +1,103 @@
+"""Every knob of the service, read once from SPOLIA_* variables and handed down as one frozen object."""
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+def _cores() -> int:
+    """Cores this process may use (a container's affinity mask counts, not the machine)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """The settings of one service. Field `data_dir` is read from SPOLIA_DATA_DIR, and so on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SPOLIA_", frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+    data_dir: Path = Field(
+        Path("spolia-data"), description="Folder of everything kept: database, blobs, models, scratch."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback only, unless allow_remote.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
+    allow_remote: bool = Field(
+        False, description="Listen beyond loopback although there are no API keys yet: anyone may use it."
+    )
+    log_level: str = Field("info", description="Level of the log on stderr: debug, info, warning, error.")
+
+    database_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in data_dir.")
+    base_model: str = Field(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", description="Hub id of the base model that is served."
+    )
+    threads: int = Field(default_factory=_cores, ge=1, description="Torch threads of generation.")
+    merge_workers: int = Field(
+        default_factory=_cores, ge=1, description="Modules merged side by side, one BLAS thread each."
+    )
+
+    max_upload_bytes: int = Field(2 * GIB, ge=1, description="Largest weights file accepted.")
+    max_config_bytes: int = Field(MIB, ge=1, description="Largest adapter_config.json accepted.")
+    max_card_bytes: int = Field(256 * 1024, ge=1, description="Largest README.md accepted.")
+    max_header_bytes: int = Field(16 * MIB, ge=1, description="Largest safetensors header accepted.")
+    max_request_bytes: int = Field(4 * MIB, ge=1, description="Largest JSON body of any request.")
+    max_sources: int = Field(256, ge=1, description="Most sources of one merge, and adapters of one set.")
+    max_tags: int = Field(32, ge=0, description="Most tags of one adapter.")
+    max_page: int = Field(200, ge=1, description="Most items on one page of a list.")
+
+    adapter_pool_bytes: int = Field(
+        512 * MIB, ge=1, description="Memory for adapters in use; the least recently used leave first."
+    )
+    max_batch_rows: int = Field(16, ge=1, description="Most sequences generated in one batch.")
+    max_waiting_requests: int = Field(256, ge=1, description="Most sequences waiting for a place in a batch.")
+    max_choices: int = Field(16, ge=1, description="Most choices (`n`) of one generation request.")
+    max_prompts: int = Field(64, ge=1, description="Most prompts of one completion request.")
+
+    max_interruptions: int = Field(
+        10, ge=1, description="A job whose worker died this often is failed, not started again."
+    )
+    staging_max_age_s: float = Field(
+        3600.0, ge=0, description="Unfinished uploads older than this are removed when the service starts."
+    )
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in use."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'spolia.db'}"
+
+    @property
+    def blobs_dir(self) -> Path:
+        """Content-addressed files."""
+        return self.data_dir / "blobs"
+
+    @property
+    def work_dir(self) -> Path:
+        """Scratch folders of running jobs, one each, named by job id."""
+        return self.data_dir / "work"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Temporary files of multipart bodies."""
+        return self.data_dir / "spool"
+
+    @property
+    def models_dir(self) -> Path:
+        """Converted base models."""
+        return self.data_dir / "models"
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Where base models are looked for, first match wins."""
+        return (self.models_dir, Path(sys.prefix) / "share" / "spolia" / "models")
+
+    def environment(self) -> dict[str, str]:
+        """These settings as SPOLIA_* variables, for a child process."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        values["data_dir"] = str(self.data_dir.absolute())
+        return {f"SPOLIA_{name.upper()}": str(value) for name, value in values.items()}
