@@ -1,0 +1,208 @@
+"""Find, convert and load the base model.
+
+A base model lives in one folder: config.json, safetensors weights, tokenizer, and `spolia_base.json`, which says what
+the other rooms need without torch: name, fingerprint, every linear module with its (out, in), context length.
+Folders are made aside and renamed, so a folder with `spolia_base.json` is whole.
+
+    python -m serving.base_model --target DIR [--name HUB_ID_OR_FOLDER] [--search DIR ...]
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from serving.bundled import bundled_file, bundled_origin, convert_gguf
+from serving.errors import BaseUnavailable, BaseUnsupported
+
+DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+CARD = "spolia_base.json"
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_SAMPLES = 64  # elements of every parameter that go into the fingerprint
+_FINGERPRINTED = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "hidden_act", "tie_word_embeddings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A loaded base model. `modules`: every nn.Linear by its path, with (out, in)."""
+
+    name: str
+    fingerprint: str
+    modules: dict[str, tuple[int, int]]
+    context_length: int
+    eos_ids: frozenset[int]
+    tokenizer: Any
+    model: Any
+    folder: Path
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits per position."""
+        return int(self.model.config.vocab_size)
+
+
+def folder_name(name: str) -> str:
+    """The folder in which base model `name` is kept: `org/model` -> `org--model`."""
+    return Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "--")
+
+
+def ensure_base(name: str, search: Sequence[Path], target: Path) -> Path:
+    """The folder of base model `name`; made below `target` when no folder in `search` has it.
+
+    `name` is a hub id or a path to a transformers folder. A plain transformers folder (no `spolia_base.json`) is
+    linked, not copied. Otherwise the bundled package is converted, or the hub is asked.
+    Raises BaseUnavailable, BaseUnsupported.
+    """
+    plain = Path(name) if Path(name).is_dir() else None
+    places = [*search, target]
+    for place in places:
+        candidate = place / folder_name(name)
+        if (candidate / CARD).is_file() and read_card(candidate)["name"] == name:
+            return candidate
+        if plain is None and (candidate / "config.json").is_file() and not (candidate / CARD).exists():
+            plain = candidate
+    target.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".making-", dir=target))
+    try:
+        origin = _fill(name, plain, staging, [str(place) for place in places])
+        _write_card(name, origin, staging)
+        return _publish(staging, target / folder_name(name))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The contents of a base model folder's `spolia_base.json`."""
+    card: dict[str, Any] = json.loads((folder / CARD).read_text("utf-8"))
+    return card
+
+
+def load_base(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> BaseModel:
+    """Load a folder made by `ensure_base`; weights are mapped from disk and cast to `dtype`.
+
+    Raises BaseUnsupported when its caches are not plain attention.
+    """
+    card = read_card(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model.to(device).eval().requires_grad_(False)
+    ids = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
+    return BaseModel(
+        name=card["name"],
+        fingerprint=card["fingerprint"],
+        modules={module: (shape[0], shape[1]) for module, shape in card["modules"].items()},
+        context_length=card["context_length"],
+        eos_ids=frozenset([ids] if isinstance(ids, int) else ids or []),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        model=model,
+        folder=folder,
+    )
+
+
+def fingerprint(config: Mapping[str, Any], model: nn.Module, tokenizer_file: Path) -> str:
+    """sha256 over the architecture, all parameter shapes, sampled weights and the tokenizer.
+
+    The sampled elements (evenly spread) are hashed as float32, so a lossless cast does not change the result.
+    """
+    known = {field: config[field] for field in _FINGERPRINTED if field in config}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, separators=(",", ":")).encode())
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name}:{tuple(weight.shape)}".encode())
+        flat = weight.detach().reshape(-1)
+        chosen = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
+        digest.update(flat[chosen.round().long()].float().cpu().numpy().tobytes())
+    if tokenizer_file.is_file():
+        digest.update(hashlib.sha256(tokenizer_file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _fill(name: str, plain: Path | None, staging: Path, searched: Sequence[str]) -> str:
+    """Put config, weights and tokenizer into `staging`; return where they came from."""
+    if plain is not None:
+        for file in sorted(plain.resolve().iterdir()):
+            if file.is_file():
+                (staging / file.name).symlink_to(file)
+        return str(plain.resolve())
+    gguf = bundled_file(name)
+    if gguf is not None:
+        convert_gguf(gguf, staging)
+        return bundled_origin(name, gguf)
+    try:
+        snapshot_download(name, local_dir=staging, allow_patterns=_HUB_FILES)
+    except Exception as error:  # the hub client raises its own, httpx's and the operating system's errors
+        raise BaseUnavailable(name, searched, f"{type(error).__name__}: {error}".split("\n")[0]) from error
+    return f"hub:{name}"
+
+
+def _write_card(name: str, origin: str, folder: Path) -> None:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    except (ValueError, OSError, KeyError) as error:
+        raise BaseUnsupported(name, f"transformers cannot load it ({error})") from error
+    config = model.config.to_dict()
+    linears = {path: part for path, part in model.named_modules() if isinstance(part, nn.Linear)}
+    embeddings = {path: part for path, part in model.named_modules() if isinstance(part, nn.Embedding)}
+    card = {
+        "name": name,
+        "origin": origin,
+        "fingerprint": fingerprint(config, model, folder / "tokenizer.json"),
+        "architecture": type(model).__name__,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "context_length": _context_length(name, config),
+        "modules": {path: [part.out_features, part.in_features] for path, part in sorted(linears.items())},
+        "embeddings": {path: list(part.weight.shape) for path, part in sorted(embeddings.items())},
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+
+
+def _context_length(name: str, config: Mapping[str, Any]) -> int:
+    """Positions that the model knows; up to its window if some layers slide, where all attention is still plain."""
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise BaseUnsupported(name, f"its layers of kind {', '.join(sorted(unknown))} keep no plain key/value cache")
+    length = config.get("max_position_embeddings")
+    if not isinstance(length, int):
+        raise BaseUnsupported(name, "its config has no max_position_embeddings")
+    window = config.get("sliding_window")
+    slides = "sliding_attention" in kinds or config.get("layer_types") is None
+    return min(length, window) if isinstance(window, int) and slides else length
+
+
+def _publish(staging: Path, folder: Path) -> Path:
+    staging.chmod(0o755)  # temporary folders and saved weights are private by default; models are for every user
+    for file in staging.iterdir():
+        if not file.is_symlink():
+            file.chmod(0o644)
+    try:
+        staging.rename(folder)
+    except OSError:
+        if not (folder / CARD).is_file():  # otherwise another process was faster and its folder is whole
+            raise
+    return folder
+
+
+def main() -> None:
+    """Make the folder of a base model and print its path."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--target", type=Path, required=True, help="folder in which base models are kept")
+    parser.add_argument("--name", default=DEFAULT_BASE, help="hub id or transformers folder")
+    parser.add_argument("--search", type=Path, nargs="*", default=[], help="folders to look into first")
+    options = parser.parse_args()
+    sys.stdout.write(f"{ensure_base(options.name, options.search, options.target)}\n")
+
+
+if __name__ == "__main__":
+    main()

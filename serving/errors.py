@@ -1,0 +1,144 @@
+"""What can go wrong while serving. Every error has fields and writes its own sentence.
+
+ServingError
+├── BaseError
+│   ├── BaseUnavailable        no folder, no bundled package, no download
+│   └── BaseUnsupported        its architecture cannot be served by this engine
+├── AdapterError
+│   ├── AdapterNotServable     the adapter itself says why it is no plain sum of updates
+│   ├── AdapterModuleMissing   it changes modules that the base model does not have
+│   ├── AdapterShapeMismatch   it was made for other shapes
+│   ├── AdapterLoadFailed      the loader raised
+│   └── SetTooLarge            the set alone is larger than the pool
+├── RequestError
+│   ├── EmptyPrompt
+│   ├── TokenOutOfRange
+│   ├── PromptTooLong
+│   └── InvalidSampling
+└── EngineError
+    ├── QueueFull
+    ├── EngineClosed
+    └── StepFailed             a forward pass raised; the thread lives on
+"""
+
+from collections.abc import Sequence
+
+
+class ServingError(Exception):
+    """Root of everything that `serving` raises on purpose."""
+
+
+class BaseError(ServingError):
+    """The base model cannot be used."""
+
+
+class BaseUnavailable(BaseError):
+    def __init__(self, name: str, searched: Sequence[str], reason: str) -> None:
+        self.name, self.searched, self.reason = name, tuple(searched), reason
+        where = ", ".join(searched) or "no folder"
+        super().__init__(
+            f"Base model {name!r} was not found (searched: {where}) and could not be fetched: {reason}. "
+            f"Put a transformers folder named {name.replace('/', '--')!r} into one of these folders."
+        )
+
+
+class BaseUnsupported(BaseError):
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"Base model {name!r} cannot be served: {reason}.")
+
+
+class AdapterError(ServingError):
+    """One adapter, or one set of them, cannot be served; other requests are not touched."""
+
+    digest: str
+
+
+class AdapterNotServable(AdapterError):
+    def __init__(self, digest: str, family: str, reasons: Sequence[str]) -> None:
+        self.digest, self.family, self.reasons = digest, family, tuple(reasons)
+        super().__init__(f"Adapter {digest} ({family}) cannot be served: {' '.join(reasons)}")
+
+
+class AdapterModuleMissing(AdapterError):
+    def __init__(self, digest: str, base: str, modules: Sequence[str]) -> None:
+        self.digest, self.base, self.modules = digest, base, tuple(modules)
+        shown = ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")
+        super().__init__(f"Adapter {digest} changes modules that base model {base!r} does not have: {shown}.")
+
+
+class AdapterShapeMismatch(AdapterError):
+    def __init__(self, digest: str, base: str, module: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
+        self.digest, self.base, self.module = digest, base, module
+        self.found, self.expected = found, expected
+        super().__init__(
+            f"Adapter {digest} updates {module} as {found[0]}x{found[1]} (out x in), "
+            f"but in base model {base!r} it is {expected[0]}x{expected[1]}."
+        )
+
+
+class AdapterLoadFailed(AdapterError):
+    def __init__(self, digest: str, reason: str) -> None:
+        self.digest, self.reason = digest, reason
+        super().__init__(f"Adapter {digest} could not be loaded: {reason}")
+
+
+class SetTooLarge(AdapterError):
+    def __init__(self, digests: Sequence[str], size_bytes: int, budget_bytes: int) -> None:
+        self.digest, self.digests = digests[0], tuple(digests)
+        self.size_bytes, self.budget_bytes = size_bytes, budget_bytes
+        super().__init__(
+            f"The adapters {', '.join(digests)} need {size_bytes} bytes in memory, "
+            f"more than the whole pool of {budget_bytes} bytes."
+        )
+
+
+class RequestError(ServingError):
+    """The request itself cannot be run."""
+
+
+class EmptyPrompt(RequestError):
+    def __init__(self) -> None:
+        super().__init__("The prompt has no tokens; give at least one.")
+
+
+class TokenOutOfRange(RequestError):
+    def __init__(self, field: str, token: int, vocabulary: int) -> None:
+        self.field, self.token, self.vocabulary = field, token, vocabulary
+        super().__init__(f"Token id {token} in {field} is outside the vocabulary of {vocabulary} tokens.")
+
+
+class PromptTooLong(RequestError):
+    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+        self.prompt_tokens, self.context_length = prompt_tokens, context_length
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens; with a context of {context_length} "
+            f"at most {context_length - 1} leave room for an answer."
+        )
+
+
+class InvalidSampling(RequestError):
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        self.field, self.value, self.expected = field, value, expected
+        super().__init__(f"{field} is {value!r}; it must be {expected}.")
+
+
+class EngineError(ServingError):
+    """The engine cannot take or finish the request."""
+
+
+class QueueFull(EngineError):
+    def __init__(self, waiting: int, limit: int) -> None:
+        self.waiting, self.limit = waiting, limit
+        super().__init__(f"{waiting} requests are waiting already, the limit is {limit}; try again later.")
+
+
+class EngineClosed(EngineError):
+    def __init__(self) -> None:
+        super().__init__("The engine is closed and takes no requests.")
+
+
+class StepFailed(EngineError):
+    def __init__(self, step: str, reason: str) -> None:
+        self.step, self.reason = step, reason
+        super().__init__(f"The {step} step of the engine failed: {reason}")
