@@ -195,7 +195,7 @@ class LocalBlobs:
         target = self._locate(digest)
         target.parent.mkdir(exist_ok=True)
         if not (self.renew(digest) and self.size(digest) == size_bytes):
-            os.rename(staged, target)
+            staged.rename(target)
         # Also for bytes that were here already: their first writer may not have come as far as this yet.
         _fsync_folder(target.parent)
         _fsync_folder(target.parent.parent)

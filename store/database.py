@@ -1,28 +1,141 @@
-"""The connection to the database: sessions, settings that keep acknowledged writes, migrations."""
+"""The connection to the database: transactions, the settings that keep what was acknowledged, migrations.
 
+The only module that knows SQLite by name. There, a write transaction takes the write lock at once (BEGIN
+IMMEDIATE), so that what it reads cannot change before it writes; readers see one snapshot and block nobody (WAL);
+a commit is on the disk before it returns (synchronous = FULL).
+"""
+
+import json
+import shutil
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+
+from store.errors import StorageBusy, StorageFull, UnsupportedDatabase
+
+_SPARE_BYTES = 64 * 1024
+"""With less room than this, SQLite's I/O errors mean a full disk: one extension of its shared index is 32 KiB."""
 
 
 class Database:
+    """A database by URL; opens connections as needed, from any thread. One instance per process."""
+
     def __init__(self, url: str, busy_timeout_s: float = 30.0) -> None:
-        self.url = url
+        """``sqlite:////absolute/path.db``. Raises UnsupportedDatabase for one in memory."""
+        parsed = make_url(url)
         self.busy_timeout_s = busy_timeout_s
+        self.place = parsed.render_as_string(hide_password=True)
+        self._sqlite_file: Path | None = None
+        if parsed.get_backend_name() == "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise UnsupportedDatabase(url)
+            self._sqlite_file = Path(str(parsed.database))
+            self.place = str(self._sqlite_file)
+        engine = create_engine(
+            parsed,
+            pool_size=16,
+            max_overflow=64,
+            # NaN is no JSON, and PostgreSQL refuses it: so does SQLite here.
+            json_serializer=partial(json.dumps, allow_nan=False, ensure_ascii=False),
+        )
+        if self._sqlite_file is not None:
+            self._prepare_sqlite(engine)
+        self._readers = engine
+        self._writers = engine.execution_options(spolia_writes=True)
 
-    def migrate(self) -> None:
-        raise NotImplementedError
+    def _prepare_sqlite(self, engine: Engine) -> None:
+        @event.listens_for(engine, "connect")
+        def configure(connection: sqlite3.Connection, record: object) -> None:
+            connection.isolation_level = None  # transactions begin where ``begin`` below says
+            connection.create_function("lower", 1, _lower, deterministic=True)
+            connection.execute(f"PRAGMA busy_timeout = {int(self.busy_timeout_s * 1000)}")
+            _switch_to_wal(connection, self.busy_timeout_s)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
 
-    def close(self) -> None:
-        raise NotImplementedError
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            writes = connection.get_execution_options().get("spolia_writes", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A write transaction: commits on success."""
-        raise NotImplementedError
+        """A write transaction: committed, and on the disk, when the block ends well; undone when it raises.
+
+        Raises StorageFull, StorageBusy.
+        """
+        with self._errors_named(), Session(self._writers, expire_on_commit=False) as session, session.begin():
+            session.connection()  # takes the write lock before anything is read
+            yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A read transaction: one consistent snapshot."""
-        raise NotImplementedError
+        """A read transaction over one consistent snapshot; what it changes is not kept."""
+        with self._errors_named(), Session(self._readers, expire_on_commit=False) as session:
+            yield session
+
+    def migrate(self) -> None:
+        """Bring the tables to the newest form, creating the file if need be. Safe from two processes at once."""
+        with self._errors_named():
+            if self._sqlite_file is not None:
+                self._sqlite_file.parent.mkdir(parents=True, exist_ok=True)
+            with self._writers.begin() as connection:
+                command.upgrade(migration_config(connection), "head")
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self._readers.dispose()
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            name = getattr(error.orig, "sqlite_errorname", "")
+            if name.startswith("SQLITE_BUSY"):
+                raise StorageBusy(self.busy_timeout_s) from error
+            if name == "SQLITE_FULL" or (name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and self._disk_is_full()):
+                raise StorageFull(self.place) from error
+            raise
+
+    def _disk_is_full(self) -> bool:
+        return self._sqlite_file is not None and shutil.disk_usage(self._sqlite_file.parent).free < _SPARE_BYTES
+
+
+def migration_config(connection: Connection) -> Config:
+    """Alembic's configuration for this connection; the scripts lie inside the wheel, or beside ``store``."""
+    here = Path(__file__).parent
+    packaged = here / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(packaged if packaged.is_dir() else here.parent / "alembic"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _switch_to_wal(connection: sqlite3.Connection, timeout_s: float) -> None:
+    # The switch needs the file to itself for a moment and does not wait by itself, so two fresh processes may meet.
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _lower(text: Any) -> Any:
+    # SQLite's own folds ASCII only.
+    return text.lower() if isinstance(text, str) else text

@@ -1,19 +1,19 @@
 """What can go wrong in the store, each with its fields and one sentence.
 
-    StoreError
-    ├── InvalidName          a namespace, name, alias, tag or file name that is not allowed
-    ├── BadReference         a text that is no reference at all
-    ├── BadCursor            a page cursor that this service did not make
-    ├── UnknownReference     a well-formed reference to nothing; names near matches
-    ├── UnknownParent        a version's source was deleted while the version was being made
-    ├── UnknownJob           no job has this id
-    ├── JobNotRunning        progress or an end was reported for a job that does not run
-    ├── MissingBlob          bytes that were never stored, or were removed since
-    ├── DigestMismatch       the bytes are not those that were announced
-    ├── VersionInUse         a version that something still needs
-    ├── StorageFull          no space is left for blobs or rows
-    ├── StorageBusy          the database stayed locked for longer than the time allowed
-    └── UnsupportedDatabase  a database URL that cannot serve several processes
+StoreError
+├── InvalidName          a namespace, name, alias, tag or file name that is not allowed
+├── BadReference         a text that is no reference at all
+├── BadCursor            a page cursor that this service did not make
+├── UnknownReference     a well-formed reference to nothing; names near matches
+├── UnknownParent        a version's source was deleted while the version was being made
+├── UnknownJob           no job has this id
+├── JobNotRunning        progress or an end was reported for a job that does not run
+├── MissingBlob          bytes that were never stored, or were removed since
+├── DigestMismatch       the bytes are not those that were announced
+├── VersionInUse         a version that something still needs
+├── StorageFull          no space is left for blobs or rows
+├── StorageBusy          the database stayed locked for longer than the time allowed
+└── UnsupportedDatabase  a database URL that cannot serve several processes
 """
 
 from collections.abc import Sequence
@@ -109,7 +109,7 @@ class MissingBlob(StoreError):
 
     def __init__(self, digest: str) -> None:
         self.digest = digest
-        super().__init__(f"No stored file has the digest sha256:{digest}: upload it (again) first.")
+        super().__init__(f"No stored file has the digest {shown('sha256:' + digest)}: upload it (again) first.")
 
 
 class DigestMismatch(StoreError):
@@ -147,7 +147,9 @@ class StorageBusy(StoreError):
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        super().__init__(f"The database was locked by another writer for {timeout_s:g} s: nothing was stored; try again.")
+        super().__init__(
+            f"The database was locked by another writer for {timeout_s:g} s: nothing was stored; try again."
+        )
 
 
 class UnsupportedDatabase(StoreError):

@@ -15,9 +15,7 @@ LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NAME_RULE = (
-    "use 1 to 96 of the characters A-Z a-z 0-9 . _ - , starting with a letter or digit, without '..'"
-)
+_NAME_RULE = "use 1 to 96 of the characters A-Z a-z 0-9 . _ - , starting with a letter or digit, without '..'"
 _TAG_RULE = "use 1 to 64 printable characters without a comma, not starting or ending with a space"
 _ALIAS_RULE = f"{_NAME_RULE}, not a bare number and not '{LATEST}'"
 

@@ -1,25 +1,85 @@
-"""The registry: which adapters there are, their versions, names, tags and descent."""
+"""The registry: which adapters there are, their versions, names, tags and descent.
 
-from collections.abc import Mapping, Sequence
+Each method is one transaction. A version is published only when all its blobs are durable, never changes, and its
+number is never given to another; aliases, tags and base models are what may change.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from sqlalchemy import delete, func, select, update
+from ulid import ULID
 
 from store.blobs import Blobs
 from store.database import Database
-from store.records import AdapterEntry, Base, NewVersion, Page, Source, Version
+from store.errors import VersionInUse
+from store.lineage import leaves, needs
+from store.listing import list_adapters
+from store.models import (
+    AdapterRow,
+    AliasRow,
+    BaseModelRow,
+    LineageRow,
+    TagRow,
+    VersionFileRow,
+    VersionRow,
+    now,
+)
+from store.publishing import add_version
+from store.records import AdapterEntry, Base, BlobRef, NewVersion, Page, Parent, Source, Version, version_digest
+from store.references import Reference, parse_reference, validate_alias, validate_name, validate_tag
+from store.resolving import adapter_row, find_adapter, near_adapters, version_row
+from store.rows import base_record, read_entries, read_version, read_versions
 
-__all__ = ["AdapterEntry", "Base", "NewVersion", "Page", "Registry", "Source", "Version"]
+__all__ = ["AdapterEntry", "Base", "BlobRef", "NewVersion", "Page", "Parent", "Registry", "Source", "Version"]
 
 
 class Registry:
+    """All reading and writing of adapters; safe from many threads and processes at once."""
+
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self.database = database
         self.blobs = blobs
 
     def publish(self, namespace: str, name: str, new: NewVersion) -> tuple[Version, bool]:
-        raise NotImplementedError
+        """Add a version and return it with True; or the version of this adapter with the same bytes, with False.
+
+        Raises InvalidName, MissingBlob, UnknownParent, StorageFull, StorageBusy; then nothing has changed.
+        """
+        validate_name(namespace, "namespace")
+        validate_name(name)
+        for filename in new.files:
+            validate_name(filename, "file name")
+        tags = [validate_tag(tag) for tag in new.tags]
+        digest = version_digest(new.files)
+        with self.database.session() as session:
+            adapter = find_adapter(session, namespace, name)
+            if adapter is None:
+                adapter = AdapterRow(id=str(ULID()), namespace=namespace, name=name, created_at=now(), last_number=0)
+                session.add(adapter)
+            same = select(VersionRow.id).where(VersionRow.adapter_id == adapter.id, VersionRow.digest == digest)
+            existing = session.scalar(same)
+            if existing is not None:
+                return read_version(session, existing), False
+            adapter.last_number += 1
+            adapter.latest_number = adapter.last_number
+            present = {tag.tag for tag in adapter.tags}
+            adapter.tags.extend(TagRow(tag=tag) for tag in dict.fromkeys(tags) if tag not in present)
+            row = add_version(session, self.blobs, adapter, new)
+            return read_version(session, row.id), True
 
     def resolve(self, ref: str) -> Version:
-        raise NotImplementedError
+        """The version a reference means at this moment. Raises BadReference, UnknownReference (with ``near``)."""
+        reference = parse_reference(ref)
+        with self.database.reading() as session:
+            return read_version(session, version_row(session, reference).id)
+
+    def near(self, text: str) -> list[str]:
+        """Adapters whose reference resembles the text, which need not be a reference; most likely first."""
+        head, _, tail = text.partition("/")
+        name = (tail or head).partition("@")[0].partition(":")[0]
+        with self.database.reading() as session:
+            return near_adapters(session, head if tail else "", name)
 
     def list_adapters(
         self,
@@ -31,48 +91,127 @@ class Registry:
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page[AdapterEntry]:
-        raise NotImplementedError
+        """Adapters in the order of namespace and name, filtered by their latest version. Raises BadCursor.
+
+        ``rank`` lies within the version's ranks; ``target`` is a module suffix such as ``q_proj``; every word of
+        ``q`` must occur, in any case, in the reference, base model, card or tags.
+        """
+        with self.database.reading() as session:
+            return list_adapters(
+                session, base_model=base_model, rank=rank, target=target, tag=tag, q=q, limit=limit, cursor=cursor
+            )
 
     def get_adapter(self, namespace: str, name: str) -> AdapterEntry:
-        raise NotImplementedError
+        """One adapter. Raises UnknownReference."""
+        with self.database.reading() as session:
+            return read_entries(session, [adapter_row(session, namespace, name).id])[0]
 
     def versions(self, namespace: str, name: str) -> list[Version]:
-        """Newest first."""
-        raise NotImplementedError
+        """Every version of an adapter, newest first. Raises UnknownReference."""
+        with self.database.reading() as session:
+            adapter = adapter_row(session, namespace, name)
+            of_adapter = select(VersionRow).where(VersionRow.adapter_id == adapter.id)
+            return read_versions(session, of_adapter.order_by(VersionRow.number.desc()))
 
     def set_alias(self, namespace: str, name: str, alias: str, version: int) -> Version:
-        raise NotImplementedError
+        """Point an alias, new or not, to a version, which is returned. Raises InvalidName, UnknownReference."""
+        validate_alias(alias)
+        with self.database.session() as session:
+            row = version_row(session, Reference(namespace, name, version=version))
+            session.merge(AliasRow(adapter_id=row.adapter_id, alias=alias, version_id=row.id, updated_at=now()))
+            return read_version(session, row.id)
 
     def delete_alias(self, namespace: str, name: str, alias: str) -> None:
-        raise NotImplementedError
+        """Forget an alias. Raises UnknownReference."""
+        with self.database.session() as session:
+            row = version_row(session, Reference(namespace, name, alias=alias))
+            session.execute(delete(AliasRow).where(AliasRow.adapter_id == row.adapter_id, AliasRow.alias == alias))
 
     def set_tags(self, namespace: str, name: str, tags: Sequence[str]) -> tuple[str, ...]:
-        raise NotImplementedError
+        """Replace an adapter's tags; they are returned sorted. Raises InvalidName, UnknownReference."""
+        wanted = sorted({validate_tag(tag) for tag in tags})
+        with self.database.session() as session:
+            adapter = adapter_row(session, namespace, name)
+            kept = {tag.tag: tag for tag in adapter.tags}
+            adapter.tags = [kept.get(tag) or TagRow(tag=tag) for tag in wanted]
+        return tuple(wanted)
 
     def delete_version(self, namespace: str, name: str, number: int, force: bool = False) -> None:
-        raise NotImplementedError
+        """Delete a version and, once that is on the disk, the blobs that only it needed.
+
+        Raises UnknownReference; VersionInUse when an alias or a child needs it. With ``force`` its aliases go too,
+        and its children keep its reference as text.
+        """
+        with self.database.session() as session:
+            row = version_row(session, Reference(namespace, name, version=number))
+            reasons = needs(session, row)
+            if reasons and not force:
+                raise VersionInUse(f"{namespace}/{name}@{number}", reasons)
+            digests = {file.digest for file in row.files}
+            session.execute(delete(AliasRow).where(AliasRow.version_id == row.id))
+            session.execute(update(LineageRow).where(LineageRow.parent_id == row.id).values(parent_id=None))
+            adapter = row.adapter
+            session.delete(row)
+            session.flush()
+            remaining = select(func.max(VersionRow.number)).where(VersionRow.adapter_id == adapter.id)
+            adapter.latest_number = session.scalar(remaining)
+            if adapter.latest_number is None:
+                adapter.tags = []
+        self._remove_unneeded(digests)
 
     def collect_garbage(self, older_than_s: float) -> int:
-        """Remove blobs that no version needs and that are older than this; how many."""
-        raise NotImplementedError
+        """Remove blobs that no version needs and that nobody stored or renewed for this long; how many."""
+        old = [digest for digest, age_s in self.blobs.ages() if age_s >= older_than_s]
+        return sum(self._remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
 
-    def find_by_recipe(self, recipe_digest: str, namespace: str | None = None, name: str | None = None) -> Version | None:
-        raise NotImplementedError
+    def find_by_recipe(
+        self, recipe_digest: str, namespace: str | None = None, name: str | None = None
+    ) -> Version | None:
+        """The first version made by this recipe, anywhere or under one namespace or name only."""
+        statement = select(VersionRow).join(VersionRow.adapter).where(VersionRow.recipe_digest == recipe_digest)
+        if namespace is not None:
+            statement = statement.where(AdapterRow.namespace == namespace)
+        if name is not None:
+            statement = statement.where(AdapterRow.name == name)
+        with self.database.reading() as session:
+            found = read_versions(session, statement.order_by(VersionRow.created_at, VersionRow.id).limit(1))
+        return found[0] if found else None
 
     def sources(self, version: Version) -> list[Source]:
-        """The leaves of its lineage."""
-        raise NotImplementedError
+        """What a version was first made from, through all merges on the way; empty for an upload."""
+        with self.database.reading() as session:
+            return leaves(session, version.id)
 
     def report(self, version: Version) -> dict[str, Any] | None:
-        raise NotImplementedError
+        """The report stored with a version, if it has one."""
+        with self.database.reading() as session:
+            return session.scalar(select(VersionRow.report).where(VersionRow.id == version.id))
 
     def upsert_base(
         self, name: str, fingerprint: str, modules: Mapping[str, tuple[int, int]], details: Mapping[str, Any]
     ) -> Base:
-        raise NotImplementedError
+        """Make a base model known, or renew what is known; ``modules`` maps name to (out, in)."""
+        with self.database.session() as session:
+            row = session.get(BaseModelRow, name) or BaseModelRow(name=name, created_at=now())
+            row.fingerprint = fingerprint
+            row.modules = {module: list(shape) for module, shape in modules.items()}
+            row.details = dict(details)
+            session.add(row)
+            return base_record(row)
 
     def base(self, name: str) -> Base | None:
-        raise NotImplementedError
+        """A base model by name, if it is known."""
+        with self.database.reading() as session:
+            row = session.get(BaseModelRow, name)
+            return None if row is None else base_record(row)
 
     def bases(self) -> list[Base]:
-        raise NotImplementedError
+        """Every known base model, by name."""
+        with self.database.reading() as session:
+            return [base_record(row) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
+
+    def _remove_unneeded(self, digests: Collection[str]) -> int:
+        # Publishing looks for its blobs under the same write lock, so it never relies on one removed here.
+        with self.database.session() as session:
+            needed = set(session.scalars(select(VersionFileRow.digest).where(VersionFileRow.digest.in_(digests))))
+            return sum(self.blobs.remove(digest) for digest in digests if digest not in needed)

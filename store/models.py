@@ -1,0 +1,264 @@
+"""The tables. Every list query has an index; nothing here is particular to one database.
+
+base_models                            adapters ─┬─ tags
+                                                 └─ versions ─┬─ version_files ── (blob, by digest)
+recipes ── versions                                           ├─ version_targets
+                                                              ├─ aliases
+jobs                                                          └─ lineage ── versions (the parent)
+"""
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time, also on databases whose time type forgets the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    """The time that rows are stamped with."""
+    return datetime.now(UTC)
+
+
+JsonDict = dict[str, Any]
+OptionalJson = JSON(none_as_null=True)
+
+
+class Model(DeclarativeBase):
+    """Base of all tables; constraint names are fixed so that migrations can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime, JsonDict: JSON, list[str]: JSON}
+
+
+class BaseModelRow(Model):
+    """A base model: its name, what its weights hash to, and its modules' shapes (name -> [out, in])."""
+
+    __tablename__ = "base_models"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(128), index=True)
+    modules: Mapped[JsonDict]
+    details: Mapped[JsonDict]
+    created_at: Mapped[datetime]
+
+
+class AdapterRow(Model):
+    """A name under which versions are published. ``last_number`` only ever grows, so numbers are never reused;
+    ``latest_number`` is the highest that still exists, None when every version was deleted."""
+
+    __tablename__ = "adapters"
+    __table_args__ = (UniqueConstraint("namespace", "name"), Index(None, "name"))
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    namespace: Mapped[str] = mapped_column(String(96))
+    name: Mapped[str] = mapped_column(String(96))
+    created_at: Mapped[datetime]
+    last_number: Mapped[int] = mapped_column(default=0)
+    latest_number: Mapped[int | None]
+
+    tags: Mapped[list["TagRow"]] = relationship(order_by="TagRow.tag", cascade="all, delete-orphan")
+    aliases: Mapped[list["AliasRow"]] = relationship(order_by="AliasRow.alias", viewonly=True)
+
+
+class RecipeRow(Model):
+    """What was asked for when a version was merged."""
+
+    __tablename__ = "recipes"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    recipe: Mapped[JsonDict]
+    created_at: Mapped[datetime]
+
+
+class VersionRow(Model):
+    """One published version; no column ever changes after the insert."""
+
+    __tablename__ = "versions"
+    __table_args__ = (
+        UniqueConstraint("adapter_id", "number"),
+        UniqueConstraint("adapter_id", "digest"),
+        Index(None, "base_model"),
+        Index(None, "rank_min", "rank_max"),
+        Index(None, "digest"),
+        Index(None, "recipe_digest"),
+    )
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    number: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+    family: Mapped[str] = mapped_column(String(64))
+    base_model: Mapped[str | None] = mapped_column(String(255))
+    base_fingerprint: Mapped[str | None] = mapped_column(String(128))
+    base_matched_by: Mapped[str | None] = mapped_column(String(64))
+    rank_min: Mapped[int]
+    rank_max: Mapped[int]
+    rank_pattern: Mapped[JsonDict]
+    alpha_min: Mapped[float]
+    alpha_max: Mapped[float]
+    alpha_pattern: Mapped[JsonDict]
+    scale_min: Mapped[float]
+    scale_max: Mapped[float]
+    use_rslora: Mapped[bool]
+    modules: Mapped[int]
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    dtype: Mapped[str] = mapped_column(String(32))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    license: Mapped[str | None] = mapped_column(String(255))
+    card: Mapped[str | None] = mapped_column(Text)
+    mergeable: Mapped[bool]
+    servable: Mapped[bool]
+    notes: Mapped[list[str]]
+    metrics: Mapped[JsonDict]
+    origin: Mapped[str] = mapped_column(String(16))
+    recipe_digest: Mapped[str | None] = mapped_column(ForeignKey("recipes.digest"))
+    # Large and rarely asked for: loaded only by name.
+    report: Mapped[JsonDict | None] = mapped_column(OptionalJson, deferred=True)
+
+    adapter: Mapped[AdapterRow] = relationship()
+    recipe: Mapped[RecipeRow | None] = relationship()
+    files: Mapped[list["VersionFileRow"]] = relationship(
+        order_by="VersionFileRow.filename", cascade="all, delete-orphan", passive_deletes=True
+    )
+    targets: Mapped[list["VersionTargetRow"]] = relationship(
+        order_by="VersionTargetRow.suffix", cascade="all, delete-orphan", passive_deletes=True
+    )
+    aliases: Mapped[list["AliasRow"]] = relationship(order_by="AliasRow.alias", viewonly=True)
+    parents: Mapped[list["LineageRow"]] = relationship(
+        order_by="LineageRow.position",
+        foreign_keys="LineageRow.child_id",
+        cascade="all, delete-orphan",
+        passive_deletes=True,
+    )
+
+
+class VersionFileRow(Model):
+    """One file of a version: its name and the blob with its bytes."""
+
+    __tablename__ = "version_files"
+    __table_args__ = (Index(None, "digest"),)
+
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    filename: Mapped[str] = mapped_column(String(96), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class VersionTargetRow(Model):
+    """One kind of module that a version changes, by its suffix, such as ``q_proj``."""
+
+    __tablename__ = "version_targets"
+    __table_args__ = (Index(None, "suffix"),)
+
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    suffix: Mapped[str] = mapped_column(String(255), primary_key=True)
+
+
+class TagRow(Model):
+    """A free label of an adapter."""
+
+    __tablename__ = "tags"
+    __table_args__ = (Index(None, "tag"),)
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
+class AliasRow(Model):
+    """A movable name of one version."""
+
+    __tablename__ = "aliases"
+    __table_args__ = (Index(None, "version_id"),)
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(96), primary_key=True)
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id"))
+    updated_at: Mapped[datetime]
+
+    version: Mapped[VersionRow] = relationship()
+
+
+class LineageRow(Model):
+    """A version (child) was made from another (parent). ``parent_ref`` outlives a parent deleted by force."""
+
+    __tablename__ = "lineage"
+    __table_args__ = (Index(None, "parent_id"),)
+
+    child_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id", ondelete="SET NULL"))
+    parent_ref: Mapped[str] = mapped_column(String(210))
+    weight: Mapped[float]
+    role: Mapped[str] = mapped_column(String(32))
+
+
+class JobRow(Model):
+    """One run of long work. ``furthest`` is the most steps ever done; ``stalled`` counts interruptions since."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index(None, "state", "created_at", "id"),
+        Index(None, "created_at", "id"),
+        Index(
+            "uq_jobs_dedupe_key_active",
+            "dedupe_key",
+            unique=True,
+            sqlite_where=text("state IN ('queued', 'running')"),
+            postgresql_where=text("state IN ('queued', 'running')"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16))
+    payload: Mapped[JsonDict]
+    dedupe_key: Mapped[str | None] = mapped_column(String(255))
+    done: Mapped[int] = mapped_column(default=0)
+    total: Mapped[int] = mapped_column(default=0)
+    furthest: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    stalled: Mapped[int] = mapped_column(default=0)
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    cached: Mapped[bool] = mapped_column(default=False)
+    result: Mapped[JsonDict | None] = mapped_column(OptionalJson)
+    error: Mapped[JsonDict | None] = mapped_column(OptionalJson)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]

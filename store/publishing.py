@@ -1,0 +1,99 @@
+"""The rows of a new version, written within the transaction that numbers it."""
+
+import math
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from ulid import ULID
+
+from store.blobs import Blobs
+from store.errors import UnknownParent
+from store.models import (
+    AdapterRow,
+    LineageRow,
+    RecipeRow,
+    VersionFileRow,
+    VersionRow,
+    VersionTargetRow,
+    now,
+)
+from store.records import NewVersion, version_digest
+
+
+def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVersion) -> VersionRow:
+    """Add the version to the session under ``adapter.last_number``.
+
+    A file's size is the blob's own. Raises MissingBlob, UnknownParent; ValueError for half a recipe or for a number
+    that is not finite, which are mistakes of the caller.
+    """
+    if (new.recipe is None) != (new.recipe_digest is None):
+        raise ValueError("recipe and recipe_digest come together or not at all")
+    numbers = (new.alpha_min, new.alpha_max, new.scale_min, new.scale_max, *(link[1] for link in new.lineage))
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("alpha, scale and lineage weights must be finite")
+    files = [
+        VersionFileRow(filename=filename, digest=digest, size_bytes=blobs.size(digest))
+        for filename, (digest, _) in sorted(new.files.items())
+    ]
+    if new.recipe is not None and session.get(RecipeRow, new.recipe_digest) is None:
+        session.add(RecipeRow(digest=new.recipe_digest, recipe=dict(new.recipe), created_at=now()))
+        session.flush()
+    row = VersionRow(
+        id=str(ULID()),
+        adapter=adapter,
+        number=adapter.last_number,
+        digest=version_digest(new.files),
+        created_at=now(),
+        family=new.family,
+        base_model=new.base_model,
+        base_fingerprint=new.base_fingerprint,
+        base_matched_by=new.base_matched_by,
+        rank_min=new.rank_min,
+        rank_max=new.rank_max,
+        rank_pattern=dict(new.rank_pattern),
+        alpha_min=new.alpha_min,
+        alpha_max=new.alpha_max,
+        alpha_pattern=dict(new.alpha_pattern),
+        scale_min=new.scale_min,
+        scale_max=new.scale_max,
+        use_rslora=new.use_rslora,
+        modules=new.modules,
+        parameters=new.parameters,
+        dtype=new.dtype,
+        size_bytes=sum(file.size_bytes for file in files),
+        license=new.license,
+        card=new.card,
+        mergeable=new.mergeable,
+        servable=new.servable,
+        notes=list(new.notes),
+        metrics=dict(new.metrics),
+        origin=new.origin,
+        recipe_digest=new.recipe_digest,
+        report=None if new.report is None else dict(new.report),
+        files=files,
+        targets=[VersionTargetRow(suffix=suffix) for suffix in sorted(set(new.target_modules))],
+        parents=[
+            LineageRow(
+                position=position,
+                parent_id=parent_id,
+                parent_ref=_pinned(session, parent_id),
+                weight=weight,
+                role=role,
+            )
+            for position, (parent_id, weight, role) in enumerate(new.lineage)
+        ],
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _pinned(session: Session, version_id: str) -> str:
+    found = session.execute(
+        select(AdapterRow.namespace, AdapterRow.name, VersionRow.number)
+        .join(VersionRow, VersionRow.adapter_id == AdapterRow.id)
+        .where(VersionRow.id == version_id)
+    ).first()
+    if found is None:
+        raise UnknownParent(version_id)
+    return f"{found.namespace}/{found.name}@{found.number}"
