@@ -1,7 +1,7 @@
 """An adapter on disk, opened lazily.
 
-Opening reads `adapter_config.json` and the safetensors header; tensors are read through a memory map when a module's factors
-are asked for. So a 1 GB adapter costs a header read, and a merge holds one module of each source.
+Opening reads `adapter_config.json` and the safetensors header; tensors are read through a memory map when a module's
+factors are asked for. So a 1 GB adapter costs a header read, and a merge holds one module of each source.
 
     adapter = Adapter.open(Path("adapter_config.json"), Path("adapter_model.safetensors"))
     adapter.modules["model.layers.0.self_attn.q_proj"].rank
@@ -52,12 +52,10 @@ class Adapter:
         self.weights = weights
         self.header = header
         self.modules, others = _place(config, header) if config.peft_type == "LORA" else ({}, [])
-        self.obstacles: tuple[str, ...] = tuple([*config.obstacles(), *others])
+        self.obstacles: tuple[str, ...] = (*config.obstacles(), *others)
 
     @classmethod
-    def open(
-        cls, config: Mapping[str, Any] | bytes | Path, weights: Path, *, limits: Limits = Limits()
-    ) -> "Adapter":
+    def open(cls, config: Mapping[str, Any] | bytes | Path, weights: Path, *, limits: Limits = Limits()) -> "Adapter":
         """Read the config and the weights' header, and check one against the other.
 
         Raises:
@@ -90,7 +88,10 @@ class Adapter:
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
     def factors(self, module: str) -> Factors:
-        """The module's factors in float32 (float64 if stored so), scale folded into B.
+        """The module's factors in float32 (float64 if stored so), scale folded in.
+
+        The scale is split evenly, √|s| on each side and its sign on B: PEFT's arithmetic on factors and LoRA-LEGO's
+        pool both ask for that split, and it keeps ‖a‖ and ‖b‖ as the trainer left them relative to each other.
 
         Raises:
             NotLowRank: if the adapter is not plain LoRA.
@@ -101,7 +102,8 @@ class Adapter:
         info = self.modules[module]
         with safe_open(self.weights, framework="pt") as file:
             A, B = _widened(file.get_tensor(info.key_A)), _widened(file.get_tensor(info.key_B))
-        return Factors(A, B * info.scale)
+        root = math.sqrt(abs(info.scale))
+        return Factors(A * root, B * math.copysign(root, info.scale))
 
     def check_finite(self) -> None:
         """Read every tensor once, one at a time.
@@ -176,8 +178,8 @@ def _module(config: AdapterConfig, module: str, sides: Mapping[str, TensorEntry]
     for entry in (A, B):
         if len(entry.shape) != 2 or 0 in entry.shape:
             raise BadTensors(
-                f"tensor '{entry.name[:200]}' has shape {list(entry.shape)}; factors of a linear layer are matrices without empty sides"
-                " (convolutions are not handled)", entry.name,
+                f"tensor '{entry.name[:200]}' has shape {list(entry.shape)}; factors of a linear layer are matrices"
+                " without empty sides (convolutions are not handled)", entry.name,
             )  # fmt: skip
         if entry.dtype not in DTYPES:
             raise BadTensors(
@@ -192,12 +194,14 @@ def _module(config: AdapterConfig, module: str, sides: Mapping[str, TensorEntry]
     rank = config.rank_of(module)
     if rank != A.shape[0]:
         raise BadTensors(
-            f"module '{module}' has rank {A.shape[0]} in the tensors but {rank} in adapter_config.json (r and rank_pattern)",
+            f"module '{module}' has rank {A.shape[0]} in the tensors but {rank} in adapter_config.json (r and"
+            " rank_pattern)",
             A.name,
         )
     if not config.targets(module):
         raise BadTensors(
-            f"module '{module}' has factors, but target_modules in adapter_config.json does not name it: PEFT would ignore them",
+            f"module '{module}' has factors, but target_modules in adapter_config.json does not name it: PEFT would"
+            " ignore them",
             A.name,
         )
     dtype = DTYPES[A.dtype] if A.dtype == B.dtype else "float32"

@@ -1,8 +1,8 @@
 """`adapter_config.json`, read as a document from a stranger.
 
-Keeps what the algebra needs (ranks, alphas, their patterns, rsLoRA) and says by name what plain LoRA cannot express. The
-pattern rule is PEFT's: the first pattern (in the file's order) that matches the end of the module's name wins
-(huggingface/peft 0.21.2, `get_pattern_key`). Fields that this version does not know count as harmless only while they are empty.
+Keeps what the algebra needs (ranks, alphas, their patterns, rsLoRA) and says by name what plain LoRA cannot express.
+The pattern rule is PEFT's: the first pattern (in the file's order) that matches the end of the module's name wins
+(huggingface/peft 0.21.2, `get_pattern_key`). Fields that are not known here count as harmless only while empty.
 """
 
 import json
@@ -26,7 +26,7 @@ HARMLESS = frozenset(
 )
 # Fields that do, when they are set.
 HARMFUL = {
-    "use_dora": "DoRA rescales every output row by a trained magnitude, so ΔW depends on the base weight and is not low-rank",
+    "use_dora": "DoRA rescales every output row by a trained magnitude, so ΔW depends on the base weight",
     "use_qalora": "QALoRA pools the inputs in groups before lora_A",
     "use_bdlora": "block-diagonal LoRA stores its factors in blocks",
     "layer_replication": "layer_replication trains layers that the base model does not have",
@@ -86,8 +86,8 @@ class AdapterConfig:
         init = self.raw.get("init_lora_weights")
         if isinstance(init, str) and init.lower().startswith(MUTATING_INITS):
             found.append(
-                f"init_lora_weights '{init}' starts from a changed base weight, so lora_B @ lora_A is not ΔW; save it in PEFT with"
-                " path_initial_model_for_weight_conversion to get plain LoRA"
+                f"init_lora_weights '{init}' starts from a changed base weight, so lora_B @ lora_A is not ΔW; save it"
+                " in PEFT with path_initial_model_for_weight_conversion to get plain LoRA"
             )
         if self.raw.get("bias", "none") != "none":
             found.append(f"bias '{self.raw['bias']}' trains biases, which low-rank factors cannot hold")
@@ -95,9 +95,7 @@ class AdapterConfig:
             found.append("lora_bias adds a bias to lora_B, which low-rank factors cannot hold")
         if self.raw.get("modules_to_save"):
             names = ", ".join(str(n) for n in self.raw["modules_to_save"])
-            found.append(
-                f"modules_to_save ({names}) replaces whole modules, which low-rank factors cannot hold"
-            )
+            found.append(f"modules_to_save ({names}) replaces whole modules, which low-rank factors cannot hold")
         unknown = sorted(k for k, v in self.raw.items() if v and k not in HARMLESS and k not in HARMFUL)
         found.extend(f"field '{name}' of adapter_config.json is not known here" for name in unknown)
         return found
@@ -127,9 +125,7 @@ def read_config(source: Mapping[str, Any] | bytes | Path, limits: Limits = Limit
         rank=rank,
         alpha=alpha,
         use_rslora=_boolean(raw.get("use_rslora"), "use_rslora"),
-        rank_pattern={
-            k: _integer(v, f"rank_pattern['{k}']", limits.rank) for k, v in _table(raw, "rank_pattern")
-        },
+        rank_pattern={k: _integer(v, f"rank_pattern['{k}']", limits.rank) for k, v in _table(raw, "rank_pattern")},
         alpha_pattern={k: _number(v, f"alpha_pattern['{k}']") for k, v in _table(raw, "alpha_pattern")},
         target_modules=_targets(raw.get("target_modules")),
     )
@@ -144,15 +140,11 @@ def _parse(source: bytes | Path, limits: Limits) -> Mapping[str, Any]:
     if not source.strip():
         raise BadConfig("adapter_config.json is empty; PEFT writes it beside adapter_model.safetensors")
     try:
-        document = json.loads(
-            source.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
+        document = json.loads(source.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except BadConfig:
         raise
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        where = (
-            f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        )
+        where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         raise BadConfig(f"adapter_config.json is not JSON{where}") from None
     if not isinstance(document, dict):
         raise BadConfig("adapter_config.json must be a JSON object")
@@ -193,9 +185,7 @@ def _boolean(value: Any, field: str) -> bool:
 def _table(raw: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
     value = raw.get(field) or {}
     if not isinstance(value, Mapping):
-        raise BadConfig(
-            f"{field} must be an object of module pattern to number, found {_shown(value)}", field
-        )
+        raise BadConfig(f"{field} must be an object of module pattern to number, found {_shown(value)}", field)
     for pattern in value:
         _compiled(pattern, field)
     return list(value.items())
@@ -220,15 +210,11 @@ def _shown(value: Any) -> str:
 
 def _compiled(pattern: str, field: str) -> "regex.Pattern[str]":
     if len(pattern) > 10_000:
-        raise BadConfig(
-            f"{field} holds a pattern of {len(pattern)} characters; at most 10000 are accepted", field
-        )
+        raise BadConfig(f"{field} holds a pattern of {len(pattern)} characters; at most 10000 are accepted", field)
     try:
         return regex.compile(pattern)
     except regex.error as error:
-        raise BadConfig(
-            f"{field} holds '{pattern[:80]}', which is not a regular expression: {error}", field
-        ) from None
+        raise BadConfig(f"{field} holds '{pattern[:80]}', which is not a regular expression: {error}", field) from None
 
 
 def _regex_matches(pattern: str, module: str, field: str) -> bool:

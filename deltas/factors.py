@@ -31,7 +31,8 @@ class Factors:
     def __post_init__(self) -> None:
         if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
             raise ValueError(
-                f"A must be [rank, in] and B [out, rank] of one rank, found A {list(self.A.shape)} and B {list(self.B.shape)}"
+                "A must be [rank, in] and B [out, rank] of one rank, found"
+                f" A {list(self.A.shape)} and B {list(self.B.shape)}"
             )
 
     @property

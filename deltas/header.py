@@ -1,7 +1,7 @@
 """A safetensors header, read as a document from a stranger.
 
-Layout: 8 bytes little-endian header size, a JSON object {name: {dtype, shape, data_offsets}, "__metadata__": {…}}, then the
-tensors' bytes without holes. Nothing but the header is read, and no more of it than `limits.header_bytes`.
+Layout: 8 bytes little-endian header size, a JSON object {name: {dtype, shape, data_offsets}, "__metadata__": {…}},
+then the tensors' bytes without holes. Nothing but the header is read, and no more of it than `limits.header_bytes`.
 Source: the safetensors format description (huggingface/safetensors, README, "Format").
 """
 
@@ -137,9 +137,7 @@ def _entry(name: str, entry: Any) -> TensorEntry:
         raise BadFile(f"tensor '{shown}' must have dtype, shape and data_offsets in the header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in ITEM_BYTES:
-        raise BadFile(
-            f"tensor '{shown}' has dtype {str(dtype)[:40]!r}; known are {', '.join(sorted(ITEM_BYTES))}"
-        )
+        raise BadFile(f"tensor '{shown}' has dtype {str(dtype)[:40]!r}; known are {', '.join(sorted(ITEM_BYTES))}")
     if not isinstance(shape, list) or len(shape) > 8 or not all(_is_count(n) for n in shape):
         raise BadFile(f"tensor '{shown}' must have a shape of at most 8 non-negative integers")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n) for n in offsets):
@@ -164,14 +162,8 @@ def _check_layout(tensors: Sequence[TensorEntry], data_bytes: int) -> None:
     for entry in sorted(tensors, key=lambda t: (t.begin, t.end)):
         if entry.begin != cursor:
             what = "overlaps the tensor before it" if entry.begin < cursor else "leaves a hole before it"
-            raise BadFile(
-                f"tensor '{entry.name[:200]}' starts at byte {entry.begin} and {what} (expected {cursor})"
-            )
+            raise BadFile(f"tensor '{entry.name[:200]}' starts at byte {entry.begin} and {what} (expected {cursor})")
         cursor = entry.end
     if cursor != data_bytes:
-        problem = (
-            "the file is truncated" if cursor > data_bytes else "the file has bytes that belong to no tensor"
-        )
-        raise BadFile(
-            f"the header describes {cursor} bytes of tensors, the file holds {data_bytes}; {problem}"
-        )
+        problem = "the file is truncated" if cursor > data_bytes else "the file has bytes that belong to no tensor"
+        raise BadFile(f"the header describes {cursor} bytes of tensors, the file holds {data_bytes}; {problem}")

@@ -1,13 +1,13 @@
 """The joint bases of several updates, and their cores.
 
-All sources of one module live in the span of their stacked factors: with orthonormal bases Q_B of [B_1 … B_T] and Q_A of
-[A_1; …; A_T]ᵀ, the core M_t = Q_Bᵀ ΔW_t Q_A is at most Σr square and ΔW_t = Q_B M_t Q_Aᵀ loses nothing (Core Space, NeurIPS 2025).
-Sums, inner products, truncations and the figures of a report all cost what the small cores cost, whatever
-the model's width.
+All sources of one module live in the span of their stacked factors: with orthonormal bases Q_B of [B_1 … B_T] and Q_A
+of [A_1; …; A_T]ᵀ, the core M_t = Q_Bᵀ ΔW_t Q_A is at most Σr square and ΔW_t = Q_B M_t Q_Aᵀ loses nothing (Core
+Space, NeurIPS 2025). Sums, inner products, truncations and the figures of a report all cost what the small cores
+cost, whatever the model's width.
 
 The bases are the left singular vectors of the stacks, as in the paper, so they do not depend on the order of the
-sources. Each source is balanced first (equal norms of a_j and b_j), so they do not depend either on how a rank's scale is
-split between A and B. They are found by QR, then a rotation by the eigenvectors of R Rᵀ: the rotation is
+sources. Each source is balanced first (equal norms of a_j and b_j), so they do not depend either on how a rank's
+scale is split between A and B. They are found by QR, then a rotation by the eigenvectors of R Rᵀ: the rotation is
 orthonormal to rounding whatever the conditioning, hence the bases are lossless.
 """
 
@@ -61,7 +61,7 @@ def joint_bases(sources: Sequence[Factors]) -> Joint:
     Q_B, R_B = _basis(torch.cat([f.B for f in even], dim=1))
     Q_A, R_A = _basis(torch.cat([f.A for f in even], dim=0).T)
     ranks = [f.rank for f in even]
-    lefts, rights = R_B.split(ranks, dim=1), R_A.split(ranks, dim=1)
+    lefts, rights = torch.split(R_B, ranks, dim=1), torch.split(R_A, ranks, dim=1)
     cores = torch.stack([left @ right.T for left, right in zip(lefts, rights, strict=True)])
     return Joint(Q_B, Q_A, cores)
 

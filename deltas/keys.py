@@ -1,8 +1,9 @@
 """The spellings of checkpoint keys, and the module that each belongs to.
 
-PEFT writes `base_model.model.<module>.lora_A.weight`; with its adapter-name infix `lora_A.default.weight`; transformers, Unsloth and
-Axolotl write the same, sometimes with wrapper names of torch.compile, FSDP or activation checkpointing in the path. Whatever is
-not a LoRA factor gets a sentence that names it, so that nothing is dropped in silence.
+PEFT writes `base_model.model.<module>.lora_A.weight`; with its adapter-name infix `lora_A.default.weight`;
+transformers, Unsloth and Axolotl write the same, sometimes with wrapper names of torch.compile, FSDP or activation
+checkpointing in the path. Whatever is not a LoRA factor gets a sentence that names it, so that nothing is dropped in
+silence.
 """
 
 import re

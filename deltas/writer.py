@@ -1,7 +1,7 @@
 """A safetensors file written as a stream: the header first, then one tensor after another.
 
-safetensors' own `save_file` needs all tensors in memory and a metadata order of its own; a merge of many modules should hold one, and
-its bytes should depend on nothing but its content. Tensors are laid out in the order given, the header is padded with
+safetensors' own `save_file` needs all tensors in memory; a merge of many modules should hold one at a time, and its
+bytes should depend on nothing but its content. Tensors are laid out in the order given, the header is padded with
 spaces to 8 bytes, as the format asks.
 """
 
@@ -12,10 +12,8 @@ from pathlib import Path
 from deltas.header import ITEM_BYTES
 
 
-def write_safetensors(
-    path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], chunks: Iterable[bytes]
-) -> None:
-    """Write `path` (which must not be visible to others yet) with tensors name → (dtype, shape) and their bytes in that order.
+def write_safetensors(path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], chunks: Iterable[bytes]) -> None:
+    """Write `path` (not visible to others yet) with tensors name → (dtype, shape) and their bytes in that order.
 
     Raises:
         ValueError: if a chunk's size differs from what its shape announces.

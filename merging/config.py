@@ -1,0 +1,51 @@
+"""The merged adapter's `adapter_config.json`, as PEFT writes and reads it.
+
+The factors hold every scale, so lora_alpha equals r in every module and the runtime scale alpha/r is 1; rsLoRA is off.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from merging.plan import Plan
+
+# Fields that describe the base model and its task, taken over where all sources agree.
+INHERITED = ("task_type", "fan_in_fan_out", "auto_mapping", "revision")
+
+
+def peft_config(plan: Plan, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """The config of the result whose modules have `ranks` (name → rank)."""
+    common = Counter(sorted(ranks.values(), reverse=True)).most_common(1)[0][0]
+    pattern = {name: rank for name, rank in sorted(ranks.items()) if rank != common}
+    raws = [adapter.config.raw for adapter in plan.adapters]
+    inherited = {f: raws[0].get(f) for f in INHERITED if all(raw.get(f) == raws[0].get(f) for raw in raws)}
+    return {
+        **inherited,
+        "alpha_pattern": dict(pattern),
+        "base_model_name_or_path": plan.base_model,
+        "bias": "none",
+        "fan_in_fan_out": bool(inherited.get("fan_in_fan_out")),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": common,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": common,
+        "rank_pattern": pattern,
+        "target_modules": _target_modules(ranks, plan.base_modules),
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _target_modules(ranks: Mapping[str, int], base_modules: Mapping[str, tuple[int, int]] | None) -> list[str]:
+    """Short names ("q_proj") where the result has every module of the base that ends so, full paths elsewhere.
+
+    A short name that covers more modules than the file holds would make PEFT add random, untrained factors.
+    """
+    base: Counter[str] = Counter(name.rsplit(".", 1)[-1] for name in base_modules or {})
+    ours = Counter(name.rsplit(".", 1)[-1] for name in ranks)
+    short = {suffix for suffix, count in ours.items() if base.get(suffix) == count}
+    full = [name for name in sorted(ranks) if name.rsplit(".", 1)[-1] not in short]
+    return sorted(short) + full

@@ -1,0 +1,207 @@
+"""Run a plan: module by module, a few at a time, finished modules journalled, the result written as a stream.
+
+Each worker thread holds one module: its sources' factors read through memory maps, their joint bases, the method's
+result, the report's figures. BLAS runs on one thread in each: on matrices this small, more threads only wait
+for each other. The result's bytes depend on the plan alone, whatever the number of workers and interruptions.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltas.errors import NonFiniteTensor
+from deltas.factors import Factors
+from deltas.joint import joint_bases
+from deltas.writer import write_safetensors
+from merging.config import peft_config
+from merging.errors import MergeCancelled
+from merging.journal import Journal
+from merging.method import Merged, ModuleInputs
+from merging.plan import Plan, PlannedModule
+from merging.report import measure_module, published, summarise
+
+TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FILE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergeResult:
+    """The merged adapter: its adapter_config.json, the path of its weights, and its report."""
+
+    config: dict[str, Any]
+    weights: Path
+    report: dict[str, Any]
+
+
+def run_merge(
+    plan: Plan,
+    folder: Path,
+    *,
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> MergeResult:
+    """Do what the plan says, in the scratch folder `folder` (made if absent).
+
+    Called again on the same folder after a kill, it takes over the modules that were finished. `on_progress(done,
+    total)` and `cancelled()` are called from the calling thread, at least ten times a second.
+
+    Raises:
+        MergeCancelled: between two modules, once `cancelled()` is true.
+        NonFiniteTensor: if a source or the result holds NaN or Inf, naming the module.
+        OSError: as the file system says (a full disk, for example).
+    """
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / "modules.journal", _plan_id(plan))
+    try:
+        resumed = len(journal.records)
+        with _one_blas_thread():
+            _run_modules(plan, journal, workers, on_progress, cancelled)
+        weights = folder / "adapter_model.safetensors"
+        _write_weights(plan, journal, weights)
+        reports = {m.name: journal.records[m.name].head["report"] for m in plan.modules}
+        details = {m.name: journal.records[m.name].head["details"] for m in plan.modules}
+    finally:
+        journal.close()
+    members = {m.name: m.sources for m in plan.modules}
+    report = {
+        "method": plan.method.name,
+        "space": plan.method.space,
+        "rank_asked": plan.rank,
+        "dtype": plan.dtype,
+        "warnings": list(plan.warnings),
+        "weights": plan.recipe.weights,
+        "finite": True,  # a NaN or Inf in any input or output raises before this line
+        "totals": summarise(reports, members, [s.ref for s in plan.recipe.sources]),
+        "modules": [
+            {"name": m.name, "source_indices": list(m.sources), **published(reports[m.name]), **details[m.name]}
+            for m in plan.modules
+        ],
+        "seconds": time.perf_counter() - started,
+        "modules_resumed": resumed,
+    }
+    ranks = {name: module["rank"] for name, module in reports.items()}
+    return MergeResult(peft_config(plan, ranks), weights, report)
+
+
+def _run_modules(
+    plan: Plan,
+    journal: Journal,
+    workers: int,
+    on_progress: Callable[[int, int], None],
+    cancelled: Callable[[], bool],
+) -> None:
+    todo = iter([m for m in plan.modules if m.name not in journal.records])
+    on_progress(len(journal.records), plan.total)
+    with ThreadPoolExecutor(workers, thread_name_prefix="merge") as pool:
+        running: set[Future[None]] = set()
+        while True:
+            if cancelled():
+                raise MergeCancelled  # leaving the block waits for the few modules that are running
+            # Two a worker: none starves, and no more than those are finished after a cancel.
+            while len(running) < 2 * workers and (module := next(todo, None)) is not None:
+                running.add(pool.submit(_do_module, plan, module, journal))
+            if not running:
+                return
+            done, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            on_progress(len(journal.records), plan.total)
+
+
+def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
+    sources = [_read(plan, i, module.name) for i in module.sources]
+    weights = [plan.recipe.sources[i].weight for i in module.sources]
+    joint = joint_bases(sources)
+    target = torch.einsum("t,tba->ba", torch.tensor(weights, dtype=torch.float64), joint.cores)
+    spectrum = torch.linalg.svdvals(target)
+    rank = _rank_from_energy(spectrum, plan.rank) if isinstance(plan.rank, float) else module.target_rank
+    rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
+    inputs = ModuleInputs(sources, weights, rank, rng, joint.cores)
+    positional = [getattr(inputs, need) for need in plan.method.needs]
+    outcome = plan.method.function(*positional, **_options(plan))
+    if plan.method.space == "core":
+        outcome = Merged(joint.lift(outcome, rank))
+    stored = outcome.factors.to(TORCH_DTYPES[plan.dtype])
+    for side, tensor in (("A", stored.A), ("B", stored.B)):
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise NonFiniteTensor(f"{module.name}.lora_{side} of the result in {plan.dtype}", bad, tensor.numel())
+    report = measure_module(joint, weights, spectrum, stored)
+    payload = _bytes(stored.A) + _bytes(stored.B)
+    journal.append(module.name, {"report": report, "details": dict(outcome.details)}, payload)
+
+
+def _read(plan: Plan, source: int, module: str) -> Factors:
+    factors = plan.adapters[source].factors(module)
+    for side, tensor in (("A", factors.A), ("B", factors.B)):
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            ref = plan.recipe.sources[source].ref
+            raise NonFiniteTensor(f"{module}.lora_{side} of '{ref}'", bad, tensor.numel())
+    return factors
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _options(plan: Plan) -> dict[str, Any]:
+    return {name: getattr(plan.params, name) for name in type(plan.params).model_fields}
+
+
+def _rank_from_energy(spectrum: torch.Tensor, share: float) -> int:
+    """The smallest rank that keeps `share` of the exact sum's energy; at least 1, so that the module stays."""
+    energy = spectrum.square().cumsum(0)
+    return int((energy < share * energy[-1]).sum()) + 1 if float(energy[-1]) > 0 else 1
+
+
+def _module_seed(seed: int, module: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{module}".encode()).digest()[:8], "little") >> 1
+
+
+def _plan_id(plan: Plan) -> str:
+    """Names everything that decides a module's bytes, as far as this room knows it."""
+    document = {
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "params": plan.params.model_dump(mode="json"),
+        "dtype": plan.dtype,
+        "modules": [(m.name, m.sources, m.ranks, m.target_rank) for m in plan.modules],
+        "scales": [[adapter.modules[name].scale for name in adapter.modules] for adapter in plan.adapters],
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _write_weights(plan: Plan, journal: Journal, path: Path) -> None:
+    dtype = FILE_DTYPES[plan.dtype]
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for m in plan.modules:
+        rank = journal.records[m.name].head["report"]["rank"]
+        shapes[f"base_model.model.{m.name}.lora_A.weight"] = (dtype, (rank, m.in_features))
+        shapes[f"base_model.model.{m.name}.lora_B.weight"] = (dtype, (m.out_features, rank))
+
+    def chunks() -> Iterator[bytes]:
+        for m in plan.modules:
+            yield journal.read(m.name)  # A then B, as the shapes are listed
+
+    write_safetensors(path, shapes, chunks())
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

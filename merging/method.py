@@ -1,0 +1,153 @@
+"""What a merge method is, and where methods are found.
+
+A method is one function in one file of `merging/methods/`, decorated with `@merge_method`. What it does to one module
+is all it says:
+
+* its positional parameters name what it needs, out of `NEEDS`; the engine hands over just that;
+* its keyword-only parameters are its options: types, ranges and defaults become the schema that the API, the command
+  line and the documentation show;
+* `space="core"`: takes the cores [T, b, a] in the joint bases and returns one core [b, a]; the engine truncates it
+  optimally. `space="factors"`: returns `Merged` factors itself;
+* `ranks` says which target ranks it can give: "chosen" (any), "sum" (always Σr) or "max" (always the largest).
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from torch import Tensor
+
+from deltas.factors import Factors
+from merging.errors import BadParams, UnknownMethod
+
+Space = Literal["core", "factors"]
+Ranks = Literal["chosen", "sum", "max"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModuleInputs:
+    """What a method may ask for, by the names of its positional parameters."""
+
+    sources: list[Factors]  # one for each source that has this module, float32, scale folded in
+    weights: list[float]
+    rank: int  # the target rank of this module
+    rng: torch.Generator  # seeded by the recipe's seed and the module's name
+    cores: Tensor  # [T, b, a] float64, in the joint bases
+
+
+NEEDS = frozenset(ModuleInputs.__dataclass_fields__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """Merged factors of one module, and what the report should say about how they came about."""
+
+    factors: Factors
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Method:
+    name: str
+    function: Callable[..., Any]
+    space: Space
+    ranks: Ranks
+    exact: bool
+    source: str
+    needs: tuple[str, ...]
+    params: type[BaseModel]
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.function) or "").split("\n\n")[0].replace("\n", " ")
+
+    @property
+    def default_rank(self) -> str:
+        return "sum" if self.ranks == "sum" else "max"
+
+    def describe(self) -> dict[str, Any]:
+        """The method as the API and the documentation show it."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "description": inspect.getdoc(self.function),
+            "space": self.space,
+            "ranks": self.ranks,
+            "default_rank": self.default_rank,
+            "exact": self.exact,
+            "source": self.source,
+            "params": self.params.model_json_schema(),
+        }
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def merge_method(
+    name: str, *, space: Space, ranks: Ranks, source: str, exact: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a merge method. `exact`: its result at full rank is the weighted sum of updates.
+
+    Raises:
+        TypeError: if the function asks for something that is not in `NEEDS`, has no docstring, or an option has no
+            default or no annotation.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not function.__doc__:
+            raise TypeError(f"merge method '{name}' needs a docstring: its first sentence is what users read")
+        needs: list[str] = []
+        options: dict[str, Any] = {}
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                if parameter.name not in NEEDS:
+                    raise TypeError(f"merge method '{name}' asks for '{parameter.name}'; known: {sorted(NEEDS)}")
+                needs.append(parameter.name)
+            elif parameter.default is parameter.empty or parameter.annotation is parameter.empty:
+                raise TypeError(f"option '{parameter.name}' of merge method '{name}' needs a type and a default")
+            else:
+                options[parameter.name] = (parameter.annotation, parameter.default)
+        params = create_model(
+            f"{name.title()}Params",
+            __config__=ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False),
+            **options,
+        )
+        _METHODS[name] = Method(name, function, space, ranks, exact, source, tuple(needs), params)
+        return function
+
+    return register
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """All methods by name, sorted; importing `merging/methods/` registers them."""
+    package = importlib.import_module("merging.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"merging.methods.{module.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def resolve_method(name: str, params: Mapping[str, Any]) -> tuple[Method, BaseModel]:
+    """The method called `name` and its checked parameters.
+
+    Raises:
+        UnknownMethod: naming the known ones.
+        BadParams: naming the parameter, what is wrong and the known ones.
+    """
+    known = methods()
+    if name not in known:
+        raise UnknownMethod(name, list(known))
+    method = known[name]
+    try:
+        return method, method.params.model_validate(dict(params))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where: Sequence[Any] = first["loc"] or ("params",)
+        problem = "there is no such parameter" if first["type"] == "extra_forbidden" else first["msg"]
+        raise BadParams(name, str(where[0]), problem, list(method.params.model_fields)) from None

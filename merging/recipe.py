@@ -1,0 +1,94 @@
+"""The recipe: what a merge is asked to be. Its digest, with the sources' digests, names the result.
+
+Two recipes with the same digest give the same bytes on one machine, so a repeat is answered from the registry. The
+name of the result is no part of it.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from merging.errors import BadWeights
+from merging.method import resolve_method
+
+# Part of every digest: raised when the same recipe would give other bytes than before.
+ENGINE_VERSION = 1
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+RankChoice = Literal["max", "sum"]
+
+
+class Source(BaseModel):
+    """One source adapter and its merge coefficient (negative subtracts it)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ref: str = Field(min_length=1, max_length=400, description="adapter reference, for example team/spam@2")
+    weight: float = Field(default=1.0, description="merge coefficient; negative subtracts the update")
+
+
+class Recipe(BaseModel):
+    """Sources, method, target rank, parameters, dtype and seed.
+
+    `rank`: an integer; "max" (the largest source rank of each module); "sum" (all ranks, exact); a share of the energy
+    between 0 and 1, such as 0.99 (per module, the smallest rank that keeps it); or null for the method's own default.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    method: str = "sum"
+    rank: int | float | RankChoice | None = None
+    params: dict[str, Any] = {}
+    dtype: Dtype = "auto"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("rank", mode="before")
+    @classmethod
+    def _no_boolean_rank(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError('rank must be an integer, "max", "sum" or a share of the energy between 0 and 1')
+        return value
+
+    @property
+    def weights(self) -> list[float]:
+        return [source.weight for source in self.sources]
+
+    def check_weights(self) -> None:
+        """
+        Raises:
+            BadWeights: if a weight is NaN or infinite, or all are zero.
+        """
+        for source in self.sources:
+            if not math.isfinite(source.weight):
+                raise BadWeights(f"the weight of '{source.ref}' is {source.weight}; weights must be finite numbers")
+        if not any(self.weights):
+            raise BadWeights("all weights are zero; the merge would be the base model itself")
+
+    def canonical(self, source_digests: Sequence[str]) -> dict[str, Any]:
+        """The recipe with everything that decides the bytes: sources by digest, all parameters with their defaults.
+
+        Raises:
+            ValueError: if there is not one digest for each source.
+            UnknownMethod, BadParams: as `resolve_method`.
+        """
+        method, params = resolve_method(self.method, self.params)
+        pairs = zip(self.sources, source_digests, strict=True)
+        return {
+            "engine": ENGINE_VERSION,
+            "method": method.name,
+            "params": params.model_dump(mode="json"),
+            "rank": self.rank if self.rank is not None else method.default_rank,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "sources": [{"digest": digest, "weight": source.weight} for source, digest in pairs],
+        }
+
+    def digest(self, source_digests: Sequence[str]) -> str:
+        """sha256 (hex) of the canonical recipe."""
+        text = json.dumps(self.canonical(source_digests), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()

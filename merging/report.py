@@ -1,0 +1,175 @@
+"""The truth meter: what a merge kept and what it lost, per module and in all.
+
+Everything is measured against the exact weighted sum T = Σ w_t ΔW_t, on the small cores in the joint bases, in float64,
+from the factors as they are stored (after rounding to the result's dtype). With C the result's core:
+
+* relative_error      ‖T − ΔW‖ / ‖T‖
+* energy_at_rank      best share of ‖T‖² that an update of the result's rank can keep (Eckart and Young 1936)
+* rank_95, rank_99    smallest rank that keeps 95 % and 99 % of ‖T‖²
+* sources[t]          cosine ⟨ΔW_t, ΔW⟩ / ‖ΔW_t‖‖ΔW‖; projection ⟨ΔW_t, ΔW⟩ / ‖ΔW_t‖² (1: the result acts on the
+                      source's own direction as the source did); subspace: share of ‖ΔW_t‖² inside the result's row
+                      and column spaces
+* interference[i][j]  cosine of two sources, and the sign agreement of their cores: Σ|m_i m_j| over entries of equal
+                      sign, divided by the sum over all entries
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltas.factors import Factors
+from deltas.joint import Joint
+
+# Per-module pair matrices are left out above this many sources: they would outweigh the adapter itself.
+PAIRS_PER_MODULE = 16
+
+
+def measure_module(joint: Joint, weights: Sequence[float], target_spectrum: Tensor, result: Factors) -> dict[str, Any]:
+    """The figures of one module. `joint`: the sources' bases and cores; `target_spectrum`: singular values of T.
+
+    Keys beginning with "_" are sums that `summarise` needs; `published` drops them.
+    """
+    cores = joint.cores
+    target = torch.einsum("t,tba->ba", torch.tensor(list(weights), dtype=cores.dtype), cores)
+    core, outside = joint.project(result)
+    energy = target_spectrum.square()
+    total = float(energy.sum())
+    error = float((target - core).square().sum()) + outside
+    norm_sq = cores.square().sum(dim=(1, 2))
+    result_sq = float(core.square().sum()) + outside
+    overlap = torch.einsum("tba,ba->t", cores, core)
+    flat = cores.flatten(1)
+    gram = flat @ flat.T
+    agree, weight = _sign_agreement(flat)
+    left, right = _ranges(core)
+    inside = (left.T @ cores @ right).square().sum(dim=(1, 2))
+    return {
+        "rank": result.rank,
+        "relative_error": _ratio(error, total) ** 0.5 if total else None,
+        "energy_at_rank": _ratio(float(energy[: result.rank].sum()), total) if total else None,
+        "rank_95": _rank_for(energy, 0.95),
+        "rank_99": _rank_for(energy, 0.99),
+        "norm": result_sq**0.5,
+        "target_norm": total**0.5,
+        "sources": [
+            {
+                "norm": n**0.5,
+                "cosine": _ratio(o, (n * result_sq) ** 0.5),
+                "projection": _ratio(o, n),
+                "subspace": min(1.0, _ratio(i, n)),
+            }
+            for n, o, i in zip(norm_sq.tolist(), overlap.tolist(), inside.tolist(), strict=True)
+        ],
+        "_error": error,
+        "_target": total,
+        "_kept": float(energy[: result.rank].sum()),
+        "_result": result_sq,
+        "_overlap": overlap.tolist(),
+        "_inside": inside.tolist(),
+        "_gram": gram.tolist(),
+        "_agree": agree.tolist(),
+        "_weight": weight.tolist(),
+    }
+
+
+def published(module: dict[str, Any]) -> dict[str, Any]:
+    """One module's figures as they are shown: without the sums, with its pair matrices where they are few."""
+    shown = {k: v for k, v in module.items() if not k.startswith("_")}
+    gram, count = module["_gram"], len(module["_gram"])
+    if 1 < count <= PAIRS_PER_MODULE:
+        shown["cosine"] = _cosines(gram)
+        shown["sign_agreement"] = _agreements(module["_agree"], module["_weight"])
+    return shown
+
+
+def summarise(
+    modules: Mapping[str, dict[str, Any]], members: Mapping[str, Sequence[int]], refs: list[str]
+) -> dict[str, Any]:
+    """The figures in all: sums over modules of numerators and denominators, so that large modules weigh more.
+
+    `members[name]`: which sources module `name` has, as indices into `refs`.
+    """
+    count = len(refs)
+    gram, agree, weight = ([[0.0] * count for _ in range(count)] for _ in range(3))
+    overlap, inside = [0.0] * count, [0.0] * count
+    shared = [0] * count
+    for name, module in modules.items():
+        for a, i in enumerate(members[name]):
+            overlap[i] += module["_overlap"][a]
+            inside[i] += module["_inside"][a]
+            shared[i] += 1
+            for b, j in enumerate(members[name]):
+                gram[i][j] += module["_gram"][a][b]
+                agree[i][j] += module["_agree"][a][b]
+                weight[i][j] += module["_weight"][a][b]
+    error, target, kept, result = (
+        sum(m[key] for m in modules.values()) for key in ("_error", "_target", "_kept", "_result")
+    )
+    return {
+        "relative_error": _ratio(error, target) ** 0.5 if target else None,
+        "energy_at_rank": _ratio(kept, target) if target else None,
+        "rank_95": _spread([m["rank_95"] for m in modules.values()]),
+        "rank_99": _spread([m["rank_99"] for m in modules.values()]),
+        "rank": _spread([m["rank"] for m in modules.values()]),
+        "norm": result**0.5,
+        "target_norm": target**0.5,
+        "sources": [
+            {
+                "ref": refs[i],
+                "modules": shared[i],
+                "norm": gram[i][i] ** 0.5,
+                "cosine": _ratio(overlap[i], (gram[i][i] * result) ** 0.5),
+                "projection": _ratio(overlap[i], gram[i][i]),
+                "subspace": min(1.0, _ratio(inside[i], gram[i][i])),
+            }
+            for i in range(count)
+        ],
+        "interference": {
+            "refs": refs,
+            "cosine": _cosines(gram),
+            "sign_agreement": _agreements(agree, weight),
+        },
+    }
+
+
+def _sign_agreement(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """For each pair of flattened cores: Σ|m_i m_j| where signs agree, and over all entries. [T, T] each."""
+    magnitude = flat.abs()
+    weight = magnitude @ magnitude.T
+    # |m_i m_j| counts where the product is positive: (|m_i||m_j| + m_i m_j) / 2 is that, summed.
+    return (weight + flat @ flat.T) / 2, weight
+
+
+def _ranges(core: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal bases of the core's column and row space, numerically zero directions left out."""
+    U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+    live = int((S[:1].clamp_min(1e-300) * 1e-9 < S).sum())
+    return U[:, :live], Vh[:live].T
+
+
+def _rank_for(energy: Tensor, share: float) -> int:
+    """The smallest rank whose leading singular values keep `share` of the energy; 0 for a zero update."""
+    total = float(energy.sum())
+    if total == 0:
+        return 0
+    return int((energy.cumsum(0) < share * total * (1 - 1e-12)).sum()) + 1
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+def _cosines(gram: list[list[float]]) -> list[list[float]]:
+    return [[_ratio(gram[i][j], (gram[i][i] * gram[j][j]) ** 0.5) for j in range(len(gram))] for i in range(len(gram))]
+
+
+def _agreements(agree: list[list[float]], weight: list[list[float]]) -> list[list[float | None]]:
+    """None where two sources share no module or no entry: there is nothing to agree on."""
+    return [[a / w if w > 0 else None for a, w in zip(*rows, strict=True)] for rows in zip(agree, weight, strict=True)]
+
+
+def _spread(values: list[int]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}
