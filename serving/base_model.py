@@ -10,8 +10,8 @@ Folders are made aside and renamed, so a folder with `spolia_base.json` is whole
 import argparse
 import hashlib
 import json
-import sys
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,15 @@ class BaseModel:
     @property
     def vocabulary(self) -> int:
         """Number of logits per position."""
-        return int(self.model.config.vocab_size)
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[no-any-return]
 
 
 def folder_name(name: str) -> str:

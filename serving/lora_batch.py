@@ -1,0 +1,145 @@
+"""Any sets of adapters in one batch, exactly: sums of updates as concatenated ranks.
+
+For a linear layer with input x [rows, tokens, in], all adapters of the batch stacked into A [R, in] and Bt [R, out],
+and mask [rows, 1, R] holding for every row the weight of each rank's adapter (0: not in this row's set):
+
+    y += ((x @ Aᵀ) * mask) @ Bt
+
+Ranks, targets and weights may differ in every way; nothing is padded to a common rank. If all rows have the same set,
+its weights are folded into A and the mask falls away. Stacks are rebuilt only when an adapter joins that they lack, or when
+most of what they hold has left; masks when the rows change. The base model's weights are never touched.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from serving.resident import ResidentAdapter, ServedFactors
+
+AdapterSet = tuple[tuple[str, float], ...]
+"""(version digest, weight), sorted by digest, without zeros and repeats."""
+
+_KEPT_STACKS = 2  # one for the rows that decode, one for those that join
+
+
+def adapter_set(adapters: Sequence[tuple[str, float]]) -> AdapterSet:
+    """The canonical form of a weighted set: weights of the same version add up, zero weights drop out."""
+    total: dict[str, float] = {}
+    for digest, weight in adapters:
+        total[digest] = total.get(digest, 0.0) + weight
+    return tuple(sorted((digest, weight) for digest, weight in total.items() if weight != 0.0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """The factors of several adapters, concatenated module by module.
+
+    `layouts`: tensors [R] that say which adapter (index into `digests`) each rank belongs to; modules with the same
+    layout share one, and so one mask. `folded`: the set whose weights are folded into A, if any.
+    """
+
+    digests: tuple[str, ...]
+    folded: AdapterSet | None
+    modules: Mapping[str, ServedFactors]
+    layouts: tuple[Tensor, ...]
+    layout_of: Mapping[str, int]
+
+
+class LoraBatch:
+    """Applies a weighted set per row to a model's linear layers, through forward hooks that are set for one batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        self._stacks: OrderedDict[tuple[tuple[str, ...], AdapterSet | None], Stack] = OrderedDict()
+        self._handles: list[Any] = []
+        self._sets: tuple[AdapterSet, ...] = ()
+
+    def apply(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> None:
+        """Make the next forward passes use `sets[i]` for row i. `residents` holds every adapter named there."""
+        wanted = tuple(sets)
+        if wanted == self._sets:
+            return
+        self.remove()
+        if any(wanted):  # an empty set is the bare base
+            uniform = wanted[0] if all(one == wanted[0] for one in wanted) else None
+            stack = self._stack(uniform, wanted, residents)
+            masks = None if uniform is not None else _masks(stack, wanted)
+            for name, factors in stack.modules.items():
+                mask = None if masks is None else masks[stack.layout_of[name]]
+                self._handles.append(self._linears[name].register_forward_hook(_hook(factors, mask)))
+        self._sets = wanted
+
+    def remove(self) -> None:
+        """Leave the bare base model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._sets = [], ()
+
+    def clear(self) -> None:
+        """Leave the bare base model and forget all stacks."""
+        self.remove()
+        self._stacks.clear()
+
+    def _stack(
+        self, uniform: AdapterSet | None, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]
+    ) -> Stack:
+        needed = sorted({digest for one in sets for digest, _ in one})
+        for key, stack in self._stacks.items():
+            fits = set(needed) <= set(stack.digests) and len(stack.digests) <= 2 * len(needed)
+            if stack.folded == uniform and fits:
+                self._stacks.move_to_end(key)
+                return stack
+        while len(self._stacks) >= _KEPT_STACKS:
+            self._stacks.popitem(last=False)
+        stack = build_stack([residents[digest] for digest in needed], uniform)
+        self._stacks[stack.digests, uniform] = stack
+        return stack
+
+
+def build_stack(adapters: Sequence[ResidentAdapter], folded: AdapterSet | None) -> Stack:
+    """Concatenate adapters; a lone one at weight 1 is taken as it is, without a copy."""
+    weights = dict(folded or ())
+    modules: dict[str, ServedFactors] = {}
+    layouts: dict[tuple[tuple[int, int], ...], int] = {}
+    layout_of: dict[str, int] = {}
+    for name in sorted({name for adapter in adapters for name in adapter.modules}):
+        members = [(index, adapter) for index, adapter in enumerate(adapters) if name in adapter.modules]
+        parts = [adapter.modules[name] for _, adapter in members]
+        scaled = [
+            part.A if weights.get(adapter.digest, 1.0) == 1.0 else part.A * weights[adapter.digest]
+            for (_, adapter), part in zip(members, parts, strict=True)
+        ]
+        if len(parts) == 1:
+            modules[name] = ServedFactors(scaled[0], parts[0].Bt)
+        else:
+            modules[name] = ServedFactors(torch.cat(scaled), torch.cat([part.Bt for part in parts]))
+        layout = tuple((index, part.rank) for (index, _), part in zip(members, parts, strict=True))
+        layout_of[name] = layouts.setdefault(layout, len(layouts))
+    spread = tuple(torch.tensor([index for index, rank in layout for _ in range(rank)]) for layout in layouts)
+    return Stack(tuple(adapter.digest for adapter in adapters), folded, modules, spread, layout_of)
+
+
+def _masks(stack: Stack, sets: Sequence[AdapterSet]) -> list[Tensor]:
+    """For each layout the mask [rows, 1, R]."""
+    index = {digest: column for column, digest in enumerate(stack.digests)}
+    example = next(iter(stack.modules.values())).A
+    weights = torch.zeros(len(sets), len(stack.digests), dtype=torch.float64)
+    for row, one in enumerate(sets):
+        for digest, weight in one:
+            weights[row, index[digest]] = weight
+    return [weights[:, layout].unsqueeze(1).to(example.device, example.dtype) for layout in stack.layouts]
+
+
+def _hook(factors: ServedFactors, mask: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def add_update(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        inner = linear(args[0], factors.A)
+        if mask is not None:
+            inner.mul_(mask)
+        output.view(-1, output.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), factors.Bt)
+
+    return add_update
