@@ -4,7 +4,6 @@ A blob appears whole or not at all: bytes go to ``staging/``, are flushed to the
 ``sha256/ab/<hex>``; a crash at any point leaves at most a staged file, which ``sweep_staging`` removes.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -17,10 +16,8 @@ from typing import Protocol, Self
 
 from ulid import ULID
 
-from store.errors import DigestMismatch, MissingBlob, StorageFull
+from store.errors import FULL_ERRORS, DigestMismatch, MissingBlob, StorageFull
 from store.references import is_digest
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Staging(Protocol):
@@ -84,7 +81,7 @@ def _full_disk_named(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL_ERRORS:
             raise StorageFull(str(place)) from error
         raise
 

@@ -6,8 +6,9 @@ a commit is on the disk before it returns (synchronous = FULL).
 """
 
 import json
-import shutil
+import resource
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from store.errors import StorageBusy, StorageFull, UnsupportedDatabase
+from store.errors import FULL_ERRORS, StorageBusy, StorageFull, UnsupportedDatabase
 
 _SPARE_BYTES = 64 * 1024
-"""With less room than this, SQLite's I/O errors mean a full disk: one extension of its shared index is 32 KiB."""
+"""With less room than this, an I/O error of SQLite means a full disk: its shared index grows by 32 KiB at a time."""
 
 
 class Database:
@@ -109,7 +110,18 @@ class Database:
             raise
 
     def _disk_is_full(self) -> bool:
-        return self._sqlite_file is not None and shutil.disk_usage(self._sqlite_file.parent).free < _SPARE_BYTES
+        # SQLite calls a quota, a file size limit or no room for its shared index a mere I/O error: so try.
+        assert self._sqlite_file is not None
+        files = [Path(f"{self._sqlite_file}{suffix}") for suffix in ("", "-wal")]
+        largest = max((file.stat().st_size for file in files if file.exists()), default=0)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit != resource.RLIM_INFINITY and largest + _SPARE_BYTES > limit:
+            return True
+        try:
+            with tempfile.TemporaryFile(dir=self._sqlite_file.parent, buffering=0) as probe:
+                return probe.write(bytes(_SPARE_BYTES)) < _SPARE_BYTES
+        except OSError as error:
+            return error.errno in FULL_ERRORS
 
 
 def migration_config(connection: Connection) -> Config:

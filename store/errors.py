@@ -8,6 +8,7 @@ StoreError
 ├── UnknownParent        a version's source was deleted while the version was being made
 ├── UnknownJob           no job has this id
 ├── JobNotRunning        progress or an end was reported for a job that does not run
+├── JobStalled           the worker of a job died again and again without getting further
 ├── MissingBlob          bytes that were never stored, or were removed since
 ├── DigestMismatch       the bytes are not those that were announced
 ├── VersionInUse         a version that something still needs
@@ -16,7 +17,11 @@ StoreError
 └── UnsupportedDatabase  a database URL that cannot serve several processes
 """
 
+import errno
 from collections.abc import Sequence
+
+FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The system's ways to say that there is no room: a full disk, a quota, a file size limit."""
 
 
 def shown(text: str, limit: int = 120) -> str:
@@ -102,6 +107,20 @@ class JobNotRunning(StoreError):
         self.job_id = job_id
         self.state = state
         super().__init__(f"Job {job_id} is {state}, not running: nothing was recorded.")
+
+
+class JobStalled(StoreError):
+    """The worker of a job died ``interruptions`` times in a row with no more than ``done`` of ``total`` steps."""
+
+    def __init__(self, job_id: str, interruptions: int, done: int, total: int) -> None:
+        self.job_id = job_id
+        self.interruptions = interruptions
+        self.done = done
+        self.total = total
+        super().__init__(
+            f"The worker died {interruptions} times at the same step of job {job_id}, after {done} of {total} steps: "
+            "it is not tried again."
+        )
 
 
 class MissingBlob(StoreError):

@@ -7,7 +7,7 @@
 Steps are idempotent: an interrupted one simply runs again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -18,7 +18,7 @@ from ulid import ULID
 
 from store.cursors import decode_cursor, encode_cursor
 from store.database import Database
-from store.errors import BadCursor, JobNotRunning, UnknownJob
+from store.errors import BadCursor, JobNotRunning, JobStalled, UnknownJob
 from store.models import JobRow, now
 from store.records import Page
 
@@ -56,6 +56,10 @@ class Job:
     def finished(self) -> bool:
         """Whether nothing about it will change any more."""
         return self.state in FINAL_STATES
+
+
+def _described(error: JobStalled) -> dict[str, Any]:
+    return {"title": "The worker died", "detail": str(error)}
 
 
 class JobTable:
@@ -110,11 +114,13 @@ class JobTable:
                     return _job(_get(session, job_id))
             return None
 
-    def requeue_interrupted(self, max_interruptions: int = 5) -> tuple[Job, ...]:
+    def requeue_interrupted(
+        self, max_interruptions: int = 5, describe: Callable[[JobStalled], Mapping[str, Any]] = _described
+    ) -> tuple[Job, ...]:
         """Put every running job back, for a starting worker that knows no other runs; they are returned.
 
         One whose cancelling was asked for ends as cancelled. One interrupted ``max_interruptions`` times in a row
-        without getting further ends as failed, since it would kill the next worker too.
+        without getting further ends as failed, with the error that ``describe`` makes of JobStalled.
         """
         with self.database.session() as session:
             rows = session.scalars(
@@ -126,12 +132,7 @@ class JobTable:
                     _finish(row, "cancelled")
                 elif row.stalled >= max_interruptions:
                     _finish(row, "failed")
-                    row.error = {
-                        "type": "urn:spolia:problem:worker-died",
-                        "title": "The worker died",
-                        "detail": f"The worker died {row.stalled} times at the same step, "
-                        f"after {row.furthest} of {row.total} steps.",
-                    }
+                    row.error = dict(describe(JobStalled(row.id, row.stalled, row.furthest, row.total)))
                 else:
                     row.state = "queued"
             return tuple(_job(row) for row in rows)
@@ -181,7 +182,7 @@ class JobTable:
     def get(self, job_id: str) -> Job:
         """One job. Raises UnknownJob."""
         with self.database.reading() as session:
-            return _job(_get(session, job_id))
+            return _job(_get(session, job_id, lock=False))
 
     def list(self, limit: int = 50, cursor: str | None = None, state: JobState | None = None) -> Page[Job]:
         """Jobs, newest first. Raises BadCursor."""
@@ -209,8 +210,8 @@ def _add(session: Session, kind: str, payload: Mapping[str, Any], dedupe_key: st
     return row
 
 
-def _get(session: Session, job_id: str) -> JobRow:
-    row = session.get(JobRow, job_id, populate_existing=True, with_for_update=True)
+def _get(session: Session, job_id: str, *, lock: bool = True) -> JobRow:
+    row = session.get(JobRow, job_id, populate_existing=True, with_for_update=lock)
     if row is None:
         raise UnknownJob(job_id)
     return row
