@@ -7,7 +7,6 @@ without a row takes its nearest ancestor's; a test asks that every leaf has a ro
 import errno
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,7 +18,9 @@ from starlette.requests import ClientDisconnect
 from app.limits import BodyTooLarge
 from app.problems import Refusal, problem, problem_response, slug_of
 from deltas import errors as deltas
-from deltas.errors import DeltaError
+from merging import errors as merging
+from serving import errors as serving
+from store import errors as store
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,47 @@ TABLE: dict[type[Exception], Row] = {
     deltas.UnknownModule: (422, "unknown-module"),
     deltas.ShapeMismatch: (422, "shape-mismatch"),
     deltas.NotLowRank: (422, "not-low-rank"),
+    merging.UnknownMethod: (422, "unknown-method"),
+    merging.BadParams: (422, "bad-params"),
+    merging.BadWeights: (422, "bad-weights"),
+    merging.BadRank: (422, "bad-rank"),
+    merging.BaseMismatch: (422, "different-bases"),
+    merging.ModuleMismatch: (422, "module-mismatch"),
+    merging.NotMergeable: (422, "not-mergeable"),
+    merging.MergeCancelled: (409, "merge-cancelled"),
+    store.InvalidName: (422, "invalid-name"),
+    store.BadReference: (422, "bad-reference"),
+    store.BadCursor: (422, "bad-cursor"),
+    store.UnknownReference: (404, "unknown-reference"),
+    store.UnknownParent: (409, "source-deleted"),
+    store.UnknownJob: (404, "unknown-job"),
+    store.JobNotRunning: (409, "job-not-running"),
+    store.MissingBlob: (422, "missing-blob"),
+    store.DigestMismatch: (422, "digest-mismatch"),
+    store.VersionInUse: (409, "version-in-use"),
+    store.StorageFull: (507, "storage-full"),
+    store.StorageBusy: (503, "storage-busy"),
+    store.UnsupportedDatabase: (500, "unsupported-database"),
+    serving.BaseUnavailable: (503, "base-unavailable"),
+    serving.BaseUnsupported: (503, "base-unsupported"),
+    serving.AdapterNotServable: (422, "not-servable"),
+    serving.AdapterModuleMissing: (422, "unknown-module"),
+    serving.AdapterShapeMismatch: (422, "shape-mismatch"),
+    serving.AdapterLoadFailed: (500, "adapter-load-failed"),
+    serving.SetTooLarge: (422, "set-too-large"),
+    serving.EmptyPrompt: (422, "empty-prompt"),
+    serving.TokenOutOfRange: (422, "token-out-of-range"),
+    serving.PromptTooLong: (422, "prompt-too-long"),
+    serving.InvalidSampling: (422, "invalid-sampling"),
+    serving.QueueFull: (429, "queue-full"),
+    serving.EngineClosed: (503, "engine-closed"),
+    serving.StepFailed: (500, "step-failed"),
 }
 
-ROOTS: tuple[type[Exception], ...] = (DeltaError,)
+ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.ServingError)
+
+# What these say is for the operator, who finds it in the log: paths and URLs of this machine.
+PRIVATE = frozenset({"place", "url", "searched"})
 
 DISK_FULL = (507, "storage-full", "The disk is full; nothing of this request was stored.")
 BROKEN = (500, "internal-error", "Something broke inside the service; its log says what.")
@@ -56,10 +95,10 @@ def describe(error: BaseException) -> tuple[int, str, str, dict[str, Any]]:
     if isinstance(error, BodyTooLarge):
         return 413, "body-too-large", str(error.detail), {"limit_bytes": error.limit_bytes}
     row = row_of(error)
+    if isinstance(error, store.StorageFull) or (row is None and is_disk_full(error)):
+        return (*DISK_FULL, {})
     if row is not None:
         return (*row, sentence(str(error)), extras_of(error))
-    if is_disk_full(error):
-        return (*DISK_FULL, {})
     return (*BROKEN, {})
 
 
@@ -69,11 +108,11 @@ def as_problem(error: BaseException) -> dict[str, Any]:
 
 
 def extras_of(error: BaseException) -> dict[str, Any]:
-    """The error's public fields, for programs; paths of this machine stay inside."""
+    """The error's public fields, for programs."""
     return {
         name: value
         for name, value in vars(error).items()
-        if not name.startswith("_") and value is not None and not isinstance(value, Path)
+        if not name.startswith("_") and name not in PRIVATE and value is not None
     }
 
 
@@ -157,9 +196,7 @@ async def on_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404 and b"%2f" in request.scope.get("raw_path", b"").lower():
         return problem_response(422, "invalid-name", "A name in an address must not hold a slash.")
     detail = details.get(error.status_code, sentence(str(error.detail)))
-    return problem_response(
-        error.status_code, slug_of(error.status_code), detail, headers=dict(error.headers or {})
-    )
+    return problem_response(error.status_code, slug_of(error.status_code), detail, headers=dict(error.headers or {}))
 
 
 async def on_storage(request: Request, error: Exception) -> Response:

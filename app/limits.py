@@ -82,9 +82,7 @@ async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> Non
     A socket closed on unread data resets the connection, and some clients then lose the answer.
     """
     detail = too_large(limit)
-    response = problem_response(
-        413, "body-too-large", detail, {"limit_bytes": limit}, headers={"connection": "close"}
-    )
+    response = problem_response(413, "body-too-large", detail, {"limit_bytes": limit}, headers={"connection": "close"})
     await send({"type": "http.response.start", "status": 413, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
     await _linger(receive)

@@ -1,14 +1,15 @@
 """Request bodies of the registry and of merges. Unknown fields, NaN and Inf are refused, not ignored."""
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+RANK_WORDS = ("max", "sum")
 
 
 class Body(BaseModel):
@@ -67,19 +68,27 @@ class SourceBody(Body):
     """One adapter and its weight in a merge or in a set."""
 
     ref: Text = Field(description="namespace/name, namespace/name@3, namespace/name:alias or sha256:<hex>.")
-    weight: Finite = Field(1.0, description="Factor of this adapter's update.")
+    weight: float | None = Field(None, description="Factor of this adapter's update; 1 if it is not given.")
+
+
+def _as_sources(value: object) -> object:
+    """A plain reference stands for a source of which only the reference is given."""
+    if isinstance(value, list):
+        return [{"ref": item} if isinstance(item, str) else item for item in value]
+    return value
+
+
+Sources = Annotated[list[SourceBody], BeforeValidator(_as_sources)]
 
 
 class MergeBody(Body):
     """A recipe and the name that its result shall have."""
 
     name: Text = Field(description="namespace/name of the result.")
-    sources: list[SourceBody | Text] = Field(min_length=1)
-    weights: list[Finite] | None = Field(
-        None, description="One weight a source, where sources are plain references."
-    )
+    sources: Sources = Field(min_length=1, description="References, or objects with ref and weight.")
+    weights: list[float] | None = Field(None, description="One weight a source, where sources have none.")
     method: Text = "sum"
-    rank: int | float | Text | None = Field(
+    rank: int | float | str | None = Field(
         None, description='Rank of the result: a number, "max", "sum", or an energy share below 1.'
     )
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the method.")
@@ -88,9 +97,10 @@ class MergeBody(Body):
 
     @field_validator("rank", mode="before")
     @classmethod
-    def _rank_is_no_truth_value(cls, value: object) -> object:
-        if isinstance(value, bool):
-            raise ValueError("a rank is a number, not true or false")
+    def _rank_is_a_number_or_a_word(cls, value: object) -> object:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (value is None or number or value in RANK_WORDS):
+            raise ValueError('a rank is a whole number from 1, "max", "sum" or a share of the energy below 1')
         return value
 
     @field_validator("params")

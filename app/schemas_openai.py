@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from app.schemas import Body, SourceBody, Text
+from app.schemas import Body, Sources, Text
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -25,7 +25,7 @@ class GenerateBody(Body):
     """What both generation calls share."""
 
     model: Text = Field(description="The base model's id or an adapter reference.")
-    adapters: list[SourceBody] | None = Field(
+    adapters: Sources | None = Field(
         None, description="A weighted set of adapters; `model` is then the base. An empty list is the base."
     )
     max_tokens: Count | None = None
@@ -73,13 +73,18 @@ class Message(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: list[TextPart] = Field(description="A string, or a list of text parts.")
     name: str | None = Field(None, max_length=64)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _one_part(cls, value: object) -> object:
+        return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
     @property
     def text(self) -> str:
         """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content)
 
 
 class ChatBody(GenerateBody):
@@ -94,17 +99,25 @@ class ChatBody(GenerateBody):
 class CompletionBody(GenerateBody):
     """POST /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: list[str] | list[list[TokenId]] = Field(
+        min_length=1, description="A string, a list of strings, a list of token ids, or a list of such lists."
+    )
     logprobs: int | None = Field(None, ge=0, le=20)
 
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts as a list: texts, or token ids."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if prompt and isinstance(prompt[0], int):
-            return [[token for token in prompt if isinstance(token, int)]]
-        if prompt and isinstance(prompt[0], str):
-            return [text for text in prompt if isinstance(text, str)]
-        return [list(ids) for ids in prompt if isinstance(ids, list)]
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        """One prompt becomes a list of one, so that what follows knows two forms, not four."""
+        if isinstance(value, str):
+            return [value]
+        if isinstance(value, list) and value and all(_is_id(item) for item in value):
+            return [value]
+        lists = isinstance(value, list) and all(isinstance(item, list) and all(map(_is_id, item)) for item in value)
+        texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if not lists and not texts:
+            raise ValueError("a prompt is a string, a list of strings, a list of token ids or a list of such lists")
+        return value
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

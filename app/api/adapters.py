@@ -1,0 +1,96 @@
+"""Adapters, versions, aliases and tags: reading and the small changes. Uploads are in app.api.uploads."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import Field
+
+from app.api.access import HouseDep
+from app.presenting import adapter_json, page_json, version_json
+from app.problems import Refusal
+from app.schemas import AliasBody, Body, TagsBody, Text
+from store.records import Version
+from store.registry import Registry
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+
+class AdapterQuery(Body):
+    """Filters and place of the list of adapters."""
+
+    base_model: Text | None = None
+    rank: int | None = Field(None, ge=1, description="Adapters that have a module of this rank.")
+    target: Text | None = Field(None, description="A target module's suffix, such as q_proj.")
+    tag: Text | None = None
+    q: str | None = Field(None, max_length=256, description="Words that must occur in name, base, card or tags.")
+    limit: int = Field(50, ge=1)
+    cursor: str | None = Field(None, max_length=1024)
+
+
+def resolve_version(registry: Registry, namespace: str, name: str, version: str) -> Version:
+    """A version by number, alias or "latest". Raises BadReference, UnknownReference."""
+    if version.isdecimal():
+        return registry.resolve(f"{namespace}/{name}@{version}")
+    return registry.resolve(f"{namespace}/{name}:{version}")
+
+
+@router.get("")
+def list_adapters(house: HouseDep, query: Annotated[AdapterQuery, Query()]) -> dict[str, Any]:
+    """Adapters by name, filtered, a page at a time."""
+    filters = query.model_dump()
+    filters["limit"] = min(query.limit, house.settings.max_page)
+    page = house.registry.list_adapters(**filters)
+    return page_json([adapter_json(entry) for entry in page.items], page.next_cursor)
+
+
+@router.get("/{namespace}/{name}")
+def get_adapter(house: HouseDep, namespace: str, name: str) -> dict[str, Any]:
+    """One adapter with all its versions, newest first."""
+    entry = house.registry.get_adapter(namespace, name)
+    versions = house.registry.versions(namespace, name)
+    return {**adapter_json(entry), "all_versions": [version_json(version) for version in versions]}
+
+
+@router.get("/{namespace}/{name}/versions/{version}")
+def get_version(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
+    """One version, by number, alias or "latest"."""
+    return version_json(resolve_version(house.registry, namespace, name, version))
+
+
+@router.get("/{namespace}/{name}/versions/{version}/report")
+def get_report(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
+    """What a merge kept and lost, per module and in all."""
+    found = resolve_version(house.registry, namespace, name, version)
+    report = house.registry.report(found)
+    if report is None:
+        raise Refusal(404, "no-report", f"{found.ref} was uploaded, not merged: it has no report.")
+    return report
+
+
+@router.delete("/{namespace}/{name}/versions/{version}", status_code=204)
+def delete_version(house: HouseDep, namespace: str, name: str, version: int, force: bool = False) -> Response:
+    """Delete a version that nothing needs, or any with force."""
+    house.registry.delete_version(namespace, name, version, force)
+    return Response(status_code=204)
+
+
+@router.put("/{namespace}/{name}/aliases/{alias}")
+def set_alias(house: HouseDep, namespace: str, name: str, alias: str, body: AliasBody) -> dict[str, Any]:
+    """Point an alias to a version, from one moment to the next."""
+    return version_json(house.registry.set_alias(namespace, name, alias, body.version))
+
+
+@router.delete("/{namespace}/{name}/aliases/{alias}", status_code=204)
+def delete_alias(house: HouseDep, namespace: str, name: str, alias: str) -> Response:
+    """Forget an alias."""
+    house.registry.delete_alias(namespace, name, alias)
+    return Response(status_code=204)
+
+
+@router.put("/{namespace}/{name}/tags")
+def set_tags(house: HouseDep, namespace: str, name: str, body: TagsBody) -> dict[str, Any]:
+    """Replace an adapter's tags."""
+    if len(body.tags) > house.settings.max_tags:
+        raise Refusal(422, "too-many-tags", f"At most {house.settings.max_tags} tags are kept.", field="tags")
+    house.registry.set_tags(namespace, name, body.tags)
+    return adapter_json(house.registry.get_adapter(namespace, name))

@@ -1,0 +1,69 @@
+"""Downloads of a version's files: ETag is the sha256, so a client that has the bytes is told so; Range is honoured."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+from fastapi.responses import FileResponse, Response
+
+from app.api.access import HouseDep
+from app.api.adapters import resolve_version
+from app.problems import Refusal, problem_response
+from store.records import VersionFile
+
+router = APIRouter(prefix="/v1/adapters", tags=["files"])
+
+MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
+_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+
+
+@router.api_route(
+    "/{namespace}/{name}/versions/{version}/files/{filename}", methods=["GET", "HEAD"], response_class=FileResponse
+)
+def get_file(
+    house: HouseDep,
+    namespace: str,
+    name: str,
+    version: str,
+    filename: str,
+    if_none_match: Annotated[str | None, Header()] = None,
+    range_: Annotated[str | None, Header(alias="range")] = None,
+) -> Response:
+    """One file of a version, or the part of it that is asked for."""
+    found = resolve_version(house.registry, namespace, name, version)
+    file = found.file(filename)
+    if file is None:
+        known = [file.name for file in found.files]
+        detail = f"{found.ref} has no file {filename[:80]!r}; it has {', '.join(known)}."
+        raise Refusal(404, "unknown-file", detail, known=known)
+    etag = f'"sha256:{file.digest}"'
+    headers = {"etag": etag, "cache-control": "no-cache"}
+    if if_none_match is not None and _matches(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+    if range_ is not None and not _satisfiable(range_, file.size_bytes):
+        return _no_such_range(file)
+    path = house.shelves.blobs.path(file.digest)
+    suffix = filename[filename.rfind(".") :]
+    return FileResponse(path, headers=headers, media_type=MEDIA_TYPES.get(suffix, "application/octet-stream"))
+
+
+def _matches(header: str, etag: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return etag in tags or "*" in tags
+
+
+def _satisfiable(header: str, size: int) -> bool:
+    """Whether a single byte range lies in the file; several ranges at once are not offered."""
+    match = _RANGE.match(header.strip())
+    if match is None:
+        return False
+    first, last = match.groups()
+    if not first:
+        return bool(last) and int(last) > 0 and size > 0
+    return int(first) < size and (not last or int(last) >= int(first))
+
+
+def _no_such_range(file: VersionFile) -> Response:
+    detail = f"The file has {file.size_bytes} bytes; ask for one range inside it, such as bytes=0-99."
+    headers = {"content-range": f"bytes */{file.size_bytes}"}
+    return problem_response(416, "range-not-satisfiable", detail, {"size_bytes": file.size_bytes}, headers)

@@ -1,0 +1,38 @@
+"""Merges: a recipe in, a job (or, for a dry run, a plan) out."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from app.api.access import HouseDep
+from app.merging_service import answer_from_registry, draft_merge, result_json
+from app.presenting import job_json
+from app.schemas import MergeBody
+from merging.method import methods
+
+router = APIRouter(prefix="/v1", tags=["merges"])
+
+
+@router.get("/merge-methods")
+def list_methods() -> dict[str, Any]:
+    """Every merge method with its parameters' schema and its source."""
+    return {"items": [method.describe() for method in methods().values()]}
+
+
+@router.post("/merges", status_code=202)
+def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bool = False) -> dict[str, Any]:
+    """Queue a merge; answer at once (200) with what exists already, or with the plan if it is a dry run."""
+    draft = draft_merge(house.shelves, body)
+    if dry_run:
+        response.status_code = 200
+        existing = house.registry.find_by_recipe(draft.recipe_digest)
+        digest = f"sha256:{draft.recipe_digest}"
+        return {"plan": draft.plan.to_dict(), "recipe_digest": digest, "existing": existing and existing.ref}
+    key = f"merge:{draft.recipe_digest}:{draft.namespace}/{draft.name}"
+    version = answer_from_registry(house.shelves, draft)
+    if version is not None:
+        response.status_code = 200
+        return job_json(house.jobs.record_cached("merge", draft.payload, result_json(version), key))
+    job, _ = house.jobs.enqueue("merge", draft.payload, key)
+    house.job_engine.wake()
+    return job_json(job)

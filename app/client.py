@@ -1,0 +1,361 @@
+"""The Python client: what the command line does, as methods.
+
+    with Client() as spolia:
+        spolia.push("adapters/spam", "me/spam")
+        job = spolia.merge("me/both", {"me/spam": 0.5, "me/dates": 0.5}, method="lego")
+        for piece in spolia.generate("Is this spam?", model=job["result"]["ref"]):
+            print(piece, end="")
+
+The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. Answers are the API's JSON as dicts.
+Every refusal is a SpoliaError whose text is one clear sentence.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
+
+__all__ = ["Client", "Json", "Progress", "SpoliaError"]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+STREAMED_FROM_BYTES = 8 * 1024 * 1024
+FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+
+Sources = Sequence[str] | Mapping[str, float] | Sequence[Mapping[str, Any]]
+"""References; references with their weights; or the API's own {ref, weight} objects."""
+
+
+class Client:
+    """One service. Use it as a context manager, or close it."""
+
+    def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
+        chosen = url or os.environ.get("SPOLIA_URL") or DEFAULT_URL
+        self._http = Transport(chosen, api_key or os.environ.get("SPOLIA_API_KEY"))
+        self.url = self._http.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # --- the registry
+
+    def push(
+        self,
+        files: Path | str | Sequence[Path | str],
+        ref: str,
+        *,
+        license: str | None = None,
+        tags: Sequence[str] = (),
+        base_model: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> Json:
+        """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md.
+
+        The answer is the version; the same bytes again give the version that is there. Large weights are streamed by
+        digest, small ones go in one multipart request. `on_progress` counts the bytes of the weights.
+        """
+        config, weights, card = adapter_files(files)
+        path = f"{_adapter_path(ref)}/versions"
+        total, done = weights.stat().st_size, 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done = min(total, done + size)
+            if on_progress:
+                on_progress(done, total)
+
+        fields: Json = {"license": license, "tags": list(tags) or None, "base_model": base_model}
+        fields = {key: value for key, value in fields.items() if value is not None}
+        with weights.open("rb") as file:
+            counted = CountedFile(file, count)
+            if total < STREAMED_FROM_BYTES:
+                parts: Json = {"config": (config.name, config.read_bytes(), "application/json")}
+                parts["weights"] = (weights.name, counted, "application/octet-stream")
+                if card:
+                    parts["card"] = (card.name, card.read_bytes(), "text/markdown")
+                form = fields | ({"tags": ",".join(tags)} if tags else {})
+                return self._http.json("POST", path, data=form, files=parts)
+            digest = sha256_of(weights)
+            headers = {"Content-Length": str(total), "Content-Type": "application/octet-stream"}
+            self._http.json("PUT", f"/v1/uploads/{digest}", content=iter(counted), headers=headers)
+        body = fields | {"config": _read_json(config), "weights": f"sha256:{digest}"}
+        if card:
+            body["card"] = card.read_text(encoding="utf-8")
+        return self._http.json("POST", path, json=body)
+
+    def pull(self, ref: str, folder: Path | str, *, on_progress: Progress | None = None) -> Json:
+        """Download a version's files into `folder`, each checked against its digest. The answer is the version."""
+        version = self.show(ref)
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        total, done = sum(file["size_bytes"] for file in version["files"]), 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            if on_progress:
+                on_progress(done, total)
+
+        for file in version["files"]:
+            path = f"{_version_path(version['ref'])}/files/{quote(file['name'])}"
+            self._http.download(path, target / file["name"], file["sha256"].removeprefix("sha256:"), count)
+        return version
+
+    def show(self, ref: str) -> Json:
+        """One version."""
+        return self._http.json("GET", _version_path(ref))
+
+    def report(self, ref: str) -> Json:
+        """The report of a merged version: what was kept and what was lost."""
+        return self._http.json("GET", f"{_version_path(ref)}/report")
+
+    def versions(self, ref: str) -> Sequence[Json]:
+        """All versions of an adapter, newest first."""
+        versions: Sequence[Json] = self._http.json("GET", _adapter_path(ref))["all_versions"]
+        return versions
+
+    def set_alias(self, ref: str, alias: str, version: int) -> Json:
+        """Let `alias` name a version; moves it if it exists."""
+        return self._http.json("PUT", f"{_adapter_path(ref)}/aliases/{_part(alias)}", json={"version": version})
+
+    def delete_alias(self, ref: str, alias: str) -> None:
+        """Remove an alias; the version stays."""
+        self._http.json("DELETE", f"{_adapter_path(ref)}/aliases/{_part(alias)}")
+
+    def set_tags(self, ref: str, tags: Sequence[str]) -> Json:
+        """Replace the tags of an adapter."""
+        return self._http.json("PUT", f"{_adapter_path(ref)}/tags", json={"tags": list(tags)})
+
+    def delete(self, ref: str, *, force: bool = False) -> None:
+        """Delete one version, named by its number; refused while an alias or a merge needs it, unless forced."""
+        params = {"force": "true"} if force else {}
+        self._http.json("DELETE", _version_path(ref), params=params)
+
+    # --- merges and jobs
+
+    def methods(self) -> Sequence[Json]:
+        """Every merge method with its parameter schema and source."""
+        items: Sequence[Json] = self._http.json("GET", "/v1/merge-methods")["items"]
+        return items
+
+    def merge(
+        self,
+        name: str,
+        sources: Sources,
+        *,
+        weights: Sequence[float] | None = None,
+        method: str = "sum",
+        rank: int | float | str | None = None,
+        params: Mapping[str, Any] | None = None,
+        dtype: str = "auto",
+        seed: int = 0,
+        dry_run: bool = False,
+        wait: bool = True,
+        on_progress: Progress | None = None,
+    ) -> Json:
+        """Merge adapters into `name` (namespace/name).
+
+        The answer is the finished job, whose result holds the new version's `ref`; with `wait=False` the job as it is
+        queued; with `dry_run=True` the plan. `on_progress` counts modules. Raises SpoliaError if the job fails.
+        """
+        body: Json = {"name": name, "sources": _sources(sources), "method": method, "dtype": dtype, "seed": seed}
+        if weights is not None:
+            body["weights"] = list(weights)
+        if rank is not None:
+            body["rank"] = rank
+        if params:
+            body["params"] = dict(params)
+        if dry_run:
+            plan: Json = self._http.json("POST", "/v1/merges", json=body, params={"dry_run": "true"})["plan"]
+            return plan
+        job = self._http.json("POST", "/v1/merges", json=body)
+        return self.wait(job["id"], on_progress=on_progress) if wait else job
+
+    def job(self, job_id: str) -> Json:
+        """One job."""
+        return self._http.json("GET", f"/v1/jobs/{_part(job_id)}")
+
+    def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:
+        """Jobs, newest first, page after page; `limit` is the size of a page."""
+        return self._http.pages("/v1/jobs", {"state": state, "limit": limit})
+
+    def cancel(self, job_id: str) -> Json:
+        """Ask a job to stop; it does so between two modules."""
+        return self._http.json("POST", f"/v1/jobs/{_part(job_id)}/cancel")
+
+    def events(self, job_id: str) -> Iterator[tuple[str, Json]]:
+        """A job's events as they happen: ("progress" or "state", the job). Ends after a final state."""
+        for event, data in self._http.events("GET", f"/v1/jobs/{_part(job_id)}/events"):
+            yield event, json.loads(data)
+
+    def wait(self, job_id: str, *, on_progress: Progress | None = None) -> Json:
+        """Follow a job to its end. Raises SpoliaError when it fails or is cancelled."""
+        job = self.job(job_id)
+        while job["state"] not in FINAL_STATES:
+            for _, job in self.events(job_id):
+                if on_progress and job["progress"]["total"]:
+                    on_progress(job["progress"]["done"], job["progress"]["total"])
+            if job["state"] not in FINAL_STATES:  # the stream was cut short, say by a restart of the service
+                job = self.job(job_id)
+        if job["state"] == "cancelled":
+            raise problem_error("job-cancelled", f"Job {job_id} was cancelled; nothing was published.")
+        if job["state"] == "failed":
+            raise SpoliaError(job["error"] or {"detail": f"Job {job_id} failed."})
+        return job
+
+    # --- generation
+
+    def models(self) -> Sequence[Json]:
+        """What generation can name as `model`: the base model first, then adapters."""
+        data: Sequence[Json] = self._http.json("GET", "/v1/models")["data"]
+        return data
+
+    def complete(
+        self, prompt: str | Sequence[str], *, model: str | None = None, adapters: Sources | None = None, **options: Any
+    ) -> Json:
+        """POST /v1/completions: `options` are OpenAI's (max_tokens, temperature, logit_bias, …)."""
+        prompts = prompt if isinstance(prompt, str) else list(prompt)
+        return self._http.json(
+            "POST", "/v1/completions", json={"prompt": prompts} | self._ask(model, adapters, options)
+        )
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        adapters: Sources | None = None,
+        **options: Any,
+    ) -> Json:
+        """POST /v1/chat/completions; a plain string is one message of the user."""
+        body = {"messages": _messages(messages)} | self._ask(model, adapters, options)
+        return self._http.json("POST", "/v1/chat/completions", json=body)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        adapters: Sources | None = None,
+        chat: bool = False,
+        **options: Any,
+    ) -> Iterator[str]:
+        """The pieces of one answer as they are made: a completion of `prompt`, or with `chat=True` a reply to it."""
+        body = {"stream": True} | self._ask(model, adapters, options)
+        if chat:
+            body["messages"], path = _messages(prompt), "/v1/chat/completions"
+        else:
+            body["prompt"], path = prompt, "/v1/completions"
+        for _, data in self._http.events("POST", path, json=body):
+            if data == "[DONE]":
+                return
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise SpoliaError({"detail": chunk["error"].get("message"), **chunk["error"]})
+            for choice in chunk["choices"]:
+                piece = choice["delta"].get("content") if chat else choice["text"]
+                if piece:
+                    yield piece
+
+    def _ask(self, model: str | None, adapters: Sources | None, options: Mapping[str, Any]) -> Json:
+        """The fields that every generation call shares; without a model, the base."""
+        body: Json = {"model": model or self.models()[0]["id"], **options}
+        if adapters is not None:
+            body["adapters"] = _sources(adapters)
+        return body
+
+    # Last, because below it `list` is this method and no longer the type.
+    def list(
+        self,
+        *,
+        base_model: str | None = None,
+        rank: int | None = None,
+        target: str | None = None,
+        tag: str | None = None,
+        q: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Json]:
+        """Adapters, page after page; `limit` is the size of a page, not the end."""
+        filters = {"base_model": base_model, "rank": rank, "target": target, "tag": tag, "q": q, "limit": limit}
+        return self._http.pages("/v1/adapters", filters)
+
+
+def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path, Path, Path | None]:
+    """(config, weights, card or None) of a folder or of the files named. Raises SpoliaError naming what is missing."""
+    if isinstance(files, (str, Path)):
+        folder = Path(files)
+        if not folder.is_dir():
+            raise problem_error("no-adapter", f"{folder} is not a folder; name the folder that holds the adapter.")
+        found = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "README.md")]
+        found = [path for path in found if path.is_file()]
+        where = str(folder)
+    else:
+        found = [Path(file) for file in files]
+        where = "the files named"
+        for path in found:
+            if not path.is_file():
+                raise problem_error("no-adapter", f"{path} is not a file.")
+    by_suffix = {path.suffix: path for path in found}
+    for suffix, name in ((".json", "adapter_config.json"), (".safetensors", "adapter_model.safetensors")):
+        if suffix not in by_suffix:
+            raise problem_error("no-adapter", f"There is no {name} in {where}.")
+    return by_suffix[".json"], by_suffix[".safetensors"], by_suffix.get(".md")
+
+
+def split_reference(ref: str) -> tuple[str, str, str]:
+    """(namespace, name, version) of namespace/name, namespace/name@3 or namespace/name:alias; "latest" if unsaid."""
+    namespace, slash, rest = ref.partition("/")
+    marks = [mark for mark in "@:" if mark in rest]
+    name, _, version = rest.partition(marks[0]) if marks else (rest, "", "latest")
+    if not slash or not namespace or not name or not version or "/" in rest:
+        detail = f"{ref!r} is not a reference; write namespace/name, namespace/name@3 or namespace/name:alias."
+        raise problem_error("bad-reference", detail)
+    return namespace, name, version
+
+
+def _part(text: str) -> str:
+    """Text as one part of a path."""
+    return quote(text, safe="")
+
+
+def _adapter_path(ref: str) -> str:
+    namespace, name, _ = split_reference(ref)
+    return f"/v1/adapters/{_part(namespace)}/{_part(name)}"
+
+
+def _version_path(ref: str) -> str:
+    return f"{_adapter_path(ref)}/versions/{_part(split_reference(ref)[2])}"
+
+
+def _sources(sources: Sources) -> Sequence[Any]:
+    """Sources as the API wants them."""
+    if isinstance(sources, Mapping):
+        return [{"ref": ref, "weight": weight} for ref, weight in sources.items()]
+    return [source if isinstance(source, str) else dict(source) for source in sources]
+
+
+def _messages(prompt: str | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _read_json(path: Path) -> Json:
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise problem_error("bad-config", f"{path} is not JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise problem_error("bad-config", f"{path} holds {type(config).__name__}, not a JSON object.")
+    return config

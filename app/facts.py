@@ -1,0 +1,80 @@
+"""What the registry keeps about an adapter's content: ranks, scales, targets, and which base model it fits."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from deltas.adapter import Adapter
+from deltas.errors import ShapeMismatch, UnknownModule
+from store.records import Base
+from store.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class BaseMatch:
+    """The base model of an adapter, and how it was recognised; `notes` are sentences for the user."""
+
+    name: str | None
+    fingerprint: str | None
+    matched_by: str | None
+    notes: tuple[str, ...] = ()
+
+
+def match_base(registry: Registry, adapter: Adapter, declared: str | None) -> BaseMatch:
+    """Find the base model by its declared name, then hold every adapted module against it.
+
+    `declared` overrides what the adapter's config says. A base that is not known here is no error.
+
+    Raises:
+        UnknownModule, ShapeMismatch: the declared base is known and the adapter does not fit it.
+    """
+    name = declared or adapter.config.base_model
+    base = registry.base(name) if name else None
+    if base is None:
+        return BaseMatch(name, None, None, tuple(_hint(other) for other in registry.bases() if _fits(adapter, other)))
+    adapter.check_base(base.name, base.modules)
+    if adapter.modules:
+        how = f"the declared name; all {len(adapter.modules)} adapted modules exist there with the same shapes"
+    else:
+        how = "the declared name alone; it has no LoRA factors whose shapes could be compared"
+    return BaseMatch(base.name, base.fingerprint, how)
+
+
+def _fits(adapter: Adapter, base: Base) -> bool:
+    if not adapter.modules:
+        return False
+    try:
+        adapter.check_base(base.name, base.modules)
+    except (UnknownModule, ShapeMismatch):
+        return False
+    return True
+
+
+def _hint(base: Base) -> str:
+    return f"Its modules and shapes fit '{base.name}': if that is its base, upload it with base_model={base.name}."
+
+
+def content_facts(adapter: Adapter) -> dict[str, Any]:
+    """The fields of NewVersion that follow from the adapter's content alone."""
+    modules = list(adapter.modules.values())
+    config = adapter.config
+    ranks = [module.rank for module in modules] or [config.rank]
+    alphas = [module.alpha for module in modules] or [config.alpha]
+    scales = [module.scale for module in modules] or [1.0]
+    return {
+        "family": adapter.family,
+        "rank_min": min(ranks),
+        "rank_max": max(ranks),
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_min": min(alphas),
+        "alpha_max": max(alphas),
+        "alpha_pattern": dict(config.alpha_pattern),
+        "scale_min": min(scales),
+        "scale_max": max(scales),
+        "use_rslora": config.use_rslora,
+        "target_modules": sorted({module.name.rsplit(".", 1)[-1] for module in modules}),
+        "modules": len(modules),
+        "parameters": adapter.parameters,
+        "dtype": adapter.dtype,
+        "mergeable": not adapter.obstacles,
+        "servable": not adapter.obstacles,
+    }

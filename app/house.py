@@ -1,0 +1,36 @@
+"""All rooms, opened: what the API's handlers are given to work with."""
+
+from dataclasses import dataclass
+
+from app.jobs import JobEngine
+from app.settings import Settings
+from app.shelves import Shelves
+from serving.base_model import BaseModel
+from serving.engine import Engine
+from store.jobs import JobTable
+from store.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """All that a request may need."""
+
+    shelves: Shelves
+    base: BaseModel
+    engine: Engine
+    job_engine: JobEngine
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the house was built with."""
+        return self.shelves.settings
+
+    @property
+    def registry(self) -> Registry:
+        """Adapters and their versions."""
+        return self.shelves.registry
+
+    @property
+    def jobs(self) -> JobTable:
+        """Long work and its state."""
+        return self.shelves.jobs

@@ -1,0 +1,240 @@
+"""From a merge request to a published version: resolve and plan at once, compute in a job, publish once.
+
+Everything that can be wrong with a recipe is found while the request waits: references, bases, weights, ranks,
+method and parameters. A job therefore fails only for what happens later (a full disk, a source deleted by force).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from app.facts import content_facts
+from app.problems import Refusal
+from app.schemas import MergeBody
+from app.shelves import Shelves
+from app.work import Work
+from deltas.adapter import Adapter
+from merging.engine import MergeResult, run_merge
+from merging.plan import Plan, plan_merge
+from merging.recipe import Recipe
+from store.jobs import Job
+from store.records import CONFIG_FILE, WEIGHTS_FILE, Base, NewVersion, Version
+from store.references import validate_name
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A merge that was found possible. `recipe` names its sources by pinned reference."""
+
+    namespace: str
+    name: str
+    recipe: Recipe
+    versions: tuple[Version, ...]
+    plan: Plan
+    recipe_digest: str
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What the job needs to do the same again, whatever aliases and latest versions mean by then."""
+        return {
+            "namespace": self.namespace,
+            "name": self.name,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "digests": [version.digest for version in self.versions],
+        }
+
+
+def draft_merge(shelves: Shelves, body: MergeBody) -> Draft:
+    """Resolve the sources, check the recipe and plan the merge; reads no tensor.
+
+    Raises:
+        InvalidName, BadReference, UnknownReference, MergeError, Refusal: with what is wrong.
+    """
+    namespace, name = target_name(body.name)
+    sources = weighted_sources(body, shelves.settings.max_sources)
+    versions = tuple(shelves.registry.resolve(ref) for ref, _ in sources)
+    pinned = [{"ref": version.ref, "weight": weight} for version, (_, weight) in zip(versions, sources, strict=True)]
+    fields = body.model_dump(include={"method", "rank", "params", "dtype", "seed"})
+    try:
+        recipe = Recipe.model_validate({**fields, "sources": pinned})
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+    return _draft(shelves, namespace, name, recipe, versions)
+
+
+def target_name(text: str) -> tuple[str, str]:
+    """`namespace/name` in two. Raises InvalidName, Refusal."""
+    namespace, slash, name = text.partition("/")
+    if not slash:
+        raise Refusal(
+            422, "invalid-name", "The name of the result is written namespace/name, with one slash.", field="name"
+        )
+    return validate_name(namespace, "namespace"), validate_name(name, "name")
+
+
+def weighted_sources(body: MergeBody, most: int) -> list[tuple[str, float]]:
+    """The references with their weights, however they were written."""
+    count = len(body.sources)
+    if count > most:
+        raise Refusal(
+            422, "too-many-sources", f"The recipe has {count} sources; at most {most} are merged.", field="sources"
+        )
+    if body.weights is None:
+        return [(source.ref, 1.0 if source.weight is None else source.weight) for source in body.sources]
+    if len(body.weights) != count:
+        raise Refusal(
+            422,
+            "bad-weights",
+            f"There are {len(body.weights)} weights for {count} sources; give one weight for each source.",
+            field="weights",
+        )
+    if any(source.weight is not None for source in body.sources):
+        detail = "Weights are given twice, in sources and in weights; give them in one place."
+        raise Refusal(422, "bad-weights", detail, field="weights")
+    return [(source.ref, weight) for source, weight in zip(body.sources, body.weights, strict=True)]
+
+
+def _draft(shelves: Shelves, namespace: str, name: str, recipe: Recipe, versions: tuple[Version, ...]) -> Draft:
+    recipe.check_weights()
+    base = common_base(shelves, versions)
+    adapters = [shelves.open_adapter(version) for version in versions]
+    plan = plan_merge(recipe, adapters, base.modules if base else None)
+    digest = recipe.digest([version.digest for version in versions])
+    return Draft(namespace, name, recipe, versions, plan, digest)
+
+
+def common_base(shelves: Shelves, versions: Sequence[Version]) -> Base | None:
+    """The base model of all sources; None where the service does not know it.
+
+    Raises:
+        Refusal: they have different ones; the sentence says how these differ.
+    """
+    first = versions[0]
+    for other in versions[1:]:
+        if other.base_model == first.base_model and other.base_fingerprint == first.base_fingerprint:
+            continue
+        raise Refusal(
+            422,
+            "different-bases",
+            f"{first.ref} was made for {_base_words(first)}, {other.ref} for {_base_words(other)}"
+            f"{_difference(shelves, first, other)}; only adapters of one base model can be merged.",
+            bases=[first.base_model, other.base_model],
+        )
+    return shelves.registry.base(first.base_model) if first.base_model else None
+
+
+def _base_words(version: Version) -> str:
+    if version.base_model is None:
+        return "a base model that it does not name"
+    if version.base_fingerprint is None:
+        return f"'{version.base_model}' (unknown here)"
+    return f"'{version.base_model}' (fingerprint {version.base_fingerprint[:12]})"
+
+
+def _difference(shelves: Shelves, left: Version, right: Version) -> str:
+    """How two bases differ, as far as the adapters' own shapes tell."""
+    a, b = shelves.open_adapter(left).modules, shelves.open_adapter(right).modules
+    for name in sorted(a.keys() & b.keys()):
+        x, y = (a[name].out_features, a[name].in_features), (b[name].out_features, b[name].in_features)
+        if x != y:
+            return f", where {name} is {x[0]}x{x[1]} and {y[0]}x{y[1]} (out x in)"
+    if not a.keys() & b.keys():
+        return ", which share no adapted module"
+    return ", which agree in the shapes of the modules both adapt, but not in name and weights"
+
+
+def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
+    """The version that this recipe already made; under another name, the same bytes are published there at once."""
+    same = shelves.registry.find_by_recipe(draft.recipe_digest, draft.namespace, draft.name)
+    if same is not None:
+        return same
+    other = shelves.registry.find_by_recipe(draft.recipe_digest)
+    if other is None:
+        return None
+    new = NewVersion(
+        **content_facts(shelves.open_adapter(other)),
+        **_origin(draft),
+        files={file.name: (file.digest, file.size_bytes) for file in other.files},
+        report=shelves.registry.report(other),
+    )
+    return shelves.registry.publish(draft.namespace, draft.name, new)[0]
+
+
+def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
+    """Run a queued merge and publish its result. Calling it again after a crash, at any point, gives one version.
+
+    Raises:
+        MergeCancelled: the user cancelled it, or the worker is to stop.
+    """
+    payload = job.payload
+    recipe = Recipe.model_validate(payload["recipe"])
+    versions = tuple(shelves.registry.resolve(source.ref) for source in recipe.sources)
+    for version, digest in zip(versions, payload["digests"], strict=True):
+        if version.digest != digest:
+            raise Refusal(409, "source-changed", f"{version.ref} no longer has the content that was to be merged.")
+    draft = _draft(shelves, payload["namespace"], payload["name"], recipe, versions)
+    known = answer_from_registry(shelves, draft)
+    if known is not None:
+        return result_json(known)
+    result = run_merge(
+        draft.plan,
+        work.folder,
+        workers=shelves.settings.merge_workers,
+        on_progress=work.progress,
+        cancelled=work.cancelled,
+    )
+    return result_json(publish_merge(shelves, draft, result))
+
+
+def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Version:
+    """Publish a finished merge: blobs first, then the row with lineage, recipe and report."""
+    config = {**result.config, "base_model_name_or_path": draft.versions[0].base_model}
+    with shelves.blobs.stage() as staging:
+        with result.weights.open("rb") as file:
+            while piece := file.read(1 << 20):
+                staging.write(piece)
+        size = staging.size
+        weights = (staging.commit(), size)
+    with shelves.blobs.stage() as staging:
+        staging.write(json.dumps(config, indent=2, sort_keys=True).encode())
+        size = staging.size
+        files = {CONFIG_FILE: (staging.commit(), size), WEIGHTS_FILE: weights}
+    adapter = Adapter.open(config, result.weights, limits=shelves.limits)
+    new = NewVersion(**content_facts(adapter), **_origin(draft), files=files, report=result.report)
+    return shelves.registry.publish(draft.namespace, draft.name, new)[0]
+
+
+def _origin(draft: Draft) -> dict[str, Any]:
+    """The fields of NewVersion that say where a merged version comes from."""
+    first = draft.versions[0]
+    recipe = draft.recipe.model_dump(mode="json")
+    for source, version in zip(recipe["sources"], draft.versions, strict=True):
+        source["digest"] = f"sha256:{version.digest}"
+    return {
+        "origin": "merge",
+        "base_model": first.base_model,
+        "base_fingerprint": first.base_fingerprint,
+        "base_matched_by": "its sources, which all have this base" if first.base_fingerprint else None,
+        "license": _common_license(draft.versions),
+        "lineage": [
+            (version.id, source.weight, "source")
+            for version, source in zip(draft.versions, draft.recipe.sources, strict=True)
+        ],
+        "recipe": recipe,
+        "recipe_digest": draft.recipe_digest,
+    }
+
+
+def _common_license(versions: Sequence[Version]) -> str | None:
+    """The licence of a merge is stated only where all sources state the same one."""
+    licenses = {version.license for version in versions}
+    return licenses.pop() if len(licenses) == 1 else None
+
+
+def result_json(version: Version) -> dict[str, Any]:
+    """What a finished merge job points to."""
+    return {"ref": version.ref, "digest": f"sha256:{version.digest}"}

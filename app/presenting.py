@@ -1,0 +1,98 @@
+"""Rows of the store as the JSON that the API answers with."""
+
+from datetime import datetime
+from typing import Any
+
+from store.jobs import Job
+from store.records import AdapterEntry, Version
+
+Json = dict[str, Any]
+
+
+def version_json(version: Version) -> Json:
+    """One version. `servable` also asks that its base model is known here."""
+    notes = list(version.notes)
+    if version.base_model is None:
+        notes.append("The adapter names no base model: it is stored, but cannot be served.")
+    elif not version.base_known:
+        notes.append(
+            f"Base model '{version.base_model}' is not known to this service: the adapter is stored, but cannot"
+            " be served."
+        )
+    return {
+        "ref": version.ref,
+        "namespace": version.namespace,
+        "name": version.name,
+        "version": version.number,
+        "digest": f"sha256:{version.digest}",
+        "created_at": _time(version.created_at),
+        "origin": version.origin,
+        "family": version.family,
+        "base_model": {
+            "name": version.base_model,
+            "known": version.base_known,
+            "fingerprint": version.base_fingerprint,
+            "matched_by": version.base_matched_by,
+        },
+        "rank": {"min": version.rank_min, "max": version.rank_max, "pattern": version.rank_pattern},
+        "alpha": {"min": version.alpha_min, "max": version.alpha_max, "pattern": version.alpha_pattern},
+        "scale": {"min": version.scale_min, "max": version.scale_max},
+        "use_rslora": version.use_rslora,
+        "target_modules": list(version.target_modules),
+        "modules": version.modules,
+        "parameters": version.parameters,
+        "dtype": version.dtype,
+        "size_bytes": version.size_bytes,
+        "files": [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.digest} for file in version.files],
+        "license": version.license,
+        "card": version.card,
+        "tags": list(version.tags),
+        "aliases": list(version.aliases),
+        "mergeable": version.mergeable,
+        "servable": version.servable and version.base_known,
+        "notes": notes,
+        "sources": [{"ref": source.ref, "weight": source.weight} for source in version.sources],
+        "recipe": version.recipe,
+        "recipe_digest": version.recipe_digest and f"sha256:{version.recipe_digest}",
+        "metrics": version.metrics,
+    }
+
+
+def adapter_json(entry: AdapterEntry) -> Json:
+    """One named adapter as lists show it."""
+    return {
+        "namespace": entry.namespace,
+        "name": entry.name,
+        "created_at": _time(entry.created_at),
+        "versions": entry.versions,
+        "aliases": entry.aliases,
+        "tags": list(entry.tags),
+        "latest": version_json(entry.latest),
+    }
+
+
+def job_json(job: Job) -> Json:
+    """One job as polls, events and lists show it."""
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "progress": {"done": job.done, "total": job.total},
+        "attempts": job.attempts,
+        "cancel_requested": job.cancel_requested,
+        "created_at": _time(job.created_at),
+        "started_at": job.started_at and _time(job.started_at),
+        "finished_at": job.finished_at and _time(job.finished_at),
+        "cached": job.cached,
+        "result": job.result,
+        "error": job.error and {"status": 500, **job.error},
+    }
+
+
+def page_json(items: list[Json], next_cursor: str | None) -> Json:
+    """One page of a list."""
+    return {"items": items, "next_cursor": next_cursor}
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,56 @@
+"""The store, opened: what both the API's handlers and the worker's jobs work with. Loads no model library."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.settings import Settings
+from deltas.adapter import Adapter
+from deltas.header import Limits
+from store.blobs import Blobs, LocalBlobs
+from store.database import Database
+from store.jobs import JobTable
+from store.records import CONFIG_FILE, WEIGHTS_FILE, Version
+from store.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Shelves:
+    """The store as the API and the worker both open it, and how adapters are read from it."""
+
+    settings: Settings
+    database: Database
+    blobs: Blobs
+    registry: Registry
+    jobs: JobTable
+
+    @property
+    def limits(self) -> Limits:
+        """What is read of an adapter at most."""
+        return Limits(header_bytes=self.settings.max_header_bytes, config_bytes=self.settings.max_config_bytes)
+
+    def open_adapter(self, version: Version) -> Adapter:
+        """The adapter of a published version: its config and its weights' header are read, no tensor.
+
+        Its base model is the one that the registry knows it by, not the trainer's folder that its config may name.
+        """
+        digests = {file.name: file.digest for file in version.files}
+        config = json.loads(self.blobs.path(digests[CONFIG_FILE]).read_bytes())
+        config["base_model_name_or_path"] = version.base_model
+        return Adapter.open(config, self.blobs.path(digests[WEIGHTS_FILE]), limits=self.limits)
+
+    def adapter_loader(self) -> Callable[[str], Adapter]:
+        """For the generation engine: version digest (hex) -> adapter."""
+        return lambda digest: self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
+
+
+def open_shelves(settings: Settings) -> Shelves:
+    """Open database and blobs (creating folders, not tables).
+
+    Raises:
+        StorageFull, UnsupportedDatabase: when they cannot be opened.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database)
+    blobs = LocalBlobs(settings.blobs_dir)
+    return Shelves(settings, database, blobs, Registry(database, blobs), JobTable(database))

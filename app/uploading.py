@@ -1,0 +1,136 @@
+"""Uploads: stage, check everything, and only then publish.
+
+The order keeps a refused or broken upload from leaving anything: bytes are staged (a staged file has no name that
+anybody can ask for), the adapter is checked on the staged file, blobs are committed, and the row comes last.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from anyio import to_thread
+
+from app.facts import content_facts, match_base
+from app.problems import Refusal
+from app.schemas import VersionForm
+from app.shelves import Shelves
+from deltas.adapter import Adapter
+from deltas.header import read_header
+from store.blobs import Staging
+from store.records import CONFIG_FILE, WEIGHTS_FILE, NewVersion, Version
+from store.references import validate_name, validate_tag
+
+CARD_FILE = "README.md"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """All of an upload but its weights."""
+
+    namespace: str
+    name: str
+    config: bytes
+    card: str | None = None
+    form: VersionForm = field(default_factory=VersionForm)
+
+
+def check_names(namespace: str, name: str) -> None:
+    """Raises InvalidName before any byte of a body is read."""
+    validate_name(namespace, "namespace")
+    validate_name(name, "name")
+
+
+def config_bytes(config: dict[str, Any]) -> bytes:
+    """The config as PEFT's save_pretrained writes it, so that both ways of uploading give the same version."""
+    return json.dumps(config, indent=2, sort_keys=True).encode()
+
+
+async def stage_stream(stream: AsyncIterator[bytes], staging: Staging) -> None:
+    """Write a body to a staged blob in pieces of a megabyte, off the event loop."""
+    buffer = bytearray()
+    async for chunk in stream:
+        buffer += chunk
+        if len(buffer) >= _CHUNK_BYTES:
+            await to_thread.run_sync(staging.write, bytes(buffer))
+            buffer.clear()
+    if buffer:
+        await to_thread.run_sync(staging.write, bytes(buffer))
+
+
+def keep_blob(shelves: Shelves, staging: Staging, expected: str) -> str:
+    """Publish staged bytes under the digest that was announced, if they are a safetensors file at all.
+
+    Raises:
+        DigestMismatch, BadFile, StorageFull: nothing is kept.
+    """
+    if staging.digest == expected:
+        read_header(staging.path, shelves.limits)
+    return staging.commit(expected)
+
+
+def publish_file(shelves: Shelves, upload: Upload, weights: BinaryIO) -> tuple[Version, bool]:
+    """Publish an upload whose weights come as an open file. Returns the version and whether it is new."""
+    with shelves.blobs.stage() as staging:
+        while piece := weights.read(_CHUNK_BYTES):
+            staging.write(piece)
+        new = _check(shelves, upload, staging.path)
+        size = staging.size
+        return _publish(shelves, upload, new, (staging.commit(), size))
+
+
+def publish_blob(shelves: Shelves, upload: Upload, digest: str) -> tuple[Version, bool]:
+    """Publish an upload whose weights were stored before, by digest (hex).
+
+    Raises:
+        MissingBlob: they were not, or garbage collection took them since.
+    """
+    path = shelves.blobs.path(digest)
+    shelves.blobs.renew(digest)
+    new = _check(shelves, upload, path)
+    return _publish(shelves, upload, new, (digest, shelves.blobs.size(digest)))
+
+
+def _check(shelves: Shelves, upload: Upload, weights: Path) -> dict[str, Any]:
+    """Everything that can be wrong with an adapter. Returns the fields of NewVersion."""
+    settings = shelves.settings
+    if len(upload.form.tags) > settings.max_tags:
+        raise Refusal(
+            422, "too-many-tags", f"{len(upload.form.tags)} tags were given; at most {settings.max_tags} are kept."
+        )
+    for tag in upload.form.tags:
+        validate_tag(tag)
+    if not upload.config.strip():
+        raise Refusal(422, "bad-config", "adapter_config.json is empty (0 bytes).", field="config")
+    if upload.card is not None and len(upload.card.encode()) > settings.max_card_bytes:
+        raise Refusal(413, "body-too-large", f"The card is larger than {settings.max_card_bytes} bytes.", field="card")
+    adapter = Adapter.open(upload.config, weights, limits=shelves.limits)
+    match = match_base(shelves.registry, adapter, upload.form.base_model)
+    adapter.check_finite()
+    obstacles = tuple(f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles)
+    return {
+        **content_facts(adapter),
+        "base_model": match.name,
+        "base_fingerprint": match.fingerprint,
+        "base_matched_by": match.matched_by,
+        "notes": [*obstacles, *match.notes],
+        "license": upload.form.license,
+        "tags": upload.form.tags,
+        "card": upload.card,
+    }
+
+
+def _publish(shelves: Shelves, upload: Upload, new: dict[str, Any], weights: tuple[str, int]) -> tuple[Version, bool]:
+    files = {WEIGHTS_FILE: weights, CONFIG_FILE: keep_bytes(shelves, upload.config)}
+    if upload.card is not None:
+        files[CARD_FILE] = keep_bytes(shelves, upload.card.encode())
+    return shelves.registry.publish(upload.namespace, upload.name, NewVersion(**new, files=files))
+
+
+def keep_bytes(shelves: Shelves, data: bytes) -> tuple[str, int]:
+    """Store a small blob; (digest, size in bytes)."""
+    with shelves.blobs.stage() as staging:
+        staging.write(data)
+        return staging.commit(), len(data)
