@@ -19,15 +19,22 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
+from app.client_inputs import (
+    Sources,
+    adapter_files,
+    adapter_path,
+    message_list,
+    part,
+    read_config,
+    source_list,
+    version_path,
+)
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 STREAMED_FROM_BYTES = 8 * 1024 * 1024
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-
-Sources = Sequence[str] | Mapping[str, float] | Sequence[Mapping[str, Any]]
-"""References; references with their weights; or the API's own {ref, weight} objects."""
 
 
 class Client:
@@ -36,6 +43,7 @@ class Client:
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
         chosen = url or os.environ.get("SPOLIA_URL") or DEFAULT_URL
         self._http = Transport(chosen, api_key or os.environ.get("SPOLIA_API_KEY"))
+        self._base_id: str | None = None
         self.url = self._http.url
 
     def __enter__(self) -> Self:
@@ -68,7 +76,7 @@ class Client:
         digest, small ones go in one multipart request. `on_progress` counts the bytes of the weights.
         """
         config, weights, card = adapter_files(files)
-        path = f"{_adapter_path(ref)}/versions"
+        path = f"{adapter_path(ref)}/versions"
         total, done = weights.stat().st_size, 0
 
         def count(size: int) -> None:
@@ -91,7 +99,7 @@ class Client:
             digest = sha256_of(weights)
             headers = {"Content-Length": str(total), "Content-Type": "application/octet-stream"}
             self._http.json("PUT", f"/v1/uploads/{digest}", content=iter(counted), headers=headers)
-        body = fields | {"config": _read_json(config), "weights": f"sha256:{digest}"}
+        body = fields | {"config": read_config(config), "weights": f"sha256:{digest}"}
         if card:
             body["card"] = card.read_text(encoding="utf-8")
         return self._http.json("POST", path, json=body)
@@ -110,39 +118,39 @@ class Client:
                 on_progress(done, total)
 
         for file in version["files"]:
-            path = f"{_version_path(version['ref'])}/files/{quote(file['name'])}"
+            path = f"{version_path(version['ref'])}/files/{quote(file['name'])}"
             self._http.download(path, target / file["name"], file["sha256"].removeprefix("sha256:"), count)
         return version
 
     def show(self, ref: str) -> Json:
         """One version."""
-        return self._http.json("GET", _version_path(ref))
+        return self._http.json("GET", version_path(ref))
 
     def report(self, ref: str) -> Json:
         """The report of a merged version: what was kept and what was lost."""
-        return self._http.json("GET", f"{_version_path(ref)}/report")
+        return self._http.json("GET", f"{version_path(ref)}/report")
 
     def versions(self, ref: str) -> Sequence[Json]:
         """All versions of an adapter, newest first."""
-        versions: Sequence[Json] = self._http.json("GET", _adapter_path(ref))["all_versions"]
+        versions: Sequence[Json] = self._http.json("GET", adapter_path(ref))["all_versions"]
         return versions
 
     def set_alias(self, ref: str, alias: str, version: int) -> Json:
         """Let `alias` name a version; moves it if it exists."""
-        return self._http.json("PUT", f"{_adapter_path(ref)}/aliases/{_part(alias)}", json={"version": version})
+        return self._http.json("PUT", f"{adapter_path(ref)}/aliases/{part(alias)}", json={"version": version})
 
     def delete_alias(self, ref: str, alias: str) -> None:
         """Remove an alias; the version stays."""
-        self._http.json("DELETE", f"{_adapter_path(ref)}/aliases/{_part(alias)}")
+        self._http.json("DELETE", f"{adapter_path(ref)}/aliases/{part(alias)}")
 
     def set_tags(self, ref: str, tags: Sequence[str]) -> Json:
         """Replace the tags of an adapter."""
-        return self._http.json("PUT", f"{_adapter_path(ref)}/tags", json={"tags": list(tags)})
+        return self._http.json("PUT", f"{adapter_path(ref)}/tags", json={"tags": list(tags)})
 
     def delete(self, ref: str, *, force: bool = False) -> None:
         """Delete one version, named by its number; refused while an alias or a merge needs it, unless forced."""
         params = {"force": "true"} if force else {}
-        self._http.json("DELETE", _version_path(ref), params=params)
+        self._http.json("DELETE", version_path(ref), params=params)
 
     # --- merges and jobs
 
@@ -171,7 +179,7 @@ class Client:
         The answer is the finished job, whose result holds the new version's `ref`; with `wait=False` the job as it is
         queued; with `dry_run=True` the plan. `on_progress` counts modules. Raises SpoliaError if the job fails.
         """
-        body: Json = {"name": name, "sources": _sources(sources), "method": method, "dtype": dtype, "seed": seed}
+        body: Json = {"name": name, "sources": source_list(sources), "method": method, "dtype": dtype, "seed": seed}
         if weights is not None:
             body["weights"] = list(weights)
         if rank is not None:
@@ -186,7 +194,7 @@ class Client:
 
     def job(self, job_id: str) -> Json:
         """One job."""
-        return self._http.json("GET", f"/v1/jobs/{_part(job_id)}")
+        return self._http.json("GET", f"/v1/jobs/{part(job_id)}")
 
     def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:
         """Jobs, newest first, page after page; `limit` is the size of a page."""
@@ -194,11 +202,11 @@ class Client:
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; it does so between two modules."""
-        return self._http.json("POST", f"/v1/jobs/{_part(job_id)}/cancel")
+        return self._http.json("POST", f"/v1/jobs/{part(job_id)}/cancel")
 
     def events(self, job_id: str) -> Iterator[tuple[str, Json]]:
         """A job's events as they happen: ("progress" or "state", the job). Ends after a final state."""
-        for event, data in self._http.events("GET", f"/v1/jobs/{_part(job_id)}/events"):
+        for event, data in self._http.events("GET", f"/v1/jobs/{part(job_id)}/events"):
             yield event, json.loads(data)
 
     def wait(self, job_id: str, *, on_progress: Progress | None = None) -> Json:
@@ -241,7 +249,7 @@ class Client:
         **options: Any,
     ) -> Json:
         """POST /v1/chat/completions; a plain string is one message of the user."""
-        body = {"messages": _messages(messages)} | self._ask(model, adapters, options)
+        body = {"messages": message_list(messages)} | self._ask(model, adapters, options)
         return self._http.json("POST", "/v1/chat/completions", json=body)
 
     def generate(
@@ -254,9 +262,9 @@ class Client:
         **options: Any,
     ) -> Iterator[str]:
         """The pieces of one answer as they are made: a completion of `prompt`, or with `chat=True` a reply to it."""
-        body = {"stream": True} | self._ask(model, adapters, options)
+        body: Json = {"stream": True} | self._ask(model, adapters, options)
         if chat:
-            body["messages"], path = _messages(prompt), "/v1/chat/completions"
+            body["messages"], path = message_list(prompt), "/v1/chat/completions"
         else:
             body["prompt"], path = prompt, "/v1/completions"
         for _, data in self._http.events("POST", path, json=body):
@@ -272,9 +280,11 @@ class Client:
 
     def _ask(self, model: str | None, adapters: Sources | None, options: Mapping[str, Any]) -> Json:
         """The fields that every generation call shares; without a model, the base."""
-        body: Json = {"model": model or self.models()[0]["id"], **options}
+        if model is None:
+            self._base_id = self._base_id or str(self.models()[0]["id"])
+        body: Json = {"model": model or self._base_id, **options}
         if adapters is not None:
-            body["adapters"] = _sources(adapters)
+            body["adapters"] = source_list(adapters)
         return body
 
     # Last, because below it `list` is this method and no longer the type.
@@ -291,71 +301,3 @@ class Client:
         """Adapters, page after page; `limit` is the size of a page, not the end."""
         filters = {"base_model": base_model, "rank": rank, "target": target, "tag": tag, "q": q, "limit": limit}
         return self._http.pages("/v1/adapters", filters)
-
-
-def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path, Path, Path | None]:
-    """(config, weights, card or None) of a folder or of the files named. Raises SpoliaError naming what is missing."""
-    if isinstance(files, (str, Path)):
-        folder = Path(files)
-        if not folder.is_dir():
-            raise problem_error("no-adapter", f"{folder} is not a folder; name the folder that holds the adapter.")
-        found = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "README.md")]
-        found = [path for path in found if path.is_file()]
-        where = str(folder)
-    else:
-        found = [Path(file) for file in files]
-        where = "the files named"
-        for path in found:
-            if not path.is_file():
-                raise problem_error("no-adapter", f"{path} is not a file.")
-    by_suffix = {path.suffix: path for path in found}
-    for suffix, name in ((".json", "adapter_config.json"), (".safetensors", "adapter_model.safetensors")):
-        if suffix not in by_suffix:
-            raise problem_error("no-adapter", f"There is no {name} in {where}.")
-    return by_suffix[".json"], by_suffix[".safetensors"], by_suffix.get(".md")
-
-
-def split_reference(ref: str) -> tuple[str, str, str]:
-    """(namespace, name, version) of namespace/name, namespace/name@3 or namespace/name:alias; "latest" if unsaid."""
-    namespace, slash, rest = ref.partition("/")
-    marks = [mark for mark in "@:" if mark in rest]
-    name, _, version = rest.partition(marks[0]) if marks else (rest, "", "latest")
-    if not slash or not namespace or not name or not version or "/" in rest:
-        detail = f"{ref!r} is not a reference; write namespace/name, namespace/name@3 or namespace/name:alias."
-        raise problem_error("bad-reference", detail)
-    return namespace, name, version
-
-
-def _part(text: str) -> str:
-    """Text as one part of a path."""
-    return quote(text, safe="")
-
-
-def _adapter_path(ref: str) -> str:
-    namespace, name, _ = split_reference(ref)
-    return f"/v1/adapters/{_part(namespace)}/{_part(name)}"
-
-
-def _version_path(ref: str) -> str:
-    return f"{_adapter_path(ref)}/versions/{_part(split_reference(ref)[2])}"
-
-
-def _sources(sources: Sources) -> Sequence[Any]:
-    """Sources as the API wants them."""
-    if isinstance(sources, Mapping):
-        return [{"ref": ref, "weight": weight} for ref, weight in sources.items()]
-    return [source if isinstance(source, str) else dict(source) for source in sources]
-
-
-def _messages(prompt: str | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise problem_error("bad-config", f"{path} is not JSON: {error}.") from None
-    if not isinstance(config, dict):
-        raise problem_error("bad-config", f"{path} holds {type(config).__name__}, not a JSON object.")
-    return config

@@ -1,0 +1,84 @@
+"""What people hand to the client: a folder with an adapter, a reference, sources; as the API wants them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from app.client_http import Json, problem_error
+
+Sources = Sequence[str] | Mapping[str, float] | Sequence[Mapping[str, Any]]
+"""References; references with their weights; or the API's own {ref, weight} objects."""
+
+
+def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path, Path, Path | None]:
+    """(config, weights, card or None) of a folder or of the files named. Raises SpoliaError naming what is missing."""
+    if isinstance(files, (str, Path)):
+        folder = Path(files)
+        if not folder.is_dir():
+            raise problem_error("no-adapter", f"{folder} is not a folder; name the folder that holds the adapter.")
+        found = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "README.md")]
+        found = [path for path in found if path.is_file()]
+        where = str(folder)
+    else:
+        found = [Path(file) for file in files]
+        where = "the files named"
+        for path in found:
+            if not path.is_file():
+                raise problem_error("no-adapter", f"{path} is not a file.")
+    by_suffix = {path.suffix: path for path in found}
+    for suffix, name in ((".json", "adapter_config.json"), (".safetensors", "adapter_model.safetensors")):
+        if suffix not in by_suffix:
+            raise problem_error("no-adapter", f"There is no {name} in {where}.")
+    return by_suffix[".json"], by_suffix[".safetensors"], by_suffix.get(".md")
+
+
+def split_reference(ref: str) -> tuple[str, str, str]:
+    """(namespace, name, version) of namespace/name, namespace/name@3 or namespace/name:alias; "latest" if unsaid."""
+    namespace, slash, rest = ref.partition("/")
+    marks = [mark for mark in "@:" if mark in rest]
+    name, _, version = rest.partition(marks[0]) if marks else (rest, "", "latest")
+    if not slash or not namespace or not name or not version or "/" in rest:
+        detail = f"{ref!r} is not a reference; write namespace/name, namespace/name@3 or namespace/name:alias."
+        raise problem_error("bad-reference", detail)
+    return namespace, name, version
+
+
+def part(text: str) -> str:
+    """Text as one part of a path."""
+    return quote(text, safe="")
+
+
+def adapter_path(ref: str) -> str:
+    """Where the API keeps an adapter."""
+    namespace, name, _ = split_reference(ref)
+    return f"/v1/adapters/{part(namespace)}/{part(name)}"
+
+
+def version_path(ref: str) -> str:
+    """Where the API keeps a version."""
+    return f"{adapter_path(ref)}/versions/{part(split_reference(ref)[2])}"
+
+
+def source_list(sources: Sources) -> Sequence[Any]:
+    """Sources as the API wants them."""
+    if isinstance(sources, Mapping):
+        return [{"ref": ref, "weight": weight} for ref, weight in sources.items()]
+    return [source if isinstance(source, str) else dict(source) for source in sources]
+
+
+def message_list(prompt: str | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """A chat; plain text is one message of the user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def read_config(path: Path) -> Json:
+    """The content of an adapter_config.json. Raises SpoliaError when it is not a JSON object."""
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise problem_error("bad-config", f"{path} is not JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise problem_error("bad-config", f"{path} holds {type(config).__name__}, not a JSON object.")
+    return config
