@@ -18,7 +18,8 @@ ServingError
 └── EngineError
     ├── QueueFull
     ├── EngineClosed
-    └── StepFailed             a forward pass raised; the thread lives on
+    ├── StepFailed             a forward pass raised; the thread lives on
+    └── NonFiniteLogits        the weighted updates drove the model out of range
 """
 
 from collections.abc import Sequence
@@ -142,3 +143,10 @@ class StepFailed(EngineError):
     def __init__(self, step: str, reason: str) -> None:
         self.step, self.reason = step, reason
         super().__init__(f"The {step} step of the engine failed: {reason}")
+
+
+class NonFiniteLogits(EngineError):
+    def __init__(self, adapters: Sequence[tuple[str, float]]) -> None:
+        self.adapters = tuple(adapters)
+        named = ", ".join(f"{digest} at {weight:g}" for digest, weight in adapters) or "no adapters"
+        super().__init__(f"The model's output is NaN or infinite with {named}; smaller weights may help.")

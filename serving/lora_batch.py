@@ -6,8 +6,8 @@ and mask [rows, 1, R] holding for every row the weight of each rank's adapter (0
     y += ((x @ Aᵀ) * mask) @ Bt
 
 Ranks, targets and weights may differ in every way; nothing is padded to a common rank. If all rows have the same set,
-its weights are folded into A and the mask falls away. Stacks are rebuilt only when an adapter joins that they lack, or when
-most of what they hold has left; masks when the rows change. The base model's weights are never touched.
+its weights are folded into A and the mask falls away. Stacks are rebuilt only when an adapter joins that they lack, or
+when most of what they hold has left; masks when the rows change. The base model's weights are never touched.
 """
 
 from collections import OrderedDict

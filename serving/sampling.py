@@ -1,9 +1,9 @@
 """From logits to a token, for one request.
 
 Order: presence and frequency penalties over what was generated so far and `logit_bias` change the logits; temperature
-divides them; top_k and top_p leave out the unlikely. One uniform number per token from the request's own generator picks
-by the inverse of the distribution function in vocabulary order, so the choice does not depend on what else is in the batch
-(two tokens whose boundary lies within float rounding of that number excepted).
+divides them; top_k and top_p leave out the unlikely. One uniform number per token from the request's own generator
+picks by the inverse of the distribution function in vocabulary order, so the choice does not depend on what else is in
+the batch (two tokens whose boundary lies within float rounding of that number excepted).
 
 Log-probabilities that are reported are those of the model itself, before penalties, bias and temperature.
 """

@@ -1,0 +1,52 @@
+"""Which waiting requests join the batch next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serving.row import Row
+
+_GROUP_ROWS = 64  # each row of a group costs one line of logits
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """max_rows: rows that decode together; prefill_tokens: tokens of one group, padding included;
+    max_cache_tokens: rows x positions of the cache."""
+
+    max_rows: int
+    prefill_tokens: int
+    max_cache_tokens: int
+
+
+def next_group(waiting: Sequence[Row], running: Sequence[Row], limits: Limits) -> list[Row]:
+    """The rows to prefill together: the first that can run, then others in order of arrival whose prompts are of
+    similar length (within a quarter), up to the limits.
+
+    Rows that end with their first token need no place in the batch. A row that must wait for cache is not overtaken by
+    others that need cache, or it would wait for ever.
+    """
+    group: list[Row] = []
+    places = limits.max_rows - len(running)
+    staying = len(running)
+    longest_stay = max((row.reserved_positions for row in running), default=0)
+    width = 0
+    for row in waiting:
+        if not row.ready or row.cancelled:
+            continue
+        if row.stays:
+            stay = max(longest_stay, row.reserved_positions)
+            if places <= 0 or (staying > 0 and (staying + 1) * stay > limits.max_cache_tokens):
+                places = 0
+                continue
+        wider = max(width, row.prompt_length)
+        if group:
+            first = group[0].prompt_length
+            if abs(row.prompt_length - first) > max(8, first // 4):
+                continue
+            if len(group) >= _GROUP_ROWS or (len(group) + 1) * wider > limits.prefill_tokens:
+                break
+        if row.stays:
+            places, staying, longest_stay = places - 1, staying + 1, stay
+        group.append(row)
+        width = wider
+    return group
