@@ -12,6 +12,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ class Adapter:
             return next((name for name in INIT_FAMILIES if init.lower().startswith(name)), "lora")
         return "lora"
 
+    @cached_property
+    def _file(self) -> Any:
+        """The memory map, opened when the first tensor is asked for and shared by threads (reads only)."""
+        return safe_open(self.weights, framework="pt").__enter__()
+
     @property
     def parameters(self) -> int:
         return sum(math.prod(entry.shape) for entry in self.header.tensors)
@@ -100,8 +106,7 @@ class Adapter:
         if self.obstacles:
             raise NotLowRank(self.obstacles)
         info = self.modules[module]
-        with safe_open(self.weights, framework="pt") as file:
-            A, B = _widened(file.get_tensor(info.key_A)), _widened(file.get_tensor(info.key_B))
+        A, B = _widened(self._file.get_tensor(info.key_A)), _widened(self._file.get_tensor(info.key_B))
         root = math.sqrt(abs(info.scale))
         return Factors(A * root, B * math.copysign(root, info.scale))
 
@@ -111,13 +116,12 @@ class Adapter:
         Raises:
             NonFiniteTensor: naming the first tensor with NaN or Inf.
         """
-        with safe_open(self.weights, framework="pt") as file:
-            for entry in self.header.tensors:
-                tensor = file.get_tensor(entry.name)
-                if tensor.is_floating_point() and tensor.element_size() > 1:
-                    bad = int((~torch.isfinite(tensor)).sum())
-                    if bad:
-                        raise NonFiniteTensor(entry.name, bad, tensor.numel())
+        for entry in self.header.tensors:
+            tensor = self._file.get_tensor(entry.name)
+            if tensor.is_floating_point() and tensor.element_size() > 1:
+                bad = int((~torch.isfinite(tensor)).sum())
+                if bad:
+                    raise NonFiniteTensor(entry.name, bad, tensor.numel())
 
     def check_base(self, name: str, modules: Mapping[str, tuple[int, int]]) -> None:
         """Check that every module exists in base model `name`, whose linear layers are `modules` (name → (out, in)).

@@ -1,0 +1,120 @@
+"""The algebra of factors against dense float64 arithmetic."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltas.factors import Factors, balanced, cat, inner, norm, scaled, svd, truncate
+from deltas.joint import joint_bases
+
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+def random_factors(out: int, width: int, rank: int, seed: int, dtype: torch.dtype = torch.float64) -> Factors:
+    rng = torch.Generator().manual_seed(seed)
+    A = torch.randn(rank, width, generator=rng, dtype=torch.float64)
+    B = torch.randn(out, rank, generator=rng, dtype=torch.float64)
+    return Factors(A.to(dtype), B.to(dtype))
+
+
+def dense(factors: Factors) -> torch.Tensor:
+    return factors.B.double() @ factors.A.double()
+
+
+@st.composite
+def same_shape(draw: st.DrawFn, count: int) -> list[Factors]:
+    out, width = draw(shapes)
+    ranks = draw(st.lists(st.integers(1, 5), min_size=count, max_size=count))
+    seeds = draw(st.lists(st.integers(0, 2**31), min_size=count, max_size=count, unique=True))
+    return [random_factors(out, width, rank, seed) for rank, seed in zip(ranks, seeds, strict=True)]
+
+
+def test_factors_of_two_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match="of one rank"):
+        Factors(torch.zeros(2, 3), torch.zeros(4, 3))
+
+
+@given(same_shape(3))
+def test_cat_is_the_sum_of_updates(sources: list[Factors]) -> None:
+    merged = cat(sources)
+    assert merged.rank == sum(f.rank for f in sources)
+    torch.testing.assert_close(dense(merged), sum(dense(f) for f in sources))
+
+
+@given(same_shape(1), st.floats(-3, 3))
+def test_scaled_scales_the_update(sources: list[Factors], weight: float) -> None:
+    torch.testing.assert_close(dense(scaled(sources[0], weight)), weight * dense(sources[0]))
+
+
+@given(same_shape(2))
+def test_inner_and_norm_equal_the_dense_ones(sources: list[Factors]) -> None:
+    left, right = sources
+    expected = float((dense(left) * dense(right)).sum())
+    assert inner(left, right) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert norm(left) == pytest.approx(float(torch.linalg.norm(dense(left))), rel=1e-9)
+
+
+@given(same_shape(1))
+def test_svd_reassembles_and_equals_the_dense_spectrum(sources: list[Factors]) -> None:
+    U, S, Vh = svd(sources[0])
+    torch.testing.assert_close(U @ torch.diag(S) @ Vh, dense(sources[0]))
+    expected = torch.linalg.svdvals(dense(sources[0]))[: S.numel()]
+    torch.testing.assert_close(S, expected, atol=1e-9, rtol=1e-9)
+
+
+@given(same_shape(1), st.integers(1, 6))
+def test_truncation_is_optimal(sources: list[Factors], rank: int) -> None:
+    cut, discarded = truncate(sources[0], rank)
+    spectrum = torch.linalg.svdvals(dense(sources[0]))
+    optimum = float(spectrum[rank:].square().sum())
+    error = float((dense(cut) - dense(sources[0])).square().sum())
+    assert error == pytest.approx(optimum, abs=1e-9 * float(spectrum.square().sum()))
+    assert discarded == pytest.approx(optimum / float(spectrum.square().sum()), abs=1e-9)
+    assert cut.rank <= rank
+
+
+def test_truncation_to_no_rank_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        truncate(random_factors(3, 3, 1, 0), 0)
+
+
+@given(same_shape(1), st.integers(0, 2**31))
+def test_balanced_keeps_the_update_and_forgets_scale_and_sign(sources: list[Factors], seed: int) -> None:
+    source = sources[0]
+    rng = torch.Generator().manual_seed(seed)
+    c = torch.rand(source.rank, generator=rng, dtype=torch.float64) * 5 + 0.1
+    c = torch.where(torch.rand(source.rank, generator=rng) < 0.5, -c, c)
+    even, other = balanced(source), balanced(Factors(source.A * c[:, None], source.B / c))
+    torch.testing.assert_close(dense(even), dense(source))
+    torch.testing.assert_close(even.A, other.A)
+    torch.testing.assert_close(even.B, other.B)
+    torch.testing.assert_close(torch.linalg.vector_norm(even.A, dim=1), torch.linalg.vector_norm(even.B, dim=0))
+
+
+def test_a_dead_rank_is_balanced_to_zero() -> None:
+    source = Factors(torch.ones(2, 3), torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
+    even = balanced(source)
+    assert torch.isfinite(even.A).all()
+    assert not even.A[1].any()
+    torch.testing.assert_close(even.B @ even.A, source.B @ source.A)
+
+
+@given(same_shape(3), st.integers(0, 2**31))
+def test_joint_bases_lose_nothing(sources: list[Factors], seed: int) -> None:
+    joint = joint_bases(sources)
+    for source, core in zip(sources, joint.cores, strict=True):
+        torch.testing.assert_close(joint.Q_B @ core @ joint.Q_A.T, dense(source), atol=1e-10, rtol=1e-10)
+    eye = torch.eye(joint.Q_B.shape[1], dtype=torch.float64)
+    torch.testing.assert_close(joint.Q_B.T @ joint.Q_B, eye)
+    stranger = random_factors(sources[0].out_features, sources[0].in_features, 2, seed)
+    core, outside = joint.project(stranger)
+    inside = joint.Q_B @ core @ joint.Q_A.T
+    assert outside == pytest.approx(float((dense(stranger) - inside).square().sum()), abs=1e-9)
+
+
+@given(same_shape(3))
+@settings(max_examples=40)
+def test_joint_bases_span_the_same_space_in_any_order(sources: list[Factors]) -> None:
+    one, other = joint_bases(sources), joint_bases(sources[::-1])
+    torch.testing.assert_close(one.Q_B @ one.Q_B.T, other.Q_B @ other.Q_B.T, atol=1e-6, rtol=1e-6)
