@@ -1,0 +1,43 @@
+"""The command `spolia`: the service and its registry from the shell.
+
+Each verb is one function in cli_registry, cli_merge, cli_generate or cli_serve. Failures end with a status other than 0
+and one sentence on stderr.
+"""
+
+from typing import Annotated
+
+import typer
+
+from app.cli_context import Connection
+from app.cli_generate import generate
+from app.cli_merge import jobs, merge, methods
+from app.cli_output import error_sentence, fail
+from app.cli_registry import alias, ls, pull, push, rm, show, tag
+from app.cli_serve import serve
+from app.client_http import SpoliaError
+
+cli = typer.Typer(
+    name="spolia", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+for verb in (serve, push, pull, ls, show, merge, generate, jobs, methods, alias, tag, rm):
+    cli.command()(verb)
+
+
+@cli.callback()
+def connect(
+    ctx: typer.Context,
+    url: Annotated[str | None, typer.Option(help="Address of the service (SPOLIA_URL, http://127.0.0.1:8000).")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key of the service (SPOLIA_API_KEY).")] = None,
+) -> None:
+    """Bring adapters, merge them, see what was kept, and talk to the result."""
+    ctx.obj = Connection(url, api_key)
+
+
+def main() -> None:
+    """Run the command line; ends the process with its exit status (2 where the words themselves were wrong)."""
+    try:
+        cli()
+    except SpoliaError as error:
+        fail(error_sentence(error))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))

@@ -1,0 +1,33 @@
+"""What every verb shares: the service it talks to, and the --json switch."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from app.client import Client
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts; nothing else on stdout.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Which service, and with which key; None: from the environment."""
+
+    url: str | None
+    api_key: str | None
+
+
+def client(ctx: typer.Context) -> Client:
+    """A client for the service that this run of the command line was pointed at."""
+    connection = ctx.find_object(Connection) or Connection(None, None)
+    return Client(connection.url, connection.api_key)
+
+
+def weighted(source: str) -> tuple[str, float]:
+    """(reference, weight) of "ref" or "ref=0.5". Raises typer.BadParameter when the weight is no number."""
+    ref, equals, weight = source.partition("=")
+    try:
+        return ref, float(weight) if equals else 1.0
+    except ValueError:
+        raise typer.BadParameter(f"{weight!r} in {source!r} is not a number; write REF or REF=0.5") from None

@@ -1,0 +1,152 @@
+"""spolia merge, jobs, methods: making new adapters from the shell."""
+
+import json
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from app.cli_context import AsJson, client, weighted
+from app.cli_output import fail, moment, out, print_json, progress, sheet, table
+from app.cli_report import plan_page, report_page, version_page
+
+
+def merge(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="namespace/name of the result.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="References, each with =WEIGHT if not 1.")],
+    method: Annotated[str, typer.Option(help="See `spolia methods`.")] = "sum",
+    rank: Annotated[
+        str | None, typer.Option(help='Rank of the result: a number, "max", "sum", or a share of energy such as 0.99.')
+    ] = None,
+    param: Annotated[list[str] | None, typer.Option("--param", help="NAME=VALUE of the method; repeatable.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of what is random in the method.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Merge adapters into a new one and print the report."""
+    pairs = [weighted(source) for source in sources]
+    recipe: dict[str, Any] = {
+        "sources": [{"ref": ref, "weight": weight} for ref, weight in pairs],
+        "method": method,
+        "rank": _number(rank),
+        "params": dict(_param(one) for one in param or []),
+        "dtype": dtype,
+        "seed": seed,
+    }
+    with client(ctx) as spolia:
+        if dry_run:
+            plan = spolia.merge(name, **recipe, dry_run=True)
+            return print_json(plan) if as_json else out.print(plan_page(plan))
+        if not wait:
+            job = spolia.merge(name, **recipe, wait=False)
+            return print_json(job) if as_json else out.print(f"Job {job['id']} is {job['state']}.")
+        with progress(f"merge by {method}", data=False, quiet=as_json) as move:
+            job = spolia.merge(name, **recipe, on_progress=move)
+        if as_json:
+            return print_json(job)
+        ref = job["result"]["ref"]
+        if job["cached"]:
+            out.print(f"This recipe was merged before: {ref}")
+        out.print(version_page(spolia.show(ref)))
+        out.print()
+        out.print(report_page(spolia.report(ref)))
+
+
+def jobs(
+    ctx: typer.Context,
+    job_id: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Show only this job.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only jobs in this state: queued, running, succeeded, failed, cancelled.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until JOB has ended.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Ask JOB to stop.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs shown.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, or show, follow or cancel one."""
+    if job_id is None and (follow or cancel):
+        fail("name the job to follow or cancel; `spolia jobs` lists them.", 2)
+    with client(ctx) as spolia:
+        if job_id is None:
+            found = list(islice(spolia.jobs(state=state, limit=min(limit, 200)), limit))
+            return print_json(found) if as_json else _job_table(found)
+        job = spolia.cancel(job_id) if cancel else spolia.job(job_id)
+        if follow:
+            with progress(f"job {job_id}", data=False, quiet=as_json) as move:
+                job = spolia.wait(job_id, on_progress=move)
+    if as_json:
+        return print_json(job)
+    rows = {
+        "job": job["id"],
+        "kind": job["kind"],
+        "state": job["state"],
+        "progress": f"{job['progress']['done']} of {job['progress']['total']}",
+        "attempts": job["attempts"],
+        "queued": moment(job["created_at"]),
+        "started": moment(job["started_at"]),
+        "finished": moment(job["finished_at"]),
+        "result": (job["result"] or {}).get("ref"),
+        "error": (job["error"] or {}).get("detail"),
+    }
+    out.print(sheet(rows))
+
+
+def methods(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Show this method with its parameters.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the merge methods, or show one with its parameters."""
+    with client(ctx) as spolia:
+        found = [method for method in spolia.methods() if name in (None, method["name"])]
+    if not found:
+        fail(f"there is no merge method {name!r}; `spolia methods` lists them.")
+    if as_json:
+        return print_json(found[0] if name else found)
+    if name is None:
+        shown = table(None, "method", "exact", "rank", "what it does")
+        for method in found:
+            exact = "yes" if method["exact"] else "no"
+            shown.add_row(method["name"], exact, method["ranks"], method["summary"])
+        return out.print(shown)
+    out.print(sheet({"method": name, "source": found[0]["source"], "default rank": found[0]["default_rank"]}))
+    out.print(f"\n{found[0]['description']}\n", markup=False)
+    properties = found[0]["params"].get("properties", {})
+    shown = table(None, "parameter", "default", "meaning")
+    for parameter, schema in properties.items():
+        shown.add_row(parameter, json.dumps(schema.get("default")), schema.get("description", ""))
+    if properties:
+        out.print(shown)
+
+
+def _job_table(found: list[dict[str, Any]]) -> None:
+    shown = table(None, "job", "kind", "state", ">progress", "queued", "result or error")
+    for job in found:
+        ended = (job["result"] or {}).get("ref") or (job["error"] or {}).get("detail") or ""
+        count = f"{job['progress']['done']}/{job['progress']['total']}"
+        shown.add_row(job["id"], job["kind"], job["state"], count, moment(job["created_at"]), ended)
+    out.print(shown if found else "No jobs yet.")
+
+
+def _number(text: str | None) -> int | float | str | None:
+    """A rank or parameter as the number it looks like, else as it is."""
+    for kind in (int, float):
+        try:
+            return None if text is None else kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _param(text: str) -> tuple[str, Any]:
+    """(name, value) of NAME=VALUE; the value is JSON where it can be read as such, else text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} has no value; write NAME=VALUE", param_hint="--param")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

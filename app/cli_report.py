@@ -1,0 +1,151 @@
+"""Versions, plans and merge reports as pages for people."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from app.cli_output import moment, share, sheet, size, spread, table
+
+Json = Mapping[str, Any]
+
+# A matrix of pairs wider than this does not fit on a line.
+MOST_IN_MATRIX = 8
+
+
+def version_page(version: Json) -> RenderableType:
+    """The sheet of one version: what it is, where it came from, what it can be used for."""
+    base = version["base_model"]
+    known = f"known here, matched by {base['matched_by']}" if base["known"] else "not known here"
+    recipe = version.get("recipe") or {}
+    made_by = f"merge by {recipe.get('method', '?')}" if version["origin"] == "merge" else "upload"
+    patterns = [f"{name} {version[name]['pattern']}" for name in ("rank", "alpha") if version[name].get("pattern")]
+    rows = {
+        "digest": version["digest"],
+        "made": f"{moment(version['created_at'])} by {made_by}",
+        "base model": f"{base['name'] or 'not named'} ({known})",
+        "family": version["family"],
+        "rank": spread(version["rank"]),
+        "alpha": spread(version["alpha"]),
+        "scale": f"{spread(version['scale'])} ({'alpha/sqrt(r), rsLoRA' if version['use_rslora'] else 'alpha/r'})",
+        "patterns": "; ".join(patterns),
+        "targets": f"{', '.join(version['target_modules'])} ({version['modules']} modules)",
+        "parameters": f"{version['parameters']:,} in {version['dtype']}",
+        "files": ", ".join(f"{file['name']} ({size(file['size_bytes'])})" for file in version["files"]),
+        "licence": version["license"],
+        "tags": ", ".join(version["tags"]),
+        "aliases": ", ".join(version["aliases"]),
+        "merge": "yes" if version["mergeable"] else "no",
+        "serve": "yes" if version["servable"] else "no",
+    }
+    parts: list[RenderableType] = [Text(version["ref"], style="bold"), sheet(rows)]
+    if version["sources"]:
+        sources = table("Sources", "adapter", ">weight")
+        for source in version["sources"]:
+            sources.add_row(source["ref"], f"{source['weight']:g}")
+        parts.append(sources)
+    parts += [Text(f"! {note}", style="yellow") for note in version["notes"]]
+    return Group(*parts)
+
+
+def plan_page(plan: Json) -> RenderableType:
+    """What a merge would do."""
+    ranks = [module["target_rank"] for module in plan["modules"]]
+    rows = {
+        "method": f"{plan['method']} {plan['params'] or ''}".strip(),
+        "rank": f"{plan['rank']} (modules: {min(ranks)}–{max(ranks)})" if ranks else plan["rank"],
+        "dtype": plan["dtype"],
+        "modules": plan["total_modules"],
+        "size": size(plan["size_bytes"]),
+        "peak memory": f"{size(plan['peak_memory_bytes'])} a worker",
+    }
+    sources = table(None, "source", ">weight", ">modules", ">ranks")
+    for source in plan["sources"]:
+        mine = {module["source_ranks"].get(source["ref"]) for module in plan["modules"]} - {None}
+        shown = f"{min(mine)}–{max(mine)}" if len(mine) > 1 else f"{min(mine, default=0)}"
+        sources.add_row(source["ref"], f"{source['weight']:g}", str(source["modules"]), shown)
+    warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
+    return Group(sheet(rows), sources, *warnings)
+
+
+def report_page(report: Json, *, worst: int = 5) -> RenderableType:
+    """The truth meter of a merge: totals, what each source kept, interference, the worst modules, LEGO's clusters."""
+    totals, modules = report["totals"], report["modules"]
+    rows = {
+        "method": report["method"],
+        "rank": f"{spread(totals['rank'])} (asked: {report['rank_asked']})",
+        "error": f"{share(totals['relative_error'])} of the exact weighted sum",
+        "best possible": f"{share(totals['energy_at_rank'])} of its energy fits this rank",
+        "95 % / 99 %": f"of the energy need rank {spread(totals['rank_95'])} / {spread(totals['rank_99'])}",
+        "norm": f"{totals['norm']:.3f} (exact sum: {totals['target_norm']:.3f})",
+        "checked": f"{len(modules)} modules, all finite, in {report['seconds']:.1f} s",
+    }
+    parts: list[RenderableType] = [sheet(rows), _sources(totals["sources"], report["weights"])]
+    if 1 < len(totals["sources"]) <= MOST_IN_MATRIX:
+        parts.append(_interference(totals["interference"]))
+    if clustered := [module for module in modules if module.get("clusters")]:
+        parts.append(_clusters(clustered))
+    if worst:
+        parts.append(_worst(modules, worst))
+    parts += [Text(f"! {warning}", style="yellow") for warning in report["warnings"]]
+    return Group(*parts)
+
+
+def _sources(sources: Sequence[Json], weights: Sequence[float]) -> Table:
+    made = table(
+        "What each source kept", "source", ">weight", ">modules", ">cosine", ">own direction", ">inside result"
+    )
+    for source, weight in zip(sources, weights, strict=True):
+        figures = (f"{source['cosine']:.3f}", f"{source['projection']:.3f}", share(source["subspace"]))
+        made.add_row(source["ref"], f"{weight:g}", str(source["modules"]), *figures)
+    return made
+
+
+def _interference(pairs: Json) -> Table:
+    """One row a source: cosine and, after the stroke, how far the signs agree (50 % is chance)."""
+    names = [ref.rpartition("/")[2] for ref in pairs["refs"]]
+    made = table("Interference: cosine / sign agreement", "", *(f">{name}" for name in names))
+    for i, name in enumerate(names):
+        cells: list[str] = []
+        for j in range(len(names)):
+            agree = pairs["sign_agreement"][i][j]
+            signs = "–" if agree is None else f"{100 * agree:.0f} %"
+            cells.append("·" if i == j else f"{pairs['cosine'][i][j]:+.3f} / {signs}")
+        made.add_row(name, *cells)
+    return made
+
+
+def _clusters(modules: Sequence[Json]) -> Table:
+    """What LEGO made of the sources' ranks, over all modules."""
+    sizes = [size for module in modules for size in module["cluster_sizes"]]
+    members = [counts for module in modules for counts in module["members_by_source"]]
+    mixed = sum(sum(count > 0 for count in counts) > 1 for counts in members)
+    factors = [factor for module in modules for factor in module["reweighting_factors"]]
+    made = table("LEGO", "", ">")
+    made.add_row("ranks pooled into clusters", f"{sum(sizes)} into {len(sizes)}")
+    made.add_row("clusters of one, two, three or more", " / ".join(_size_shares(sizes)))
+    made.add_row("clusters with more than one source", share(mixed / len(members)))
+    made.add_row("largest cluster", str(max(sizes)))
+    made.add_row("reweighting factor, median and largest", f"{median(factors):.2f}, {max(factors):.2f}")
+    made.add_row("output scale, median", f"{median(module['output_scale'] for module in modules):.3f}")
+    made.add_row("spread inside clusters (inertia), median", share(median(m["inertia_share"] for m in modules)))
+    return made
+
+
+def _size_shares(sizes: Sequence[int]) -> list[str]:
+    ones, twos = (sum(size == wanted for size in sizes) for wanted in (1, 2))
+    return [share(count / len(sizes)) for count in (ones, twos, len(sizes) - ones - twos)]
+
+
+def _worst(modules: Sequence[Json], count: int) -> Table:
+    ordered = sorted(modules, key=lambda module: -(module["relative_error"] or 0.0))
+    made = table(
+        "Modules furthest from the exact sum", "module", ">rank", ">error", ">energy at rank", ">rank for 95 %"
+    )
+    for module in ordered[:count]:
+        figures = (share(module["relative_error"]), share(module["energy_at_rank"]), str(module["rank_95"]))
+        made.add_row(module["name"], str(module["rank"]), *figures)
+    return made
