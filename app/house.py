@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.jobs import JobEngine
+from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves
 from serving.base_model import BaseModel
@@ -18,6 +19,7 @@ class House:
     shelves: Shelves
     base: BaseModel
     engine: Engine
+    prompts: Prompts
     job_engine: JobEngine
 
     @property

@@ -115,7 +115,7 @@ def common_base(shelves: Shelves, versions: Sequence[Version]) -> Base | None:
     """
     first = versions[0]
     for other in versions[1:]:
-        if other.base_model == first.base_model and other.base_fingerprint == first.base_fingerprint:
+        if other.base_model == first.base_model:
             continue
         raise Refusal(
             422,
@@ -130,9 +130,7 @@ def common_base(shelves: Shelves, versions: Sequence[Version]) -> Base | None:
 def _base_words(version: Version) -> str:
     if version.base_model is None:
         return "a base model that it does not name"
-    if version.base_fingerprint is None:
-        return f"'{version.base_model}' (unknown here)"
-    return f"'{version.base_model}' (fingerprint {version.base_fingerprint[:12]})"
+    return f"'{version.base_model}'" + ("" if version.base_known else " (not known here)")
 
 
 def _difference(shelves: Shelves, left: Version, right: Version) -> str:
@@ -144,7 +142,7 @@ def _difference(shelves: Shelves, left: Version, right: Version) -> str:
             return f", where {name} is {x[0]}x{x[1]} and {y[0]}x{y[1]} (out x in)"
     if not a.keys() & b.keys():
         return ", which share no adapted module"
-    return ", which agree in the shapes of the modules both adapt, but not in name and weights"
+    return ", although the modules that both adapt have the same shapes"
 
 
 def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:

@@ -10,9 +10,19 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 URN = "urn:spolia:problem:"
 MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """The members that every problem has."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
 
 
 class AppError(Exception):

@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(4 * MIB, ge=1, description="Largest JSON body of any request.")
     max_sources: int = Field(256, ge=1, description="Most sources of one merge, and adapters of one set.")
     max_tags: int = Field(32, ge=0, description="Most tags of one adapter.")
+    max_models: int = Field(1000, ge=1, description="Most entries of /v1/models; adapters beyond are served unlisted.")
     max_page: int = Field(200, ge=1, description="Most items on one page of a list.")
 
     adapter_pool_bytes: int = Field(
@@ -64,6 +65,9 @@ class Settings(BaseSettings):
     )
     staging_max_age_s: float = Field(
         3600.0, ge=0, description="Unfinished uploads older than this are removed when the service starts."
+    )
+    orphan_max_age_s: float = Field(
+        86400.0, ge=0, description="Files that no version needs and that are older are removed at the start."
     )
 
     @property

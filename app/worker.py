@@ -45,8 +45,8 @@ class Worker:
     def run(self) -> None:
         """Go on with what was interrupted, then take jobs until told to stop."""
         jobs, settings = self.shelves.jobs, self.shelves.settings
-        for job in jobs.requeue_interrupted(settings.max_interruptions):
-            log.info("job %s was interrupted and is now %s", job.id, job.state)
+        for interrupted in jobs.requeue_interrupted(settings.max_interruptions, as_problem):
+            log.info("job %s was interrupted and is now %s", interrupted.id, interrupted.state)
         self._sweep_scratch()
         while not self.stop.is_set():
             self.wake.clear()

@@ -36,8 +36,7 @@ def _blobs(house: House) -> None:
 
 
 def _generation(house: House) -> None:
-    if not house.engine.alive:
-        raise RuntimeError("the generation thread has ended")
+    house.engine.state()
 
 
 def _worker(house: House) -> None:

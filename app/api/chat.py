@@ -1,0 +1,65 @@
+"""POST /v1/chat/completions, OpenAI's protocol."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+
+from app.api.access import HouseDep
+from app.api.streaming import answer_stream, answer_whole
+from app.generation import ChosenSet, choose_set, sampling_of
+from app.house import House
+from app.openai_answers import Shape, chat_logprobs
+from app.problems import Refusal
+from app.schemas_openai import ChatBody
+from serving.engine import Generation, TokenEvent
+
+router = APIRouter(prefix="/v1", tags=["generation"])
+
+
+@router.post("/chat/completions")
+async def chat_completions(house: HouseDep, request: Request, body: ChatBody) -> Response:
+    """Go on with a conversation, with the base model, an adapter, or a weighted set of adapters."""
+    chosen, generations = await to_thread.run_sync(_prepare, house, body)
+    shape = Shape("chat.completion", body.model, chosen.as_json, body.n, "chatcmpl")
+    piece = house.prompts.piece
+
+    def choice(index: int, tokens: Sequence[TokenEvent], text: str, reason: str | None, _: int) -> dict[str, Any]:
+        content = {"content": text} if body.stream else {"role": "assistant", "content": text, "refusal": None}
+        if body.stream and reason is not None:
+            content = {}
+        logprobs = chat_logprobs(tokens, piece) if body.logprobs and (tokens or not body.stream) else None
+        member = "delta" if body.stream else "message"
+        return {"index": index, member: content, "logprobs": logprobs, "finish_reason": reason}
+
+    if not body.stream:
+        return await answer_whole(house, request, generations, shape, choice)
+    hello = {"role": "assistant", "content": ""}
+    return await answer_stream(
+        house,
+        request,
+        generations,
+        shape,
+        opening=[{"index": i, "delta": hello, "logprobs": None, "finish_reason": None} for i in range(body.n)],
+        choice_of=choice,
+        chunk_kind="chat.completion.chunk",
+        include_usage=body.stream_options is not None and body.stream_options.include_usage,
+    )
+
+
+def _prepare(house: House, body: ChatBody) -> tuple[ChosenSet, list[Generation]]:
+    """Everything that can be wrong is found here, before anything is queued."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise Refusal(422, "invalid-request", "top_logprobs needs logprobs to be true.", field="top_logprobs")
+    if body.n > house.settings.max_choices:
+        detail = f"n is {body.n}; at most {house.settings.max_choices} choices are generated."
+        raise Refusal(422, "invalid-request", detail, field="n")
+    chosen = choose_set(house, body.model, body.adapters)
+    prompt = house.prompts.chat(body.messages)
+    most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return chosen, [
+        Generation(prompt, chosen.for_engine, sampling_of(body, max_tokens=most, logprobs=logprobs, choice=i))
+        for i in range(body.n)
+    ]

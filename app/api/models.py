@@ -1,0 +1,66 @@
+"""GET /v1/models: what `model` may be, as OpenAI's clients list it."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.api.access import HouseDep
+from app.generation import choose_set
+from app.house import House
+from store.records import AdapterEntry, Version
+
+router = APIRouter(prefix="/v1/models", tags=["generation"])
+
+_PAGE = 200
+
+
+@router.get("")
+def list_models(house: HouseDep) -> dict[str, Any]:
+    """The base model, and every adapter whose latest version can be served with it (the first max_models of them)."""
+    models = [_base_json(house)]
+    cursor: str | None = None
+    while len(models) < house.settings.max_models:
+        page = house.registry.list_adapters(base_model=house.base.name, limit=_PAGE, cursor=cursor)
+        models += [_adapter_json(entry) for entry in page.items if entry.latest.servable]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return {"object": "list", "data": models[: house.settings.max_models]}
+
+
+@router.get("/{model:path}")
+def get_model(house: HouseDep, model: str) -> dict[str, Any]:
+    """One model: the base model's id, or any adapter reference."""
+    chosen = choose_set(house, model, None)
+    if not chosen.members:
+        return _base_json(house)
+    return _version_json(model, chosen.members[0][0])
+
+
+def _base_json(house: House) -> dict[str, Any]:
+    name = house.base.name
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": name.partition("/")[0],
+        "root": name,
+        "parent": None,
+        "context_length": house.base.context_length,
+    }
+
+
+def _adapter_json(entry: AdapterEntry) -> dict[str, Any]:
+    return _version_json(f"{entry.namespace}/{entry.name}", entry.latest)
+
+
+def _version_json(model: str, version: Version) -> dict[str, Any]:
+    """An adapter as a model: `root` is the pinned version that it means now, `parent` its base model."""
+    return {
+        "id": model,
+        "object": "model",
+        "created": int(version.created_at.timestamp()),
+        "owned_by": version.namespace,
+        "root": version.ref,
+        "parent": version.base_model,
+    }

@@ -1,0 +1,159 @@
+"""The service: one application, for production and tests alike, and the process that serves it.
+
+create_app(settings)   routes, limits, errors; nothing is opened before the lifespan starts
+serve(settings)        uvicorn on one address; refuses to listen beyond loopback while there are no keys
+"""
+
+import ipaddress
+import logging
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import torch
+import uvicorn
+from anyio import to_thread
+from fastapi import FastAPI
+
+from app.api import adapters, chat, completions, files, health, jobs, merges, models, uploads
+from app.errors import install_error_handlers
+from app.house import House
+from app.jobs import EmbeddedJobEngine
+from app.limits import BodyLimits
+from app.problems import AppError, Problem
+from app.prompts import Prompts
+from app.settings import Settings
+from app.shelves import Shelves, open_shelves
+from serving.base_model import BaseModel, ensure_base, load_base, read_card
+from serving.engine import Engine
+
+log = logging.getLogger("spolia")
+
+ROUTERS = (health, models, chat, completions, adapters, uploads, files, merges, jobs)
+
+
+class RemoteRefused(AppError):
+    """The host is not loopback, and the service cannot tell its users apart yet."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"Spolia does not listen on {host!r}: it has no API keys yet, so everybody who reaches that address could"
+            " read, change and delete everything. Listen on 127.0.0.1, or set SPOLIA_ALLOW_REMOTE=true where"
+            " something else keeps strangers out."
+        )
+        self.host = host
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Its lifespan opens everything, and closes it in the opposite order."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app.state.house = await to_thread.run_sync(open_house, settings, stack)
+            yield
+
+    app = FastAPI(
+        title="Spolia",
+        summary="Adapter composition and merging service for open-weight models",
+        version="0.1.0",
+        lifespan=lifespan,
+        responses={"4XX": {"model": Problem, "description": "A problem (RFC 9457), as application/problem+json"}},
+    )
+    app.add_middleware(BodyLimits, settings=settings)
+    install_error_handlers(app)
+    for module in ROUTERS:
+        app.include_router(module.router)
+    return app
+
+
+def open_house(settings: Settings, stack: AsyncExitStack) -> House:
+    """Open store, base model, generation and jobs; what was opened is closed by the stack, last first."""
+    shelves = open_shelves(settings)
+    stack.callback(shelves.database.close)
+    settle(shelves)
+    # The worker imports torch meanwhile, in a process of its own.
+    job_engine = EmbeddedJobEngine(settings.environment())
+    job_engine.start()
+    stack.callback(job_engine.close)
+    base = open_base(shelves)
+    engine = Engine(
+        base,
+        shelves.adapter_loader(),
+        pool_bytes=settings.adapter_pool_bytes,
+        max_rows=settings.max_batch_rows,
+        max_waiting=settings.max_waiting_requests,
+        threads=settings.threads,
+    )
+    engine.start()
+    stack.callback(engine.close)
+    log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
+    return House(shelves, base, engine, Prompts(base.tokenizer), job_engine)
+
+
+def settle(shelves: Shelves) -> None:
+    """Bring the tables to date, and remove what crashes and refused uploads left behind."""
+    settings = shelves.settings
+    shelves.database.migrate()
+    staged = shelves.blobs.sweep_staging(settings.staging_max_age_s)
+    orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
+    if staged or orphans:
+        log.info("removed %d unfinished uploads and %d files that no version needs", staged, orphans)
+
+
+def open_base(shelves: Shelves) -> BaseModel:
+    """Find (or make) the base model's folder, load it and make it known to the registry.
+
+    Raises:
+        BaseUnavailable, BaseUnsupported: it cannot be found or served.
+    """
+    settings = shelves.settings
+    torch.set_num_threads(settings.threads)
+    folder = ensure_base(settings.base_model, settings.model_folders, settings.models_dir)
+    base = load_base(folder)
+    card = read_card(folder)
+    details: dict[str, object] = {
+        key: card[key] for key in ("origin", "architecture", "parameters", "context_length") if key in card
+    }
+    known = shelves.registry.base(base.name)
+    if known is None or known.fingerprint != base.fingerprint:
+        shelves.registry.upsert_base(base.name, base.fingerprint, base.modules, details)
+    return base
+
+
+def serve(settings: Settings) -> None:
+    """Serve until the process is told to stop.
+
+    Raises:
+        RemoteRefused: the host is beyond loopback and allow_remote is off.
+    """
+    if not settings.allow_remote and not is_loopback(settings.host):
+        raise RemoteRefused(settings.host)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    spool_in(settings.spool_dir)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=5,
+        server_header=False,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def spool_in(folder: Path) -> None:
+    """Let multipart bodies be spooled beside the data: /tmp may be small, or live in memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(folder)

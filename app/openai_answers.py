@@ -1,0 +1,127 @@
+"""Answers in OpenAI's shapes: whole, and as chunks of a stream; log-probabilities in both of its dialects."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ulid import ULID
+
+from app.errors import as_problem
+from serving.engine import Event, FinishEvent, TokenEvent, Usage
+from serving.errors import ServingError
+
+Json = dict[str, Any]
+Piece = Callable[[int], str]
+
+DONE = "data: [DONE]\n\n"
+
+
+@dataclass(slots=True)
+class Answer:
+    """One choice as it grows."""
+
+    text: str = ""
+    tokens: list[TokenEvent] = field(default_factory=list)
+    reason: str | None = None
+    usage: Usage = field(default_factory=lambda: Usage(0, 0))
+
+    def take(self, event: Event) -> None:
+        """Add what an event brings."""
+        if isinstance(event, TokenEvent):
+            self.text += event.text
+            self.tokens.append(event)
+        elif isinstance(event, FinishEvent):
+            self.reason, self.usage = event.reason, event.usage
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What all chunks of one answer have in common. `choices_each`: answers to the same prompt, which counts once."""
+
+    kind: str
+    model: str
+    adapters: list[Json]
+    choices_each: int
+    prefix: str
+    id: str = field(default_factory=lambda: str(ULID()))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def envelope(self, choices: list[Json], *, kind: str | None = None, **more: Any) -> Json:
+        """The outer object around choices."""
+        return {
+            "id": f"{self.prefix}-{self.id}",
+            "object": kind or self.kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "adapters": self.adapters,
+            **more,
+        }
+
+    def usage(self, answers: Sequence[Answer]) -> Json:
+        """Token counts of all choices."""
+        prompt = sum(answer.usage.prompt_tokens for answer in answers[:: self.choices_each])
+        completion = sum(answer.usage.completion_tokens for answer in answers)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece) -> Json:
+    """Log-probabilities as chat completions show them."""
+
+    def shown(token_id: int, logprob: float | None) -> Json:
+        text = piece(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    return {
+        "content": [
+            {
+                **shown(token.token_id, token.logprob),
+                "top_logprobs": [shown(token_id, logprob) for token_id, logprob in token.top],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def text_logprobs(tokens: Sequence[TokenEvent], piece: Piece, offset: int = 0) -> Json:
+    """Log-probabilities as completions show them; the chosen token is always among the top ones, as OpenAI has it."""
+    pieces = [piece(token.token_id) for token in tokens]
+    offsets = []
+    for text in pieces:
+        offsets.append(offset)
+        offset += len(text)
+    tops: list[dict[str, float | None]] = []
+    for text, token in zip(pieces, tokens, strict=True):
+        top: dict[str, float | None] = {}
+        for token_id, logprob in token.top:
+            top.setdefault(piece(token_id), logprob)  # two broken characters may look the same: the likelier stays
+        top.setdefault(text, token.logprob)
+        tops.append(top)
+    return {
+        "tokens": pieces,
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
+
+
+async def collect(events: AsyncIterator[tuple[int, Event]], count: int) -> list[Answer]:
+    """All answers, whole."""
+    answers = [Answer() for _ in range(count)]
+    async for index, event in events:
+        answers[index].take(event)
+    return answers
+
+
+def sse(document: Json) -> str:
+    """One chunk of a stream."""
+    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+
+
+def sse_error(error: ServingError) -> str:
+    """A failure after the stream has begun, as OpenAI's clients recognise it."""
+    problem = as_problem(error)
+    return sse({"error": {"message": problem["detail"], "code": problem["type"], **problem}})
