@@ -4,7 +4,7 @@ from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
 from store.cursors import decode_cursor, encode_cursor
-from store.models import AdapterRow, TagRow, VersionRow, VersionTargetRow
+from store.models import MAX_INTEGER, AdapterRow, TagRow, VersionRow, VersionTargetRow
 from store.records import AdapterEntry, Page
 from store.rows import read_entries
 
@@ -26,7 +26,8 @@ def list_adapters(
     if base_model is not None:
         statement = statement.where(VersionRow.base_model == base_model)
     if rank is not None:
-        statement = statement.where(VersionRow.rank_min <= rank, VersionRow.rank_max >= rank)
+        asked = min(rank, MAX_INTEGER)
+        statement = statement.where(VersionRow.rank_min <= asked, VersionRow.rank_max >= asked)
     if target is not None:
         statement = statement.where(
             select(VersionTargetRow.suffix)

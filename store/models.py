@@ -48,6 +48,9 @@ def now() -> datetime:
 
 
 JsonDict = dict[str, Any]
+MAX_INTEGER = 2**31 - 1
+"""The largest number that an integer column takes in every database; nothing is ever numbered as high."""
+
 OptionalJson = JSON(none_as_null=True)
 
 

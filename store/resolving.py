@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from store.errors import UnknownReference
-from store.models import AdapterRow, AliasRow, VersionRow
+from store.models import MAX_INTEGER, AdapterRow, AliasRow, VersionRow
 from store.references import Reference
 
 _CANDIDATES = 2000
@@ -59,7 +59,7 @@ def version_row(session: Session, reference: Reference) -> VersionRow:
         missing = f"{adapter.namespace}/{adapter.name} has no alias {reference.alias}"
     else:
         number = adapter.latest_number if reference.version is None else reference.version
-        row = session.scalar(of_adapter.where(VersionRow.number == number))
+        row = session.scalar(of_adapter.where(VersionRow.number == min(number or 0, MAX_INTEGER)))
         missing = f"{adapter.namespace}/{adapter.name} has no version {number}"
     if row is None:
         raise UnknownReference(str(reference), missing, _existing(session, adapter, reference))

@@ -27,6 +27,7 @@ def shelf(registry: Registry, blobs: LocalBlobs) -> Registry:
         ({"rank": 4}, ["a/spam", "b/spam", "b/topics"]),
         ({"rank": 16}, ["a/topics"]),
         ({"rank": 17}, []),
+        ({"rank": 10**30}, []),
         ({"target": "q_proj"}, ["a/spam", "a/topics", "b/topics"]),
         ({"target": "down_proj"}, ["b/spam"]),
         ({"tag": "mail"}, ["a/spam"]),

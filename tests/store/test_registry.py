@@ -100,6 +100,8 @@ def test_aliases_move_and_go(registry: Registry, blobs: LocalBlobs) -> None:
         registry.delete_alias("team", "spam", "production")
     with pytest.raises(UnknownReference, match="no version 3"):
         registry.set_alias("team", "spam", "production", 3)
+    with pytest.raises(UnknownReference, match="no version 1000000000000"):
+        registry.set_alias("team", "spam", "production", 10**30)
     with pytest.raises(InvalidName):
         registry.set_alias("team", "spam", "latest", 1)
 
