@@ -1,0 +1,302 @@
+"""The engine: same bytes whatever happens on the way, finished modules never redone, PEFT loads what comes out."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from deltas.errors import NonFiniteTensor
+from merging.engine import MergeResult, run_merge
+from merging.errors import MergeCancelled
+from merging.journal import Journal
+from merging.plan import Plan, plan_merge
+from merging.recipe import Recipe
+from tests.factory import TINY, write_adapter
+from tests.merging.conftest import dense_deltas, open_adapter
+
+MANY = {f"model.layers.{i}.q_proj": (24, 32) for i in range(40)}
+
+
+def make_plan(folders: list[Path], **recipe: Any) -> Plan:
+    sources = [{"ref": f"t/{f.name}"} for f in folders]
+    return plan_merge(Recipe(sources=sources, **recipe), [open_adapter(f) for f in folders])
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("method", ["sum", "lego", "linear", "cat"])
+def test_bytes_do_not_depend_on_workers_or_folder(tmp_path: Path, mixed: list[Path], method: str) -> None:
+    digests = {
+        sha256(run_merge(make_plan(mixed, method=method), tmp_path / f"w{n}", workers=n).weights) for n in (1, 2, 4)
+    }
+    assert len(digests) == 1
+
+
+def test_progress_counts_every_module(tmp_path: Path, mixed: list[Path]) -> None:
+    seen: list[tuple[int, int]] = []
+    run_merge(make_plan(mixed), tmp_path / "w", on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (0, 3)
+    assert seen[-1] == (3, 3)
+    assert seen == sorted(seen)
+
+
+def test_a_cancelled_merge_stops_between_modules_and_can_go_on(tmp_path: Path) -> None:
+    folders = [write_adapter(tmp_path / str(i), MANY, seed=i) for i in range(2)]
+    plan = make_plan(folders)
+    done: list[int] = []
+    with pytest.raises(MergeCancelled):
+        run_merge(plan, tmp_path / "w", on_progress=lambda d, _: done.append(d), cancelled=lambda: max(done) >= 5)
+    assert 5 <= done[-1] < 40
+    result = run_merge(plan, tmp_path / "w")
+    assert result.report["modules_resumed"] >= 5
+    assert sha256(result.weights) == sha256(run_merge(plan, tmp_path / "fresh").weights)
+
+
+def merge_slowly(folders: list[Path], work: Path) -> None:
+    run_merge(make_plan(folders, method="lego"), work, on_progress=lambda d, _: time.sleep(0.02))
+
+
+def test_a_killed_merge_does_not_redo_finished_modules(tmp_path: Path) -> None:
+    folders = [write_adapter(tmp_path / str(i), MANY, rank=4, seed=i) for i in range(3)]
+    work, plan = tmp_path / "w", make_plan(folders, method="lego")
+    process = multiprocessing.get_context("fork").Process(target=merge_slowly, args=(folders, work))
+    process.start()
+    journal = work / "modules.journal"
+    while not journal.exists() or journal.stat().st_size < 40_000:
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    before = journal.read_bytes()
+    result = run_merge(plan, work)
+    assert 0 < result.report["modules_resumed"] < 40
+    kept = before[: len(before) * 2 // 3]
+    assert journal.read_bytes().startswith(kept[: kept.rfind(b'{"module"') - 8])
+    assert sha256(result.weights) == sha256(run_merge(plan, tmp_path / "fresh").weights)
+
+
+def test_a_record_cut_short_is_done_again(tmp_path: Path, mixed: list[Path]) -> None:
+    plan, work = make_plan(mixed), tmp_path / "w"
+    expected = sha256(run_merge(plan, work).weights)
+    journal = work / "modules.journal"
+    whole = journal.read_bytes()
+    for cut in range(1, len(whole), 997):
+        journal.write_bytes(whole[:-cut])
+        assert sha256(run_merge(plan, work).weights) == expected
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    journal.write_bytes(flipped)
+    result = run_merge(plan, work)
+    assert sha256(result.weights) == expected
+    assert result.report["modules_resumed"] < 3
+
+
+def test_another_plans_journal_is_not_taken_over(tmp_path: Path, mixed: list[Path]) -> None:
+    run_merge(make_plan(mixed, rank=2), tmp_path / "w")
+    result = run_merge(make_plan(mixed, rank=3), tmp_path / "w")
+    assert result.report["modules_resumed"] == 0
+    assert sha256(result.weights) == sha256(run_merge(make_plan(mixed, rank=3), tmp_path / "fresh").weights)
+
+
+def test_the_journal_takes_records_from_threads(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", "plan")
+    threads = [
+        threading.Thread(target=lambda i=i: [journal.append(f"{i}-{k}", {"k": k}, bytes([i, k])) for k in range(50)])
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    journal.close()
+    again = Journal(tmp_path / "j", "plan")
+    assert len(again.records) == 200
+    assert all(again.read(f"{i}-{k}") == bytes([i, k]) for i in range(4) for k in range(50))
+
+
+def test_nan_in_a_source_stops_the_merge_and_names_it(tmp_path: Path) -> None:
+    folders = [write_adapter(tmp_path / str(i), seed=i) for i in range(2)]
+    path = folders[1] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.model.layers.1.q_proj.lora_B.weight"][0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(NonFiniteTensor, match=r"layers\.1\.q_proj\.lora_B of 't/1'"):
+        run_merge(make_plan(folders), tmp_path / "w")
+
+
+def test_an_overflow_of_the_result_is_an_error_not_an_adapter(tmp_path: Path) -> None:
+    folders = [write_adapter(tmp_path / str(i), seed=i, size=1e4, alpha=1e4) for i in range(2)]
+    with pytest.raises(NonFiniteTensor, match="of the result in float16"):
+        run_merge(make_plan(folders, dtype="float16"), tmp_path / "w")
+    assert not (tmp_path / "w" / "adapter_model.safetensors").exists()
+
+
+def test_the_report_equals_dense_arithmetic(mixed: list[Path], merge: Callable[..., tuple[MergeResult, Path]]) -> None:
+    weights = [1.0, 0.5, -2.0]
+    for method, rank in [("sum", 3), ("lego", 3), ("linear", None)]:
+        result, folder = merge(mixed, weights, method=method, rank=rank)
+        merged, sources = dense_deltas(folder), [dense_deltas(f) for f in mixed]
+        error = total = 0.0
+        for module in result.report["modules"]:
+            name = module["name"]
+            having = [i for i, s in enumerate(sources) if name in s]
+            assert module["source_indices"] == having
+            target = torch.stack([weights[i] * sources[i][name] for i in having]).sum(dim=0)
+            difference = float(torch.linalg.norm(target - merged[name]))
+            norm = float(torch.linalg.norm(target))
+            error, total = error + difference**2, total + norm**2
+            assert module["relative_error"] == pytest.approx(difference / norm, rel=1e-5)
+            energy = torch.linalg.svdvals(target).square()
+            share = energy.cumsum(0) / energy.sum()
+            assert module["energy_at_rank"] == pytest.approx(
+                float(share[min(module["rank"], len(share)) - 1]), rel=1e-6
+            )
+            assert module["rank_95"] == int((share < 0.95).sum()) + 1
+            assert module["rank_99"] == int((share < 0.99).sum()) + 1
+            for figures, i in zip(module["sources"], having, strict=True):
+                dot = float((sources[i][name] * merged[name]).sum())
+                own = float(torch.linalg.norm(sources[i][name]))
+                assert figures["projection"] == pytest.approx(dot / own**2, abs=1e-6)
+                assert figures["cosine"] == pytest.approx(dot / own / float(torch.linalg.norm(merged[name])), abs=1e-6)
+                U, S, Vh = torch.linalg.svd(merged[name], full_matrices=False)
+                k = int((1e-6 * S[0] < S).sum())
+                inside = U[:, :k].T @ sources[i][name] @ Vh[:k].T
+                assert figures["subspace"] == pytest.approx(float(inside.square().sum()) / own**2, abs=1e-4)
+            for a, i in enumerate(having):
+                for b, j in enumerate(having):
+                    left, right = sources[i][name], sources[j][name]
+                    cosine = float((left * right).sum() / torch.linalg.norm(left) / torch.linalg.norm(right))
+                    assert module["cosine"][a][b] == pytest.approx(cosine, abs=1e-6)
+                    assert 0 <= module["sign_agreement"][a][b] <= 1
+        assert result.report["totals"]["relative_error"] == pytest.approx((error / total) ** 0.5, rel=1e-5)
+
+
+def test_an_energy_share_keeps_that_share(mixed: list[Path], merge: Callable[..., tuple[MergeResult, Path]]) -> None:
+    result, folder = merge(mixed, rank=0.9)
+    for module in result.report["modules"]:
+        assert module["energy_at_rank"] >= 0.9
+        assert module["rank"] == next(k for k in range(1, 20) if _share(module["name"], k, mixed) >= 0.9 * (1 - 1e-9))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert open_adapter(folder).obstacles == ()
+    assert config["r"] == config["lora_alpha"]
+
+
+def _share(name: str, k: int, folders: list[Path]) -> float:
+    found = [d[name] for d in map(dense_deltas, folders) if name in d]
+    energy = torch.linalg.svdvals(torch.stack(found).sum(dim=0)).square()
+    return float(energy[:k].sum() / energy.sum())
+
+
+def test_short_target_names_only_where_they_cover_the_base(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a")
+    recipe = Recipe(sources=[{"ref": "t/a"}])
+    partial = {**TINY, "model.layers.1.v_proj": (4, 8)}
+    config = run_merge(plan_merge(recipe, [open_adapter(folder)], partial), tmp_path / "w").config
+    assert config["target_modules"] == ["q_proj", "model.layers.0.v_proj"]
+    config = run_merge(plan_merge(recipe, [open_adapter(folder)], None), tmp_path / "w2").config
+    assert config["target_modules"] == sorted(TINY)
+
+
+# PEFT as the oracle, on a small random Llama.
+
+
+@pytest.fixture(scope="module")
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=50,
+            tie_word_embeddings=True,
+        )  # fmt: skip
+    ).eval()
+
+
+def peft_adapter(model: LlamaForCausalLM, folder: Path, seed: int, **config: Any) -> Path:
+    """An adapter with random factors, saved by PEFT itself."""
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.2)
+    wrapped.save_pretrained(folder)
+    wrapped.unload()
+    return folder
+
+
+def logits(model: Any, adapter: Path | None = None) -> torch.Tensor:
+    tokens = torch.arange(1, 41).reshape(2, 20)
+    if adapter is None:
+        return model(tokens).logits.detach()
+    wrapped = PeftModel.from_pretrained(model, adapter).eval()
+    found = wrapped(tokens).logits.detach()
+    wrapped.unload()
+    return found
+
+
+@pytest.mark.parametrize(("method", "rank"), [("sum", "sum"), ("cat", None), ("sum", 5), ("lego", 6), ("linear", None)])
+def test_peft_loads_the_result_and_computes_what_the_updates_say(
+    tmp_path: Path, llama: LlamaForCausalLM, merge: Callable[..., tuple[MergeResult, Path]], method: str, rank: Any
+) -> None:
+    folders = [
+        peft_adapter(llama, tmp_path / "p", 1, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
+        peft_adapter(llama, tmp_path / "q", 2, r=3, lora_alpha=7, use_rslora=True, target_modules="all-linear"),
+        peft_adapter(
+            llama, tmp_path / "r", 3, r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"],
+            rank_pattern={"layers.1.self_attn.q_proj": 5}, alpha_pattern={"down_proj": 3}, layers_to_transform=[0, 1],
+        ),
+    ]  # fmt: skip
+    weights = [0.5, -1.0, 2.0]
+    _, folder = merge(folders, weights, method=method, rank=rank)
+    merged = dense_deltas(folder)
+    dense = LlamaForCausalLM(llama.config).eval()
+    dense.load_state_dict(llama.state_dict())
+    with torch.no_grad():
+        for name, delta in merged.items():
+            dense.get_submodule(name).weight += delta.float()
+    torch.testing.assert_close(logits(llama, folder), logits(dense), atol=1e-4, rtol=1e-4)
+    if rank == "sum" or method == "cat":
+        exact = {n: 0.0 for f in folders for n in dense_deltas(f)}
+        for weight, f in zip(weights, folders, strict=True):
+            for name, delta in dense_deltas(f).items():
+                exact[name] = exact[name] + weight * delta  # type: ignore[assignment]
+        for name, delta in merged.items():
+            torch.testing.assert_close(delta, exact[name], atol=1e-5, rtol=1e-5)
+
+
+def test_linear_equals_pefts_linear(
+    tmp_path: Path, llama: LlamaForCausalLM, merge: Callable[..., tuple[MergeResult, Path]]
+) -> None:
+    folders = [
+        peft_adapter(llama, tmp_path / f"l{i}", i, r=4, lora_alpha=4 + i, target_modules=["q_proj", "up_proj"])
+        for i in range(3)
+    ]
+    weights = [1.0, 0.25, -0.5]
+    _, folder = merge(folders, weights, method="linear")
+    wrapped = PeftModel.from_pretrained(llama, folders[0], adapter_name="a0")
+    for i in (1, 2):
+        wrapped.load_adapter(folders[i], adapter_name=f"a{i}")
+    wrapped.add_weighted_adapter(["a0", "a1", "a2"], weights, "merged", combination_type="linear")
+    wrapped.set_adapter("merged")
+    expected = wrapped.eval()(torch.arange(1, 41).reshape(2, 20)).logits.detach()
+    wrapped.unload()
+    torch.testing.assert_close(logits(llama, folder), expected, atol=1e-5, rtol=1e-5)
