@@ -1,5 +1,6 @@
 """The engine: same bytes whatever happens on the way, finished modules never redone, PEFT loads what comes out."""
 
+import copy
 import hashlib
 import json
 import multiprocessing
@@ -126,6 +127,7 @@ def test_the_journal_takes_records_from_threads(tmp_path: Path) -> None:
     again = Journal(tmp_path / "j", "plan")
     assert len(again.records) == 200
     assert all(again.read(f"{i}-{k}") == bytes([i, k]) for i in range(4) for k in range(50))
+    again.close()
 
 
 def test_nan_in_a_source_stops_the_merge_and_names_it(tmp_path: Path) -> None:
@@ -217,29 +219,27 @@ def test_short_target_names_only_where_they_cover_the_base(tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=24,
-            intermediate_size=40,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=50,
-            tie_word_embeddings=True,
-        )  # fmt: skip
-    ).eval()
+    config = LlamaConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=50,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def peft_adapter(model: LlamaForCausalLM, folder: Path, seed: int, **config: Any) -> Path:
     """An adapter with random factors, saved by PEFT itself."""
     torch.manual_seed(seed)
-    wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
+    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", **config))
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.2)
     wrapped.save_pretrained(folder)
-    wrapped.unload()
     return folder
 
 
@@ -247,10 +247,7 @@ def logits(model: Any, adapter: Path | None = None) -> torch.Tensor:
     tokens = torch.arange(1, 41).reshape(2, 20)
     if adapter is None:
         return model(tokens).logits.detach()
-    wrapped = PeftModel.from_pretrained(model, adapter).eval()
-    found = wrapped(tokens).logits.detach()
-    wrapped.unload()
-    return found
+    return PeftModel.from_pretrained(copy.deepcopy(model), adapter).eval()(tokens).logits.detach()
 
 
 @pytest.mark.parametrize(("method", "rank"), [("sum", "sum"), ("cat", None), ("sum", 5), ("lego", 6), ("linear", None)])
@@ -292,11 +289,10 @@ def test_linear_equals_pefts_linear(
     ]
     weights = [1.0, 0.25, -0.5]
     _, folder = merge(folders, weights, method="linear")
-    wrapped = PeftModel.from_pretrained(llama, folders[0], adapter_name="a0")
+    wrapped = PeftModel.from_pretrained(copy.deepcopy(llama), folders[0], adapter_name="a0")
     for i in (1, 2):
         wrapped.load_adapter(folders[i], adapter_name=f"a{i}")
     wrapped.add_weighted_adapter(["a0", "a1", "a2"], weights, "merged", combination_type="linear")
     wrapped.set_adapter("merged")
     expected = wrapped.eval()(torch.arange(1, 41).reshape(2, 20)).logits.detach()
-    wrapped.unload()
     torch.testing.assert_close(logits(llama, folder), expected, atol=1e-5, rtol=1e-5)
