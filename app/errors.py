@@ -75,8 +75,8 @@ TABLE: dict[type[Exception], Row] = {
 
 ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.ServingError)
 
-# What these say is for the operator, who finds it in the log: paths and URLs of this machine.
-PRIVATE = frozenset({"place", "url", "searched"})
+# Fields that are no extras: paths and URLs of this machine are for the operator; the sentence says what is missing.
+PRIVATE = frozenset({"place", "url", "searched", "missing"})
 
 DISK_FULL = (507, "storage-full", "The disk is full; nothing of this request was stored.")
 BROKEN = (500, "internal-error", "Something broke inside the service; its log says what.")

@@ -17,8 +17,8 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 WAKE, STOP = b"wake\n", b"stop\n"
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
-_HEALTHY_AFTER_S = 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+_HEALTHY_AFTER_S = 5.0
 _STOP_TIMEOUT_S = 5.0
 # Modules are merged side by side in threads; inside each, BLAS must not start threads of its own.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

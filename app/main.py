@@ -15,13 +15,14 @@ import torch
 import uvicorn
 from anyio import to_thread
 from fastapi import FastAPI
+from transformers.utils.logging import disable_progress_bar
 
 from app.api import adapters, chat, completions, files, health, jobs, merges, models, uploads
 from app.errors import install_error_handlers
 from app.house import House
 from app.jobs import EmbeddedJobEngine
 from app.limits import BodyLimits
-from app.problems import AppError, Problem
+from app.problems import Problem
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
@@ -30,11 +31,12 @@ from serving.engine import Engine
 
 log = logging.getLogger("spolia")
 
+BASE_DETAILS = ("origin", "architecture", "parameters", "context_length")
 ROUTERS = (health, models, chat, completions, adapters, uploads, files, merges, jobs)
 
 
-class RemoteRefused(AppError):
-    """The host is not loopback, and the service cannot tell its users apart yet."""
+class RemoteRefused(SystemExit):
+    """The host is not loopback, and the service cannot tell its users apart yet. Ends the process with the reason."""
 
     def __init__(self, host: str) -> None:
         super().__init__(
@@ -42,7 +44,6 @@ class RemoteRefused(AppError):
             " read, change and delete everything. Listen on 127.0.0.1, or set SPOLIA_ALLOW_REMOTE=true where"
             " something else keeps strangers out."
         )
-        self.host = host
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -113,9 +114,7 @@ def open_base(shelves: Shelves) -> BaseModel:
     folder = ensure_base(settings.base_model, settings.model_folders, settings.models_dir)
     base = load_base(folder)
     card = read_card(folder)
-    details: dict[str, object] = {
-        key: card[key] for key in ("origin", "architecture", "parameters", "context_length") if key in card
-    }
+    details: dict[str, object] = {key: card[key] for key in BASE_DETAILS if key in card}
     known = shelves.registry.base(base.name)
     if known is None or known.fingerprint != base.fingerprint:
         shelves.registry.upsert_base(base.name, base.fingerprint, base.modules, details)
@@ -131,6 +130,8 @@ def serve(settings: Settings) -> None:
     if not settings.allow_remote and not is_loopback(settings.host):
         raise RemoteRefused(settings.host)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    disable_progress_bar()
     spool_in(settings.spool_dir)
     uvicorn.run(
         create_app(settings),

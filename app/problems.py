@@ -52,7 +52,7 @@ def problem(status: int, slug: str, detail: str, extras: Mapping[str, Any] | Non
         "detail": detail,
     }
     plain = {key: plain_json(value) for key, value in (extras or {}).items()}
-    return {**plain, **standard}
+    return standard | {key: value for key, value in plain.items() if key not in standard}
 
 
 def problem_response(
