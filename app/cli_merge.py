@@ -113,7 +113,7 @@ def methods(
             shown.add_row(method["name"], exact, method["ranks"], method["summary"])
         return out.print(shown)
     out.print(sheet({"method": name, "source": found[0]["source"], "default rank": found[0]["default_rank"]}))
-    out.print(f"\n{found[0]['description']}\n", markup=False)
+    out.print(f"\n{found[0]['description']}\n")
     properties = found[0]["params"].get("properties", {})
     shown = table(None, "parameter", "default", "meaning")
     for parameter, schema in properties.items():

@@ -14,11 +14,12 @@ from rich.table import Table
 from app.client_http import Progress as OnProgress
 from app.client_http import SpoliaError
 
+# No markup: what is printed comes from names, cards and docstrings, where [brackets] are just brackets.
 # Where output is not a terminal, 80 columns would cut references apart.
 PIPE_COLUMNS = 120
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
-err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_COLUMNS)
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+err = Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else PIPE_COLUMNS)
 
 
 def print_json(value: Any) -> None:

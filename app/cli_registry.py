@@ -99,7 +99,7 @@ def show(
     out.print(version_page(version))
     if len(versions) > 1:
         others = ", ".join(one["ref"].rpartition("@")[2] for one in versions)
-        out.print(f"[dim]versions[/]     {others}")
+        out.print(f"versions     {others}")
     for name, value in version["metrics"].items():
         out.print(f"{name}: {share(value) if isinstance(value, float) else value}")
     if report:

@@ -118,21 +118,22 @@ def _interference(pairs: Json) -> Table:
     return made
 
 
-def _clusters(modules: Sequence[Json]) -> Table:
+def _clusters(modules: Sequence[Json]) -> RenderableType:
     """What LEGO made of the sources' ranks, over all modules."""
     sizes = [size for module in modules for size in module["cluster_sizes"]]
     members = [counts for module in modules for counts in module["members_by_source"]]
     mixed = sum(sum(count > 0 for count in counts) > 1 for counts in members)
     factors = [factor for module in modules for factor in module["reweighting_factors"]]
-    made = table("LEGO", "", ">")
-    made.add_row("ranks pooled into clusters", f"{sum(sizes)} into {len(sizes)}")
-    made.add_row("clusters of one, two, three or more", " / ".join(_size_shares(sizes)))
-    made.add_row("clusters with more than one source", share(mixed / len(members)))
-    made.add_row("largest cluster", str(max(sizes)))
-    made.add_row("reweighting factor, median and largest", f"{median(factors):.2f}, {max(factors):.2f}")
-    made.add_row("output scale, median", f"{median(module['output_scale'] for module in modules):.3f}")
-    made.add_row("spread inside clusters (inertia), median", share(median(m["inertia_share"] for m in modules)))
-    return made
+    rows = {
+        "ranks pooled into clusters": f"{sum(sizes)} into {len(sizes)}",
+        "clusters of one, two, more": " / ".join(_size_shares(sizes)),
+        "clusters of several sources": share(mixed / len(members)),
+        "largest cluster": max(sizes),
+        "reweighting factor": f"median {median(factors):.2f}, largest {max(factors):.2f}",
+        "output scale": f"median {median(module['output_scale'] for module in modules):.3f}",
+        "spread inside clusters": f"median {share(median(m['inertia_share'] for m in modules))} (inertia)",
+    }
+    return Group(Text("LEGO's clusters", style="bold"), sheet(rows), Text())
 
 
 def _size_shares(sizes: Sequence[int]) -> list[str]:

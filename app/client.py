@@ -58,6 +58,10 @@ class Client:
         """Close the connections."""
         self._http.close()
 
+    def ready(self) -> bool:
+        """Whether the service can do its work; False while it is starting. Raises SpoliaError if none answers."""
+        return self._http.status("GET", "/readyz") == 200
+
     # --- the registry
 
     def push(

@@ -49,7 +49,7 @@ class Transport:
 
     def __init__(self, url: str, api_key: str | None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.url = url.rstrip("/")
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         # trust_env off: the service is an address that was given, not one to be reached through a proxy of the web.
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=10.0)
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
@@ -65,6 +65,11 @@ class Transport:
         _check(response)
         answer: Json = response.json() if response.content else {}
         return answer
+
+    def status(self, method: str, path: str) -> int:
+        """The status of one answer, whatever it is."""
+        with self._clear_errors():
+            return self._http.request(method, path).status_code
 
     def pages(self, path: str, params: Mapping[str, Any]) -> Iterator[Json]:
         """The items of a list, page after page."""
@@ -125,7 +130,7 @@ class Transport:
             detail = f"No service answers at {self.url}; start one with `spolia serve`, or name another with --url."
             raise problem_error("unreachable", detail) from None
         except httpx.TransportError as error:
-            detail = f"The connection to {self.url} broke: {error or type(error).__name__}."
+            detail = f"The connection to {self.url} broke: {str(error).rstrip('.') or type(error).__name__}."
             raise problem_error("connection-broken", detail) from None
         except httpx.InvalidURL as error:
             raise problem_error("bad-url", f"{self.url!r} is not the address of a service: {error}.") from None

@@ -3,6 +3,7 @@
 Packages are fetched by name with the pip of this interpreter and read from the archive; nothing is installed.
 """
 
+import html
 import io
 import re
 import subprocess
@@ -86,7 +87,7 @@ def sms(rng: Random) -> tuple[Pairs, Pairs]:
     messages: dict[str, str] = {}
     for line in lines:
         label, _, text = line.partition("\t")
-        text = NUMBER.sub("<number>", LINK.sub("<link>", " ".join(text.split())))
+        text = NUMBER.sub("<number>", LINK.sub("<link>", " ".join(html.unescape(text).split())))
         # Spam that differs only in a number is one message here: the two must not meet across the split.
         if label in ("ham", "spam") and 20 <= len(text) <= 200 and inoffensive(text):
             messages.setdefault(re.sub(r"\d+", "0", text).lower(), text + "\t" + label)

@@ -128,6 +128,7 @@ TASKS: dict[str, Task] = {
             dtype="bfloat16",
             licence="Apache-2.0",
             source=GENERATED,
+            steps=150,
         ),
         Task(
             name="intent",
@@ -145,6 +146,7 @@ TASKS: dict[str, Task] = {
             dtype="bfloat16",
             licence="Apache-2.0",
             source=GENERATED,
+            steps=120,
         ),
         Task(
             name="colours",

@@ -109,6 +109,7 @@ def save(model: Any, folder: Path, dtype: torch.dtype) -> None:
     model.save_pretrained(folder)
     weights = folder / "adapter_model.safetensors"
     save_file({key: value.to(dtype) for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+    weights.chmod(0o644)
 
 
 def train(task: Task, base: Path, out: Path, *, base_only: bool) -> None:
@@ -126,8 +127,8 @@ def train(task: Task, base: Path, out: Path, *, base_only: bool) -> None:
     model = fit(task, base, tokenizer, training)
     folder = out / "adapters" / task.name
     save(model, folder, DTYPES[task.dtype])
-    tuned: Any = PeftModel.from_pretrained(plain, folder)
-    after = accuracy(tuned.eval(), tokenizer, held_out)
+    tuned = PeftModel.from_pretrained(plain, folder)  # in evaluation mode
+    after = accuracy(tuned, tokenizer, held_out)
     print(f"  own adapter {after:.1f} (base {before:.1f})", flush=True)
     lines = [json.dumps(asdict(one), ensure_ascii=False) for one in held_out]
     (out / "heldout").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,165 @@
+"""The main job, over HTTP, as a user would do it: start, upload, merge, read the report, measure, generate.
+
+    make demo        or        python -m examples.demo
+
+Starts a service if none answers and leaves it running. Doing it again finds the same versions and is quicker.
+Everything goes through the client (app/client.py); `spolia push`, `spolia merge` and `spolia generate` do the same from a shell.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+from tokenizers import Tokenizer
+
+from app.cli_output import error_sentence, fail, out, progress, share, size, spread, table
+from app.cli_report import plan_page, report_page
+from app.client import Client, Json, SpoliaError
+from app.settings import Settings
+from examples.measuring import accuracy, answers_of, open_tokenizer, read_examples
+from examples.service import start_service
+
+HERE = Path(__file__).parent
+TASKS = ("spam", "measure", "dates", "language")
+PER_TASK = 40
+
+
+def heading(text: str) -> None:
+    """A line that says what comes next."""
+    out.print()
+    out.rule(text, align="left", style="dim")
+
+
+def upload(spolia: Client) -> dict[str, str]:
+    """Push the four example adapters; their pinned references by task."""
+    heading("1  Upload four adapters that differ in rank, scaling, targets and precision")
+    shown = table(None, "adapter", ">rank", ">scale", "targets", "dtype", ">parameters", ">size")
+    pinned: dict[str, str] = {}
+    for task in TASKS:
+        with progress(f"push examples/{task}", data=True) as move:
+            folder = HERE / "adapters" / task
+            version = spolia.push(folder, f"examples/{task}", tags=["example"], on_progress=move)
+        pinned[task] = version["ref"]
+        shown.add_row(
+            version["ref"],
+            spread(version["rank"]),
+            f"{spread(version['scale'])}{' (rsLoRA)' if version['use_rslora'] else ''}",
+            " ".join(target.removesuffix("_proj") for target in version["target_modules"]),
+            version["dtype"],
+            f"{version['parameters']:,}",
+            size(version["size_bytes"]),
+        )
+    out.print(shown)
+    return pinned
+
+
+def merge(spolia: Client, pinned: dict[str, str]) -> dict[str, str]:
+    """Merge the four by `sum` and by `lego`; the results' pinned references by method."""
+    recipes: dict[str, Json] = {
+        "sum": {"sources": dict.fromkeys(pinned.values(), 0.5), "rank": 16},
+        "lego": {"sources": dict.fromkeys(pinned.values(), 1.0), "rank": 16},
+    }
+    made: dict[str, str] = {}
+    for number, (method, recipe) in enumerate(recipes.items(), start=2):
+        heading(f"{number}  Merge them by `{method}`")
+        name = f"examples/four-by-{method}"
+        if number == 2:
+            out.print("What it will do (a dry run):")
+            out.print(plan_page(spolia.merge(name, **recipe, method=method, dry_run=True)))
+        started = time.perf_counter()
+        with progress(f"merge by {method}", data=False) as move:
+            job = spolia.merge(name, **recipe, method=method, on_progress=move)
+        made[method] = job["result"]["ref"]
+        again = " (this recipe was merged before)" if job["cached"] else ""
+        out.print(f"{made[method]} in {time.perf_counter() - started:.1f} s{again}. What was kept and what was lost:")
+        out.print(report_page(spolia.report(made[method]), worst=3))
+    return made
+
+
+def measure(spolia: Client, models: dict[str, str | None], tokenizer: Tokenizer, per_task: int) -> None:
+    """The accuracy of each model on each task, asked over HTTP, as a table."""
+    heading(f"4  Accuracy on {per_task} held-out examples a task, measured now")
+    held_out = {task: read_examples(HERE / "heldout" / f"{task}.jsonl", per_task) for task in TASKS}
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
+    pairs = [(name, task) for name in models for task in TASKS]
+    for name, task in track(pairs, "measuring", transient=True, console=out):
+        answers = answers_of(spolia, held_out[task], models[name], tokenizer)
+        found[name][task] = accuracy(answers, held_out[task])
+    shown = table(None, "%", *(f">{task}" for task in TASKS), ">average")
+    for name, scores in found.items():
+        cells = [share(scores[task]).removesuffix(" %") for task in TASKS]
+        mean = sum(scores.values()) / len(scores)
+        shown.add_row(name, *cells, share(mean).removesuffix(" %"), style="bold" if name == TASKS[-1] else None)
+    out.print(shown)
+    out.print(f"Each figure is within about {100 * (0.25 / per_task) ** 0.5:.0f} points of the true one (one sigma).")
+
+
+def talk(spolia: Client, pinned: dict[str, str], merged: str) -> None:
+    """Generate with the base, an adapter, a merge and a weighted set, streamed."""
+    heading("5  Generate")
+    message = "You have won a prize! Call now to claim your holiday."
+    prompt = f"Is this text message ham or spam?\nInput: {message}\nAnswer:"
+    weighted = {pinned["spam"]: 0.8, pinned["dates"]: 0.4}
+    label = " + ".join(f"{weight:g} × {ref}" for ref, weight in weighted.items())
+    out.print(f"A completion of: {prompt!r}")
+    for name, ask in (
+        ("base", {}),
+        (pinned["spam"], {"model": pinned["spam"]}),
+        (merged, {"model": merged}),
+        (label, {"adapters": weighted}),
+    ):
+        say(spolia, name, prompt, {**ask, "max_tokens": 4, "stop": ["\n"]})
+    question = "Give me one short tip for writing a clear e-mail."
+    out.print(f"\nA chat: {question!r}")
+    for name, ask in (("base", {}), (merged, {"model": merged}), (label, {"adapters": weighted})):
+        say(spolia, name, question, {**ask, "chat": True, "max_tokens": 40})
+
+
+def say(spolia: Client, name: str, prompt: str, options: dict[str, Any]) -> None:
+    """Print one answer as it is made."""
+    out.print(f"  {name}: ", end="", style="bold")
+    for piece in spolia.generate(prompt, temperature=0, **options):
+        out.file.write(piece)
+        out.file.flush()
+    out.print()
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description="Upload, merge, measure and generate, over HTTP.")
+    parser.add_argument("--per-task", type=int, default=PER_TASK, help="held-out examples of each task")
+    per_task = parser.parse_args().per_task
+    settings = Settings()
+    url = os.environ.get("SPOLIA_URL") or f"http://{settings.host}:{settings.port}"
+    started = time.perf_counter()
+    with Client(url) as spolia:
+        stop = start_service(spolia, settings)
+        pinned = upload(spolia)
+        merged = merge(spolia, pinned)
+        base = str(spolia.models()[0]["id"])
+        models: dict[str, str | None] = {"base": None}
+        models |= {f"{task} (adapter)": ref for task, ref in pinned.items()}
+        models |= {f"all four by {method}": ref for method, ref in merged.items()}
+        measure(spolia, models, open_tokenizer(settings.model_folders, base), per_task)
+        talk(spolia, pinned, merged["sum"])
+    heading(f"Done in {time.perf_counter() - started:.0f} s. Spolia listens on {url}  (API pages: {url}/docs)")
+    prefix = "" if url == "http://127.0.0.1:8000" else f"SPOLIA_URL={url} "
+    command = f"{prefix}{Path(sys.executable).with_name('spolia')}"
+    out.print("Go on with:")
+    out.print(f"  {command} show {merged['lego']}")
+    out.print(f"  {command} merge me/mine {pinned['spam']}=0.7 {pinned['dates']}=0.7 --method sum --rank 12")
+    out.print(f"  {command} generate 'What is a LoRA adapter?' --adapter {pinned['spam']}=0.5")
+    out.print(f"Stop the service with: {stop}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SpoliaError as error:
+        fail(error_sentence(error))
+    except KeyboardInterrupt:
+        fail("interrupted; a service that was started keeps running.", 130)
