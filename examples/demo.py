@@ -3,7 +3,7 @@
     make demo        or        python -m examples.demo
 
 Starts a service if none answers and leaves it running. Doing it again finds the same versions and is quicker.
-Everything goes through the client (app/client.py); `spolia push`, `spolia merge` and `spolia generate` do the same from a shell.
+Everything goes through the client (app/client.py); `spolia push`, `merge` and `generate` do the same from a shell.
 """
 
 import argparse

@@ -34,8 +34,8 @@ def answers_of(spolia: Client, examples: Sequence[Json], model: str | None, toke
 
 def accuracy(answers: Sequence[str], examples: Sequence[Json]) -> float:
     """Share of right answers, 0 to 1."""
-    right = [answer == example["label"] for answer, example in zip(answers, examples, strict=True)]
-    return sum(right) / len(right)
+    right: int = sum(answer == example["label"] for answer, example in zip(answers, examples, strict=True))
+    return right / len(examples)
 
 
 def open_tokenizer(folders: Sequence[Path], base: str) -> Tokenizer:

@@ -119,7 +119,7 @@ def train(task: Task, base: Path, out: Path, *, base_only: bool) -> None:
     if {one.prompt for one in training} & {one.prompt for one in held_out}:
         raise ValueError(f"{task.name}: a held-out example is also a training example")
     print(f"{task.name}: {len(training)} training and {len(held_out)} held-out examples", flush=True)
-    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)  # in evaluation mode
     before = accuracy(plain, tokenizer, held_out)
     print(f"  base {before:.1f}", flush=True)
     if base_only:
