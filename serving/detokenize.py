@@ -1,6 +1,7 @@
 """Tokens to text, piece by piece, so that what was streamed is never taken back.
 
-Text is held while it ends in an incomplete UTF-8 sequence, and while it could still become a stop string. Decoding looks
+Text is held while it ends in an incomplete UTF-8 sequence, and while it could still become a stop string. Decoding
+looks
 back over the last few tokens, because many tokenizers spell a token differently at the start of a text.
 """
 

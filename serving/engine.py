@@ -1,6 +1,6 @@
 """The embedded engine: continuous batching on one thread, every request with its own weighted set of adapters.
 
-Each turn of the thread lets one group of waiting requests join (a prefill bounded by a token budget, of similar lengths)
+Each turn of the thread lets one group of waiting requests join (a prefill of similar lengths, bounded in tokens)
 and gives every running row one more token. Requests whose adapters are still being loaded are passed by others.
 """
 
@@ -222,7 +222,7 @@ class Engine:
         self._end_all(rows, ends)
 
     def _choose(self, rows: Sequence[Row], logits: Tensor) -> list[FinishReason | ServingError | None]:
-        """Give every row its next token from logits [rows, vocabulary]; for each row how it ends, None if it goes on."""
+        """Give every row its next token from logits [rows, vocabulary]; how each row ends, or None."""
         peaks, best = (found.tolist() for found in logits.max(dim=-1))
         ends: list[FinishReason | ServingError | None] = []
         for at, row in enumerate(rows):

@@ -58,7 +58,7 @@ class AdapterError(ServingError):
 class AdapterNotServable(AdapterError):
     def __init__(self, digest: str, family: str, reasons: Sequence[str]) -> None:
         self.digest, self.family, self.reasons = digest, family, tuple(reasons)
-        super().__init__(f"Adapter {digest} ({family}) cannot be served: {' '.join(reasons)}")
+        super().__init__(f"Adapter {digest} ({family}) cannot be served: {'; '.join(reasons)}.")
 
 
 class AdapterModuleMissing(AdapterError):
