@@ -130,9 +130,11 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def sentence(text: str) -> str:
-    """The text with a capital letter and a full stop."""
+    """The text with a full stop and, unless it begins with the name of a thing (lora_alpha), a capital letter."""
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+    first = text.partition(" ")[0]
+    begin = text[:1].upper() if first.isalpha() else text[:1]
+    return begin + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def complaint(error: dict[str, Any]) -> tuple[str, str]:

@@ -131,7 +131,7 @@ def serve(settings: Settings) -> None:
         raise RemoteRefused(settings.host)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     spool_in(settings.spool_dir)
     uvicorn.run(
         create_app(settings),

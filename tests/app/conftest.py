@@ -1,0 +1,51 @@
+"""One real service for all tests of this folder: uvicorn in a thread, real store, worker and base model."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from app.main import create_app
+from app.settings import Settings
+from tests.app.service import Service
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="session")
+def service(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The running service. Its limits are small, so that passing them is cheap."""
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("service"),
+        threads=1,
+        merge_workers=2,
+        max_upload_bytes=4 * MIB,
+        max_config_bytes=64 * 1024,
+        max_card_bytes=16 * 1024,
+        max_header_bytes=128 * 1024,
+        max_request_bytes=256 * 1024,
+        max_batch_rows=8,
+        max_sources=8,
+    )
+    app = create_app(settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the service did not start"
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        yield Service(app.state.house, http, port)
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def http(service: Service) -> httpx.Client:
+    """A client of the running service."""
+    return service.http
