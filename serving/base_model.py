@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class BaseModel:
     modules: dict[str, tuple[int, int]]
     context_length: int
     eos_ids: frozenset[int]
-    tokenizer: Any
-    model: Any
+    tokenizer: Any = field(repr=False)
+    model: Any = field(repr=False)
     folder: Path
 
     @property
