@@ -1,0 +1,132 @@
+"""The command line against a running service: what people see, what scripts read, how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.conftest import SPOLIA, make_adapter
+
+
+class Shell:
+    """Runs `spolia …` against one service."""
+
+    def __init__(self, address: str) -> None:
+        self._env = os.environ | {"SPOLIA_URL": address, "NO_COLOR": "1"}
+
+    def run(self, *words: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """The finished command."""
+        command = [SPOLIA, *map(str, words)]
+        return subprocess.run(command, env=self._env, input=stdin, capture_output=True, text=True, check=False)
+
+    def text(self, *words: object, stdin: str | None = None) -> str:
+        """What a command that succeeds prints."""
+        done = self.run(*words, stdin=stdin)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def json(self, *words: object) -> Any:
+        """What a command prints with --json."""
+        return json.loads(self.text(*words, "--json"))
+
+    def failure(self, *words: object) -> tuple[int, str]:
+        """(exit status, sentence) of a command that fails."""
+        done = self.run(*words)
+        assert done.returncode != 0
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr.strip()
+
+
+@pytest.fixture
+def shell(address: str) -> Shell:
+    return Shell(address)
+
+
+@pytest.fixture
+def pushed(shell: Shell, tmp_path: Path) -> list[str]:
+    """The references of two adapters."""
+    refs = []
+    for name, seed in (("a", 31), ("b", 32)):
+        folder = make_adapter(tmp_path / name, seed=seed, rank=seed - 29)
+        refs.append(str(shell.json("push", folder, f"shell/{name}", "--license", "MIT", "--tag", "shell")["ref"]))
+    return refs
+
+
+def test_verbs_of_the_client_start_without_torch() -> None:
+    check = "import sys, app.cli; sys.exit(any(name in sys.modules for name in ('torch', 'fastapi', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_push_ls_show_pull(shell: Shell, pushed: list[str], tmp_path: Path) -> None:
+    assert pushed == ["shell/a@1", "shell/b@1"]
+    listed = shell.text("ls", "--tag", "shell")
+    assert all(ref in listed for ref in pushed)
+    assert [item["name"] for item in shell.json("ls", "--tag", "shell", "--limit", 1)] == ["a"]
+    sheet = shell.text("show", "shell/a", "--card")
+    assert all(word in sheet for word in ("q_proj, v_proj", "alpha/r", "MIT", "Adapter 31"))
+    assert "in " in shell.text("pull", "shell/a", tmp_path / "back")
+    assert (tmp_path / "back" / "README.md").read_text() == "# Adapter 31\n"
+
+
+def test_merge_prints_a_plan_then_the_report(shell: Shell, pushed: list[str]) -> None:
+    words = ["merge", "shell/merged", f"{pushed[0]}=0.5", pushed[1], "--method", "lego", "--rank", 3]
+    words += ["--param", "canonicalise=true"]
+    plan = shell.text(*words, "--dry-run")
+    assert "peak memory" in plan
+    assert "'canonicalise': True" in plan
+    report = shell.text(*words)
+    assert all(word in report for word in ("shell/merged@1", "What each source kept", "Interference", "LEGO"))
+    assert shell.json("show", "shell/merged")["report"]["method"] == "lego"
+    assert shell.json(*words)["cached"]
+
+
+def test_jobs_and_methods(shell: Shell, pushed: list[str]) -> None:
+    job = shell.json("merge", "shell/queued", *pushed, "--method", "cat", "--no-wait")
+    assert "succeeded" in shell.text("jobs", job["id"], "--follow")
+    assert job["id"] in shell.text("jobs")
+    assert {"sum", "cat", "linear", "lego"} <= {method["name"] for method in shell.json("methods")}
+    assert "[a, b]" in shell.text("methods", "lego")
+
+
+def test_alias_tag_rm(shell: Shell, pushed: list[str]) -> None:
+    assert "now names shell/b@1" in shell.text("alias", "shell/b", "production")
+    assert shell.json("show", "shell/b:production")["aliases"] == ["production"]
+    code, sentence = shell.failure("rm", "shell/b@1")
+    assert code == 1
+    assert "production" in sentence
+    assert "no longer" in shell.text("alias", "shell/b", "production", "--delete")
+    assert sorted(shell.json("tag", "shell/b", "shell", "fresh")["tags"]) == ["fresh", "shell"]
+
+
+def test_generate_streams_text_and_knows_weighted_sets(shell: Shell, pushed: list[str]) -> None:
+    words = ["generate", "-", "--raw", "--max-tokens", 4]
+    assert shell.text(*words, stdin="The capital of France is").startswith(" Paris")
+    answer = shell.json("generate", "Hi", "-a", f"{pushed[0]}=0.5", "-a", pushed[1], "--max-tokens", 2)
+    assert [one["weight"] for one in answer["adapters"]] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["show", "shell/nothing"], 1, "shell/nothing"),
+        (["show", "nothing"], 1, "not a reference"),
+        (["push", "/does/not/exist", "shell/x"], 1, "not a folder"),
+        (["merge", "shell/x", "shell/y=heavy"], 2, "'heavy'"),
+        (["merge", "shell/x", "shell/nothing"], 1, "shell/nothing"),
+        (["methods", "magic"], 1, "'magic'"),
+        (["generate", "Hi", "--model", "shell/nothing"], 1, "shell/nothing"),
+        (["rm", "shell/a"], 2, "shell/a@1"),
+        (["jobs", "--follow"], 2, "name the job"),
+        (["nonsense"], 2, "nonsense"),
+        (["--url", "http://127.0.0.1:9", "ls"], 1, "No service answers"),
+    ],
+)
+def test_failures_are_a_sentence_and_a_status(shell: Shell, words: list[str], code: int, part: str) -> None:
+    found, sentence = shell.failure(*words)
+    assert found == code
+    assert part in sentence

@@ -1,0 +1,145 @@
+"""The Python client against a running service."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from app.client import Client, SpoliaError
+from app.client_http import Transport
+from tests.client.conftest import BASE, make_adapter
+
+
+@pytest.fixture
+def two(spolia: Client, tmp_path: Path) -> tuple[str, str]:
+    """The pinned references of two adapters of different rank."""
+    refs = [
+        str(spolia.push(make_adapter(tmp_path / name, seed=seed, rank=rank), f"two/{name}")["ref"])
+        for name, seed, rank in (("a", 1, 2), ("b", 2, 3))
+    ]
+    return refs[0], refs[1]
+
+
+def test_pushing_the_same_bytes_again_gives_the_same_version(spolia: Client, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "same", seed=3)
+    first = spolia.push(folder, "push/same", license="MIT", tags=["one", "two"])
+    again = spolia.push([folder / "adapter_config.json", folder / "adapter_model.safetensors"], "push/same")
+    assert first["ref"] == again["ref"] == "push/same@1"
+    assert (first["license"], sorted(first["tags"]), first["card"]) == ("MIT", ["one", "two"], "# Adapter 3\n")
+
+
+def test_large_weights_are_streamed_and_come_back(spolia: Client, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "large", seed=4, rank=64, layers=20)
+    total = (folder / "adapter_model.safetensors").stat().st_size
+    assert total > 9_000_000
+    seen: list[tuple[int, int]] = []
+    version = spolia.push(folder, "push/large", on_progress=lambda done, of: seen.append((done, of)))
+    assert seen[-1] == (total, total)
+    assert all(earlier[0] <= later[0] for earlier, later in pairwise(seen))
+
+    spolia.pull(version["ref"], tmp_path / "back")
+    for name in ("adapter_model.safetensors", "README.md"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+    config, back = (json.loads((at / "adapter_config.json").read_bytes()) for at in (folder, tmp_path / "back"))
+    assert back == config
+
+
+def test_a_download_with_another_digest_leaves_nothing(address: str, two: tuple[str, str], tmp_path: Path) -> None:
+    transport = Transport(address, None)
+    path = "/v1/adapters/two/a/versions/1/files/adapter_config.json"
+    with pytest.raises(SpoliaError, match="nothing was kept"):
+        transport.download(path, tmp_path / "config.json", "0" * 64, lambda size: None)
+    transport.close()
+    assert list(tmp_path.glob("*config.json*")) == []
+
+
+def test_lists_follow_their_cursors(spolia: Client, tmp_path: Path) -> None:
+    for seed in range(5):
+        spolia.push(make_adapter(tmp_path / f"{seed}", seed=10 + seed), f"many/a{seed}", tags=["many"])
+    found = [f"{item['namespace']}/{item['name']}" for item in spolia.list(tag="many", limit=2)]
+    assert sorted(found) == [f"many/a{seed}" for seed in range(5)]
+
+
+def test_aliases_tags_and_deletion(spolia: Client, tmp_path: Path) -> None:
+    for seed in (20, 21):
+        spolia.push(make_adapter(tmp_path / f"{seed}", seed=seed), "moving/adapter")
+    spolia.set_alias("moving/adapter", "production", 1)
+    assert spolia.show("moving/adapter:production")["ref"] == "moving/adapter@1"
+    assert spolia.show("moving/adapter")["ref"] == "moving/adapter@2"
+    assert [version["version"] for version in spolia.versions("moving/adapter")] == [2, 1]
+    assert spolia.set_tags("moving/adapter", ["new"])["tags"] == ["new"]
+
+    with pytest.raises(SpoliaError, match="production") as refused:
+        spolia.delete("moving/adapter@1")
+    assert refused.value.status == 409
+    spolia.delete_alias("moving/adapter", "production")
+    spolia.delete("moving/adapter@1")
+    with pytest.raises(SpoliaError) as gone:
+        spolia.show("moving/adapter@1")
+    assert gone.value.status == 404
+
+
+def test_a_merge_is_planned_run_reported_and_remembered(spolia: Client, two: tuple[str, str]) -> None:
+    recipe = {two[0]: 0.5, two[1]: -0.25}
+    plan = spolia.merge("merged/sum", recipe, rank=4, dry_run=True)
+    assert plan["total_modules"] == 4
+    assert [source["weight"] for source in plan["sources"]] == [0.5, -0.25]
+
+    seen: list[tuple[int, int]] = []
+    job = spolia.merge("merged/sum", recipe, rank=4, on_progress=lambda done, of: seen.append((done, of)))
+    assert job["state"] == "succeeded"
+    assert seen[-1] == (4, 4)
+    report = spolia.report(job["result"]["ref"])
+    assert report["totals"]["rank"]["max"] == 4
+    assert len(report["modules"]) == 4
+
+    again = spolia.merge("merged/sum", list(two), weights=[0.5, -0.25], rank=4)
+    assert again["cached"]
+    assert again["result"] == job["result"]
+
+
+def test_a_job_can_be_followed_listed_and_cancelled(spolia: Client, two: tuple[str, str]) -> None:
+    job = spolia.merge("merged/followed", list(two), method="cat", wait=False)
+    events = list(spolia.events(job["id"]))
+    assert events[-1][1]["state"] == "succeeded"
+    assert {event for event, _ in events} <= {"progress", "state"}
+    assert job["id"] in [found["id"] for found in spolia.jobs(state="succeeded", limit=1)]
+    assert spolia.cancel(job["id"])["state"] == "succeeded"  # too late: it stays as it is
+    assert spolia.job(job["id"])["result"]["ref"] == "merged/followed@1"
+
+
+def test_streamed_pieces_add_up_to_the_whole_answer(spolia: Client, two: tuple[str, str]) -> None:
+    options = {"max_tokens": 6, "temperature": 0}
+    whole = spolia.complete("The capital of France is", **options)
+    assert whole["choices"][0]["text"].startswith(" Paris")
+    assert "".join(spolia.generate("The capital of France is", **options)) == whole["choices"][0]["text"]
+
+    reply = spolia.chat("Say hello.", model=two[0], **options)["choices"][0]["message"]["content"]
+    assert "".join(spolia.generate("Say hello.", model=two[0], chat=True, **options)) == reply
+    weighted = spolia.complete("Hello", adapters={two[0]: 0.5, two[1]: 0.5}, **options)
+    assert weighted["adapters"] == [{"ref": two[0], "weight": 0.5}, {"ref": two[1], "weight": 0.5}]
+
+
+def test_the_base_is_the_first_model(spolia: Client, two: tuple[str, str]) -> None:
+    ids = [model["id"] for model in spolia.models()]
+    assert ids[0] == BASE
+    assert "two/a" in ids
+
+
+def test_refusals_are_one_sentence_with_their_problem(spolia: Client, two: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(SpoliaError, match="two/a") as unknown:
+        spolia.show("two/aa")
+    assert unknown.value.status == 404
+    with pytest.raises(SpoliaError, match="lego") as method:
+        spolia.merge("merged/none", list(two), method="legoo")
+    assert method.value.status == 422
+    with pytest.raises(SpoliaError) as streamed:
+        list(spolia.generate("Hello", model="two/aa"))
+    assert streamed.value.status == 404
+    with pytest.raises(SpoliaError, match=r"no adapter_config\.json"):
+        spolia.push(tmp_path, "two/c")
+    with pytest.raises(SpoliaError, match="not a reference"):
+        spolia.show("just-a-name")
+    with Client("http://127.0.0.1:9") as nobody, pytest.raises(SpoliaError, match="No service answers"):
+        nobody.models()
