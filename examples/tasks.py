@@ -94,7 +94,6 @@ TASKS: dict[str, Task] = {
                 "Changed: only clear scores are kept (above 1, below -1, between -0.3 and 0.3) and named positive, "
                 "negative, neutral; sentences with offensive words left out."
             ),
-            steps=240,
         ),
         Task(
             name="measure",
@@ -184,6 +183,7 @@ TASKS: dict[str, Task] = {
                 "v3), as shipped in Babel.\n"
                 "Changed: names written alike in two of the languages left out, three names joined."
             ),
+            steps=150,
         ),
     )
 }
