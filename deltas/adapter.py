@@ -81,7 +81,7 @@ class Adapter:
     @cached_property
     def _file(self) -> Any:
         """The memory map, opened when the first tensor is asked for and shared by threads (reads only)."""
-        return safe_open(self.weights, framework="pt").__enter__()
+        return safe_open(self.weights, framework="pt")
 
     @property
     def parameters(self) -> int:

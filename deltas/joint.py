@@ -17,36 +17,79 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltas.factors import Factors, balanced, inner
+from deltas.factors import Factors, Spectrum, balanced, inner
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """Orthonormal columns Q [n, k], float64, kept as Householder reflections and a rotation.
+
+    Most uses touch a few columns only, so forming Q would cost more than all of them together.
+    """
+
+    reflections: Tensor  # [n, R], as LAPACK's geqrf leaves them
+    taus: Tensor
+    rotation: Tensor  # [k, k]
+
+    def lift(self, coordinates: Tensor) -> Tensor:
+        """Q @ coordinates: [k, m] → [n, m]."""
+        padded = coordinates.new_zeros(self.reflections.shape[0], coordinates.shape[1])
+        padded[: self.rotation.shape[0]] = self.rotation @ coordinates
+        return torch.ormqr(self.reflections, self.taus, padded)
+
+    def coordinates(self, vectors: Tensor) -> Tensor:
+        """Qᵀ @ vectors: [n, m] → [k, m]."""
+        turned = torch.ormqr(self.reflections, self.taus, vectors.contiguous(), transpose=True)
+        return self.rotation.T @ turned[: self.rotation.shape[0]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joint:
     """Bases and cores of T sources of one module, all float64.
 
-    Q_B [out, b] and Q_A [in, a] have orthonormal columns, b = min(out, Σr), a = min(in, Σr); cores [T, b, a].
+    `left` spans the outputs, [out, b] with b = min(out, Σr); `right` the inputs, [in, a] with a = min(in, Σr);
+    cores [T, b, a].
     """
 
-    Q_B: Tensor
-    Q_A: Tensor
+    left: Basis
+    right: Basis
     cores: Tensor
 
-    def lift(self, core: Tensor, rank: int) -> Factors:
-        """Q_B core Q_Aᵀ truncated optimally to `rank`, split evenly between A and B; float64."""
-        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
-        root = S[:rank].sqrt()
-        return Factors(root[:, None] * (Vh[:rank] @ self.Q_A.T), (self.Q_B @ U[:, :rank]) * root)
+    def lift(self, core: Spectrum, rank: int) -> Factors:
+        """The update whose core has this SVD, truncated optimally to `rank`, split evenly between A and B; float64."""
+        root = core.S[:rank].sqrt()
+        return Factors(self.right.lift(core.Vh[:rank].T * root).T, self.left.lift(core.U[:, :rank] * root))
 
-    def project(self, factors: Factors) -> tuple[Tensor, float]:
-        """The core of any update in these bases, and the energy ‖·‖² of the part that lies outside them."""
+    def project(self, factors: Factors) -> "Projection":
+        """Any update seen in these bases."""
         A, B = factors.A.double(), factors.B.double()
-        left, right = self.Q_B.T @ B, A @ self.Q_A
-        core = left @ right
-        outside_B, outside_A = B - self.Q_B @ left, A - right @ self.Q_A.T
+        left, right = self.left.coordinates(B), self.right.coordinates(A.T)
+        outside_B, outside_A = B - self.left.lift(left), A - self.right.lift(right).T
         # ΔW − Q_B core Q_Aᵀ = (B − Q_B Q_Bᵀ B) A  +  Q_B Q_Bᵀ B (A − A Q_A Q_Aᵀ): two orthogonal parts.
         # The residuals are formed explicitly, so Gram products of them lose nothing to cancellation.
         beside, across = Factors(A, outside_B), Factors(outside_A, left)
-        return core, inner(beside, beside) + inner(across, across)
+        return Projection(left, right, inner(beside, beside) + inner(across, across))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projection:
+    """An update in joint bases: core = left @ rightᵀ, and the energy ‖·‖² of the part outside them."""
+
+    left: Tensor  # [b, rank]
+    right: Tensor  # [a, rank]
+    outside_energy: float
+
+    @property
+    def core(self) -> Tensor:
+        return self.left @ self.right.T
+
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """Orthonormal bases of the core's column space [b, k] and row space [a, k], numerical zeros left out."""
+        Q_left, R_left = torch.linalg.qr(self.left)
+        Q_right, R_right = torch.linalg.qr(self.right)
+        U, S, Vh = torch.linalg.svd(R_left @ R_right.T)
+        live = int((S[:1] * 1e-9 < S).sum())
+        return Q_left @ U[:, :live], Q_right @ Vh[:live].T
 
 
 def joint_bases(sources: Sequence[Factors]) -> Joint:
@@ -58,17 +101,18 @@ def joint_bases(sources: Sequence[Factors]) -> Joint:
     if not sources:
         raise ValueError("joint bases need at least one update")
     even = [balanced(f.to(torch.float64)) for f in sources]
-    Q_B, R_B = _basis(torch.cat([f.B for f in even], dim=1))
-    Q_A, R_A = _basis(torch.cat([f.A for f in even], dim=0).T)
+    left, C_B = _basis(torch.cat([f.B.T for f in even], dim=0).T)
+    right, C_A = _basis(torch.cat([f.A for f in even], dim=0).T)
     ranks = [f.rank for f in even]
-    lefts, rights = torch.split(R_B, ranks, dim=1), torch.split(R_A, ranks, dim=1)
-    cores = torch.stack([left @ right.T for left, right in zip(lefts, rights, strict=True)])
-    return Joint(Q_B, Q_A, cores)
+    lefts, rights = torch.split(C_B, ranks, dim=1), torch.split(C_A, ranks, dim=1)
+    cores = torch.stack([b @ a.T for b, a in zip(lefts, rights, strict=True)])
+    return Joint(left, right, cores)
 
 
-def _basis(stack: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors Q of stack [n, R] and the coordinates C = Qᵀ stack, so that stack = Q C."""
-    Q, R = torch.linalg.qr(stack)
+def _basis(stack: Tensor) -> tuple[Basis, Tensor]:
+    """The left singular vectors Q of stack [n, R] and the coordinates C = Qᵀ stack, so that stack = Q C."""
+    reflections, taus = torch.geqrf(stack)
+    R = reflections[: min(stack.shape)].triu()
     _, rotation = torch.linalg.eigh(R @ R.T)
     rotation = rotation.flip(1)  # eigh sorts ascending; singular vectors come largest first
-    return Q @ rotation, rotation.T @ R
+    return Basis(reflections, taus, rotation), rotation.T @ R

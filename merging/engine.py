@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from deltas.errors import NonFiniteTensor
-from deltas.factors import Factors
+from deltas.factors import Factors, Spectrum
 from deltas.joint import joint_bases
 from deltas.writer import write_safetensors
 from merging.config import peft_config
@@ -124,20 +124,22 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
     weights = [plan.recipe.sources[i].weight for i in module.sources]
     joint = joint_bases(sources)
     target = torch.einsum("t,tba->ba", torch.tensor(weights, dtype=torch.float64), joint.cores)
-    spectrum = torch.linalg.svdvals(target)
-    rank = _rank_from_energy(spectrum, plan.rank) if isinstance(plan.rank, float) else module.target_rank
+    exact = Spectrum(*torch.linalg.svd(target, full_matrices=False))
+    rank = _rank_from_energy(exact.S, plan.rank) if isinstance(plan.rank, float) else module.target_rank
     rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
     inputs = ModuleInputs(sources, weights, rank, rng, joint.cores)
     positional = [getattr(inputs, need) for need in plan.method.needs]
     outcome = plan.method.function(*positional, **_options(plan))
     if plan.method.space == "core":
-        outcome = Merged(joint.lift(outcome, rank))
+        same = torch.equal(outcome, target)  # as for the plain sum: one SVD serves both
+        core = exact if same else Spectrum(*torch.linalg.svd(outcome, full_matrices=False))
+        outcome = Merged(joint.lift(core, rank))
     stored = outcome.factors.to(TORCH_DTYPES[plan.dtype])
     for side, tensor in (("A", stored.A), ("B", stored.B)):
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise NonFiniteTensor(f"{module.name}.lora_{side} of the result in {plan.dtype}", bad, tensor.numel())
-    report = measure_module(joint, weights, spectrum, stored)
+    report = measure_module(joint, target, exact.S, stored)
     payload = _bytes(stored.A) + _bytes(stored.B)
     journal.append(module.name, {"report": report, "details": dict(outcome.details)}, payload)
 

@@ -26,14 +26,14 @@ from deltas.joint import Joint
 PAIRS_PER_MODULE = 16
 
 
-def measure_module(joint: Joint, weights: Sequence[float], target_spectrum: Tensor, result: Factors) -> dict[str, Any]:
-    """The figures of one module. `joint`: the sources' bases and cores; `target_spectrum`: singular values of T.
+def measure_module(joint: Joint, target: Tensor, target_spectrum: Tensor, result: Factors) -> dict[str, Any]:
+    """The figures of one module. `joint`: the sources' bases and cores; `target`: T's core; then its singular values.
 
     Keys beginning with "_" are sums that `summarise` needs; `published` drops them.
     """
     cores = joint.cores
-    target = torch.einsum("t,tba->ba", torch.tensor(list(weights), dtype=cores.dtype), cores)
-    core, outside = joint.project(result)
+    projection = joint.project(result)
+    core, outside = projection.core, projection.outside_energy
     energy = target_spectrum.square()
     total = float(energy.sum())
     error = float((target - core).square().sum()) + outside
@@ -43,7 +43,7 @@ def measure_module(joint: Joint, weights: Sequence[float], target_spectrum: Tens
     flat = cores.flatten(1)
     gram = flat @ flat.T
     agree, weight = _sign_agreement(flat)
-    left, right = _ranges(core)
+    left, right = projection.ranges()
     inside = (left.T @ cores @ right).square().sum(dim=(1, 2))
     return {
         "rank": result.rank,
@@ -140,13 +140,6 @@ def _sign_agreement(flat: Tensor) -> tuple[Tensor, Tensor]:
     weight = magnitude @ magnitude.T
     # |m_i m_j| counts where the product is positive: (|m_i||m_j| + m_i m_j) / 2 is that, summed.
     return (weight + flat @ flat.T) / 2, weight
-
-
-def _ranges(core: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal bases of the core's column and row space, numerically zero directions left out."""
-    U, S, Vh = torch.linalg.svd(core, full_matrices=False)
-    live = int((S[:1].clamp_min(1e-300) * 1e-9 < S).sum())
-    return U[:, :live], Vh[:live].T
 
 
 def _rank_for(energy: Tensor, share: float) -> int:

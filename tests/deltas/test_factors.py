@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltas.factors import Factors, balanced, cat, inner, norm, scaled, svd, truncate
-from deltas.joint import joint_bases
+from deltas.factors import Factors, Spectrum, balanced, cat, inner, norm, scaled, svd, truncate
+from deltas.joint import Basis, joint_bases
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -100,21 +100,46 @@ def test_a_dead_rank_is_balanced_to_zero() -> None:
     torch.testing.assert_close(even.B @ even.A, source.B @ source.A)
 
 
+def columns(basis: Basis) -> torch.Tensor:
+    return basis.lift(torch.eye(basis.rotation.shape[0], dtype=torch.float64))
+
+
 @given(same_shape(3), st.integers(0, 2**31))
 def test_joint_bases_lose_nothing(sources: list[Factors], seed: int) -> None:
     joint = joint_bases(sources)
+    Q_B, Q_A = columns(joint.left), columns(joint.right)
+    torch.testing.assert_close(Q_B.T @ Q_B, torch.eye(Q_B.shape[1], dtype=torch.float64))
     for source, core in zip(sources, joint.cores, strict=True):
-        torch.testing.assert_close(joint.Q_B @ core @ joint.Q_A.T, dense(source), atol=1e-10, rtol=1e-10)
-    eye = torch.eye(joint.Q_B.shape[1], dtype=torch.float64)
-    torch.testing.assert_close(joint.Q_B.T @ joint.Q_B, eye)
+        torch.testing.assert_close(Q_B @ core @ Q_A.T, dense(source), atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(joint.project(source).core, core, atol=1e-10, rtol=1e-10)
     stranger = random_factors(sources[0].out_features, sources[0].in_features, 2, seed)
-    core, outside = joint.project(stranger)
-    inside = joint.Q_B @ core @ joint.Q_A.T
-    assert outside == pytest.approx(float((dense(stranger) - inside).square().sum()), abs=1e-9)
+    projection = joint.project(stranger)
+    inside = Q_B @ projection.core @ Q_A.T
+    expected = float((dense(stranger) - inside).square().sum())
+    assert projection.outside_energy == pytest.approx(expected, abs=1e-9)
 
 
 @given(same_shape(3))
 @settings(max_examples=40)
 def test_joint_bases_span_the_same_space_in_any_order(sources: list[Factors]) -> None:
-    one, other = joint_bases(sources), joint_bases(sources[::-1])
-    torch.testing.assert_close(one.Q_B @ one.Q_B.T, other.Q_B @ other.Q_B.T, atol=1e-6, rtol=1e-6)
+    one, other = (columns(joint_bases(s).left) for s in (sources, sources[::-1]))
+    torch.testing.assert_close(one @ one.T, other @ other.T, atol=1e-6, rtol=1e-6)
+
+
+@given(same_shape(2), st.integers(1, 3))
+def test_lift_is_the_optimal_truncation_of_the_core(sources: list[Factors], rank: int) -> None:
+    joint = joint_bases(sources)
+    core = joint.cores.sum(dim=0)
+    found = joint.lift(Spectrum(*torch.linalg.svd(core, full_matrices=False)), rank)
+    expected = truncate(cat(sources), rank).factors
+    torch.testing.assert_close(dense(found), dense(expected), atol=1e-8, rtol=1e-8)
+
+
+@given(same_shape(2))
+def test_ranges_hold_the_whole_update_and_no_more(sources: list[Factors]) -> None:
+    joint = joint_bases(sources)
+    doubled = cat([sources[0], sources[0]])  # more factors than directions
+    projection = joint.project(doubled)
+    left, right = projection.ranges()
+    assert left.shape[1] == right.shape[1] == min(sources[0].rank, *dense(sources[0]).shape)
+    torch.testing.assert_close(left @ (left.T @ projection.core @ right) @ right.T, projection.core)

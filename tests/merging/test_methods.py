@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltas.factors import Factors
+from deltas.factors import Factors, Spectrum
 from deltas.joint import joint_bases
 from merging.method import Merged, ModuleInputs, methods, resolve_method
 from tests.factory import write_adapter
@@ -74,7 +74,9 @@ def apply(
     joint = joint_bases(sources)
     inputs = ModuleInputs(sources, list(weights), rank, torch.Generator().manual_seed(seed), joint.cores)
     outcome = method.function(*[getattr(inputs, n) for n in method.needs], **options.model_dump())
-    merged = Merged(joint.lift(outcome, rank)) if method.space == "core" else outcome
+    if method.space == "core":
+        outcome = Merged(joint.lift(Spectrum(*torch.linalg.svd(outcome, full_matrices=False)), rank))
+    merged: Merged = outcome
     return merged.factors.B.double() @ merged.factors.A.double(), merged
 
 
@@ -183,7 +185,7 @@ def test_sum_sees_only_the_update(sources: list[Factors], seed: int) -> None:
     close(apply("sum", moved, weights, rank)[0], apply("sum", sources, weights, rank)[0], 1e-4)
 
 
-# LoRA-LEGO's invariants (arXiv 2409.16167): what follows from the algorithm for identical, permuted and unmerged pieces.
+# LoRA-LEGO's invariants (arXiv 2409.16167): what the algorithm must do with identical, permuted and unmerged pieces.
 
 
 @given(source_lists(), st.integers(2, 5))

@@ -1,0 +1,167 @@
+"""Merge speed and memory, side by side with PEFT in one run.
+
+Eight rank-16 adapters on all 210 linear layers of SmolLM2-135M (random, with falling spectra; numbers cost the same
+whatever they mean), merged to rank 16. Ours: from the files on disk to the written adapter and its report. PEFT:
+`add_weighted_adapter` on adapters that are already loaded, without saving, which is in its favour. Each engine runs in
+a process of its own with the same number of threads; repeats alternate.
+
+    python -m benchmarks.merge_speed [--repeats 5] [--peft-repeats 1] [--methods sum lego linear cat]
+
+Prints a table and writes benchmarks/results/merge_speed.json with every single time, medians, spreads and the machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.synthetic import SMOLLM2_BLOCK, write_adapter
+
+COUNT, RANK, LAYERS = 8, 16, 30
+PEFT_TYPES = {
+    "sum": [("svd", {"svd_rank": RANK}), ("svd", {"svd_rank": RANK, "svd_full_matrices": False})],
+    "linear": [("linear", {})],
+    "cat": [("cat", {})],
+    "lego": [],
+}
+RESULTS = Path(__file__).parent / "results" / "merge_speed.json"
+
+
+def memory_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def ours(folder: Path, method: str, workers: int) -> dict[str, Any]:
+    import torch
+
+    from deltas.adapter import Adapter
+    from merging.engine import run_merge
+    from merging.method import methods
+    from merging.plan import plan_merge
+    from merging.recipe import Recipe
+
+    methods()
+    torch.linalg.svd(torch.eye(4))  # loads LAPACK, as the first call would
+    before = memory_bytes("VmRSS")
+    with tempfile.TemporaryDirectory() as work:
+        started = time.perf_counter()
+        paths = [folder / str(i) for i in range(COUNT)]
+        adapters = [Adapter.open(p / "adapter_config.json", p / "adapter_model.safetensors") for p in paths]
+        rank = RANK if method in ("sum", "lego") else None
+        recipe = Recipe(sources=[{"ref": f"bench/{i}"} for i in range(COUNT)], method=method, rank=rank)  # type: ignore[arg-type]
+        result = run_merge(plan_merge(recipe, adapters), Path(work), workers=workers)
+        seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "memory_bytes": memory_bytes("VmHWM") - before,
+        "relative_error": result.report["totals"]["relative_error"],
+    }
+
+
+def pefts(folder: Path, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    from peft import PeftModel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=LAYERS, num_attention_heads=9,
+        num_key_value_heads=3, vocab_size=1024, tie_word_embeddings=True,
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(config)
+    torch.linalg.svd(torch.eye(4))
+    before = memory_bytes("VmRSS")
+    model = PeftModel.from_pretrained(model, folder / "0", adapter_name="a0")
+    for i in range(1, COUNT):
+        model.load_adapter(folder / str(i), adapter_name=f"a{i}")
+    names, weights = [f"a{i}" for i in range(COUNT)], [1.0] * COUNT
+    started = time.perf_counter()
+    model.add_weighted_adapter(names, weights, "merged", combination_type=kind, **options)
+    return {"seconds": time.perf_counter() - started, "memory_bytes": memory_bytes("VmHWM") - before}
+
+
+def measure(folder: Path, threads: int, call: str) -> dict[str, Any]:
+    """Run one measurement in a fresh process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.merge_speed", "--child", call, "--folder", str(folder)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = sorted(r["seconds"] for r in runs)
+    return {
+        "seconds_median": statistics.median(seconds),
+        "seconds_spread": [seconds[0], seconds[-1]],
+        "memory_mb": max(r["memory_bytes"] for r in runs) / 2**20,
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peft-repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--methods", nargs="*", default=list(PEFT_TYPES))
+    parser.add_argument("--child")
+    parser.add_argument("--folder", type=Path)
+    args = parser.parse_args()
+    if args.child:
+        who, _, rest = args.child.partition(":")
+        document = json.loads(rest)
+        found = ours(args.folder, **document) if who == "ours" else pefts(args.folder, **document)
+        print(json.dumps(found))
+        return
+    table: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for i in range(COUNT):
+            write_adapter(folder / str(i), SMOLLM2_BLOCK, LAYERS, rank=RANK, seed=i)
+        for method in args.methods:
+            own = {"method": method, "workers": args.threads}
+            calls = {f"peft {kind} {opts}": {"kind": kind, "options": opts} for kind, opts in PEFT_TYPES[method]}
+            runs: dict[str, list[dict[str, Any]]] = {"spolia": [], **{name: [] for name in calls}}
+            for repeat in range(args.repeats):
+                # Ours runs on one thread a worker; the number of workers is the number of threads PEFT gets.
+                runs["spolia"].append(measure(folder, 1, "ours:" + json.dumps(own)))
+                if repeat < args.peft_repeats:
+                    for name, call in calls.items():
+                        runs[name].append(measure(folder, args.threads, "peft:" + json.dumps(call)))
+            table[method] = {name: summary(found) for name, found in runs.items() if found}
+            show(method, table[method])
+    RESULTS.parent.mkdir(exist_ok=True)
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "threads": args.threads}
+    RESULTS.write_text(json.dumps({"machine": machine, "results": table}, indent=1) + "\n")
+    print(f"written to {RESULTS}")
+
+
+def show(method: str, found: dict[str, Any]) -> None:
+    own = found["spolia"]["seconds_median"]
+    for name, figures in found.items():
+        low, high = figures["seconds_spread"]
+        ratio = f"{figures['seconds_median'] / own:8.1f} ×" if name != "spolia" else " " * 10
+        print(
+            f"{method:7} {name:52} {figures['seconds_median']:8.2f} s ({low:.2f} … {high:.2f}) {ratio}"
+            f" {figures['memory_mb']:7.0f} MB",
+            flush=True,
+        )
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
