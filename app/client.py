@@ -12,6 +12,7 @@ Every refusal is a SpoliaError whose text is one clear sentence.
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,9 @@ __all__ = ["Client", "Json", "Progress", "SpoliaError"]
 DEFAULT_URL = "http://127.0.0.1:8000"
 STREAMED_FROM_BYTES = 8 * 1024 * 1024
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+LOST = frozenset({"unreachable", "connection-broken"})
+RECONNECT_WITHIN_S = 60.0
+RECONNECT_EVERY_S = 0.5
 
 
 class Client:
@@ -214,14 +218,23 @@ class Client:
             yield event, json.loads(data)
 
     def wait(self, job_id: str, *, on_progress: Progress | None = None) -> Json:
-        """Follow a job to its end. Raises SpoliaError when it fails or is cancelled."""
-        job = self.job(job_id)
+        """Follow a job to its end, also through a restart of the service.
+
+        Raises SpoliaError when the job fails or is cancelled, or the service stays away for longer than a minute.
+        """
+        job: Json = {"state": "unknown"}
+        lost_at: float | None = None
         while job["state"] not in FINAL_STATES:
-            for _, job in self.events(job_id):
-                if on_progress and job["progress"]["total"]:
-                    on_progress(job["progress"]["done"], job["progress"]["total"])
-            if job["state"] not in FINAL_STATES:  # the stream was cut short, say by a restart of the service
-                job = self.job(job_id)
+            try:
+                for _, job in self.events(job_id):
+                    lost_at = None
+                    if on_progress and job["progress"]["total"]:
+                        on_progress(job["progress"]["done"], job["progress"]["total"])
+            except SpoliaError as error:
+                lost_at = lost_at or time.monotonic()
+                if error.slug not in LOST or time.monotonic() - lost_at > RECONNECT_WITHIN_S:
+                    raise
+                time.sleep(RECONNECT_EVERY_S)
         if job["state"] == "cancelled":
             raise problem_error("job-cancelled", f"Job {job_id} was cancelled; nothing was published.")
         if job["state"] == "failed":

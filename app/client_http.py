@@ -52,7 +52,9 @@ class Transport:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         # trust_env off: the service is an address that was given, not one to be reached through a proxy of the web.
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=10.0)
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        # An idle connection is left before the service leaves it (uvicorn does after 5 s), so that none is found dead.
+        limits = httpx.Limits(keepalive_expiry=2.0)
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, limits=limits, trust_env=False)
 
     def close(self) -> None:
         """Close the connections."""
@@ -61,7 +63,12 @@ class Transport:
     def json(self, method: str, path: str, **options: Any) -> Json:
         """The JSON of one answer; {} when it has no body. Raises SpoliaError for every status from 400 on."""
         with self._clear_errors():
-            response = self._http.request(method, path, **options)
+            try:
+                response = self._http.request(method, path, **options)
+            except httpx.RemoteProtocolError:
+                if method != "GET":  # only a question can be asked twice without a second thought
+                    raise
+                response = self._http.request(method, path, **options)
         _check(response)
         answer: Json = response.json() if response.content else {}
         return answer

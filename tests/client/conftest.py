@@ -18,21 +18,30 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 READY_WITHIN_S = 120.0
 
 
-@pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Iterator[str]:
-    """The address of `spolia serve` on an empty data folder."""
-    data = tmp_path_factory.mktemp("data")
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
+        return int(free.getsockname()[1])
+
+
+def serve(data: Path, port: int) -> subprocess.Popen[bytes]:
+    """`spolia serve`, ready."""
     env = os.environ | {"SPOLIA_DATA_DIR": str(data), "SPOLIA_PORT": str(port), "SPOLIA_MERGE_WORKERS": "1"}
     with (data / "log").open("wb") as log:
         process = subprocess.Popen([SPOLIA, "serve"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    with Client(f"http://127.0.0.1:{port}") as spolia:
+        wait_until_ready(spolia, process, data / "log")
+    return process
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Iterator[str]:
+    """The address of `spolia serve` on an empty data folder."""
+    port = free_port()
+    process = serve(tmp_path_factory.mktemp("data"), port)
     try:
-        with Client(url) as spolia:
-            wait_until_ready(spolia, process, data / "log")
-        yield url
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(30)
