@@ -6,7 +6,7 @@ without a row takes its nearest ancestor's; a test asks that every leaf has a ro
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -78,6 +78,8 @@ ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.Servin
 # Fields that are no extras: paths and URLs of this machine are for the operator; the sentence says what is missing.
 PRIVATE = frozenset({"place", "url", "searched", "missing"})
 
+OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models")
+UNPARSED = "There was an error parsing the body"  # the framework's words for bytes that json.loads chokes on
 DISK_FULL = (507, "storage-full", "The disk is full; nothing of this request was stored.")
 BROKEN = (500, "internal-error", "Something broke inside the service; its log says what.")
 
@@ -159,7 +161,23 @@ def _decapitalised(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def validation_problem(errors: Sequence[Any]) -> Response:
+def respond(
+    request: Request,
+    status: int,
+    slug: str,
+    detail: str,
+    extras: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The problem; at OpenAI's addresses also in the member `error`, where its clients look for a message."""
+    members = dict(extras or {})
+    if request.url.path.startswith(OPENAI):
+        error = {"message": detail, "type": slug, "param": members.get("field"), "code": slug}
+        members["error"] = error
+    return problem_response(status, slug, detail, members, headers)
+
+
+def validation_problem(request: Request, errors: Sequence[Any]) -> Response:
     """422 that names the first fields that are wrong, at most three in words."""
     complaints = [complaint(error) for error in errors]
     detail = " ".join(text for _, text in complaints[:3])
@@ -169,7 +187,7 @@ def validation_problem(errors: Sequence[Any]) -> Response:
         "field": complaints[0][0] if complaints else "",
         "errors": [{"field": field, "detail": text} for field, text in complaints[:20]],
     }
-    return problem_response(422, "invalid-request", detail, extras)
+    return respond(request, 422, "invalid-request", detail, extras)
 
 
 async def on_known(request: Request, error: Exception) -> Response:
@@ -178,13 +196,13 @@ async def on_known(request: Request, error: Exception) -> Response:
     if status >= 500:
         log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
     headers = {"retry-after": "1"} if status in (429, 503) else None
-    return problem_response(status, slug, detail, extras, headers)
+    return respond(request, status, slug, detail, extras, headers)
 
 
-async def on_validation(_: Request, error: Exception) -> Response:
+async def on_validation(request: Request, error: Exception) -> Response:
     """A request that does not have the declared form."""
     assert isinstance(error, RequestValidationError)
-    return validation_problem(error.errors())
+    return validation_problem(request, error.errors())
 
 
 async def on_http(request: Request, error: Exception) -> Response:
@@ -198,7 +216,9 @@ async def on_http(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not possible at {path!r}; the Allow header lists what is.",
     }
     if error.status_code == 404 and b"%2f" in request.scope.get("raw_path", b"").lower():
-        return problem_response(422, "invalid-name", "A name in an address must not hold a slash.")
+        return respond(request, 422, "invalid-name", "A name in an address must not hold a slash.")
+    if error.detail == UNPARSED:
+        return respond(request, 422, "invalid-request", "The body is not JSON that can be parsed.")
     detail = details.get(error.status_code, sentence(str(error.detail)))
     return problem_response(error.status_code, slug_of(error.status_code), detail, headers=dict(error.headers or {}))
 
@@ -208,7 +228,7 @@ async def on_storage(request: Request, error: Exception) -> Response:
     if not is_disk_full(error):
         raise error
     log.error("%s %s: the disk is full", request.method, request.url.path)
-    return problem_response(*DISK_FULL)
+    return respond(request, *DISK_FULL)
 
 
 async def on_disconnect(_: Request, __: Exception) -> Response:
@@ -216,9 +236,9 @@ async def on_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def on_unexpected(_: Request, __: Exception) -> Response:
+async def on_unexpected(request: Request, _: Exception) -> Response:
     """A bug: the server logs the trace, the client learns only that it happened."""
-    return problem_response(*BROKEN)
+    return respond(request, *BROKEN)
 
 
 def install_error_handlers(app: FastAPI) -> None:

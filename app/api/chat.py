@@ -53,7 +53,7 @@ def _prepare(house: House, body: ChatBody) -> tuple[ChosenSet, list[Generation]]
     if body.top_logprobs is not None and not body.logprobs:
         raise Refusal(422, "invalid-request", "top_logprobs needs logprobs to be true.", field="top_logprobs")
     if body.n > house.settings.max_choices:
-        detail = f"n is {body.n}; at most {house.settings.max_choices} choices are generated."
+        detail = f"At most {house.settings.max_choices} choices are generated at once; n is {body.n}."
         raise Refusal(422, "invalid-request", detail, field="n")
     chosen = choose_set(house, body.model, body.adapters)
     prompt = house.prompts.chat(body.messages)

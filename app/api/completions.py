@@ -53,7 +53,7 @@ def _prepare(house: House, body: CompletionBody) -> tuple[ChosenSet, list[Genera
         detail = f"There are {len(body.prompt)} prompts; at most {settings.max_prompts} are continued in one request."
         raise Refusal(422, "invalid-request", detail, field="prompt")
     if body.n > settings.max_choices:
-        detail = f"n is {body.n}; at most {settings.max_choices} choices are generated."
+        detail = f"At most {settings.max_choices} choices are generated at once; n is {body.n}."
         raise Refusal(422, "invalid-request", detail, field="n")
     chosen = choose_set(house, body.model, body.adapters)
     most = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens

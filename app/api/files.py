@@ -17,9 +17,8 @@ MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
-@router.api_route(
-    "/{namespace}/{name}/versions/{version}/files/{filename}", methods=["GET", "HEAD"], response_class=FileResponse
-)
+@router.get("/{namespace}/{name}/versions/{version}/files/{filename}", response_class=FileResponse)
+@router.head("/{namespace}/{name}/versions/{version}/files/{filename}", include_in_schema=False)
 def get_file(
     house: HouseDep,
     namespace: str,

@@ -87,7 +87,10 @@ class Service:
 def small_adapter(folder: Path, **options: Any) -> Path:
     """An adapter of a few real modules of SmolLM2, with factors that no other test has."""
     options.setdefault("seed", next(_seeds))
-    return write_adapter(folder, options.pop("modules", LAYERS), base=options.pop("base", BASE), size=0.1, **options)
+    modules = options.pop("modules", LAYERS)
+    # Full names: with short ones PEFT would also put factors on the other 28 layers.
+    config = {"target_modules": sorted(modules), **options.pop("config", {})}
+    return write_adapter(folder, modules, base=options.pop("base", BASE), size=0.1, config=config, **options)
 
 
 def problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:

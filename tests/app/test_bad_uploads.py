@@ -210,7 +210,7 @@ def test_forms_that_are_incomplete_or_strange(service: Service, tmp_path: Path) 
     problem(post(url, content=b"xyz"), 415, "unsupported-media-type")
     problem(post(url, content=b"xyz", headers={"content-type": "multipart/form-data"}), 400, "bad-request")
     no_end = {"content-type": "multipart/form-data; boundary=q"}
-    problem(post(url, content=b"--q\r\nnonsense", headers=no_end), 400, "bad-request")
+    problem(post(url, content=b"--q\r\nContent-Disp", headers=no_end), 422, "invalid-request")
 
 
 def test_json_uploads_that_are_wrong(service: Service, tmp_path: Path) -> None:
