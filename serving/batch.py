@@ -27,7 +27,7 @@ class Batch:
         ids = torch.zeros(len(joining), max(lengths), dtype=torch.long)
         for at, row in enumerate(joining):
             ids[at, : lengths[at]] = torch.tensor(row.generation.prompt_ids)
-        self._lora.apply([row.adapters for row in joining], _residents(joining))
+        self._lora.apply([row.adapters for row in joining], _residents(joining), many_tokens=True)
         self._cache.begin_prefill(lengths, kept)
         logits: Tensor = self._model(
             input_ids=ids.to(self._device),

@@ -196,7 +196,8 @@ class Engine:
             self._waiting = [row for row in self._waiting if row not in chosen] if group else self._waiting
         if not group:
             return
-        group.sort(key=lambda row: not row.stays)  # those that stay come first, as the cache wants it
+        # Those that stay come first, as the cache wants it; rows of one set are neighbours, as the adapters want it.
+        group.sort(key=lambda row: (not row.stays, row.adapters))
         kept = sum(row.stays for row in group)
         first = len(self._batch.rows)
         try:

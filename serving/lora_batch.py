@@ -8,11 +8,15 @@ and mask [rows, 1, R] holding for every row the weight of each rank's adapter (0
 Ranks, targets and weights may differ in every way; nothing is padded to a common rank. If all rows have the same set,
 its weights are folded into A and the mask falls away. Stacks are rebuilt only when an adapter joins that they lack, or
 when most of what they hold has left; masks when the rows change. The base model's weights are never touched.
+
+One token per row is bound by reading the factors, so one pass over all of them is best. With many tokens per row the
+arithmetic counts, so there each run of rows meets only its own adapters, straight from the pool, without a stack.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,7 +28,11 @@ from serving.resident import ResidentAdapter, ServedFactors
 AdapterSet = tuple[tuple[str, float], ...]
 """(version digest, weight), sorted by digest, without zeros and repeats."""
 
-_KEPT_STACKS = 2  # one for the rows that decode, one for those that join
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+Run = tuple[slice, ServedFactors, float]
+"""Neighbouring rows, and what one adapter of their set adds at which weight."""
+
+_KEPT_STACKS = 2  # of the rows that run now, and of those before, in case they come back
 
 
 def adapter_set(adapters: Sequence[tuple[str, float]]) -> AdapterSet:
@@ -57,33 +65,54 @@ class LoraBatch:
         self._linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         self._stacks: OrderedDict[tuple[tuple[str, ...], AdapterSet | None], Stack] = OrderedDict()
         self._handles: list[Any] = []
-        self._sets: tuple[AdapterSet, ...] = ()
+        self._applied: tuple[tuple[AdapterSet, ...], bool] | None = None
 
-    def apply(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> None:
-        """Make the next forward passes use `sets[i]` for row i. `residents` holds every adapter named there."""
-        wanted = tuple(sets)
-        if wanted == self._sets:
+    def apply(
+        self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter], *, many_tokens: bool = False
+    ) -> None:
+        """Make the next forward passes use `sets[i]` for row i. `residents` holds every adapter named there.
+
+        `many_tokens`: the passes have many tokens per row; rows of the same set should then be neighbours.
+        """
+        wanted = (tuple(sets), many_tokens)
+        if wanted == self._applied:
             return
         self.remove()
-        if any(wanted):  # an empty set is the bare base
-            uniform = wanted[0] if all(one == wanted[0] for one in wanted) else None
-            stack = self._stack(uniform, wanted, residents)
-            masks = None if uniform is not None else _masks(stack, wanted)
-            for name, factors in stack.modules.items():
-                mask = None if masks is None else masks[stack.layout_of[name]]
-                self._handles.append(self._linears[name].register_forward_hook(_hook(factors, mask)))
-        self._sets = wanted
+        if any(sets):  # an empty set is the bare base
+            hooks = self._runs(sets, residents) if many_tokens else self._stacked(sets, residents)
+            for name, hook in hooks.items():
+                self._handles.append(self._linears[name].register_forward_hook(hook))
+        self._applied = wanted
 
     def remove(self) -> None:
         """Leave the bare base model."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._sets = [], ()
+        self._handles, self._applied = [], None
 
     def clear(self) -> None:
         """Leave the bare base model and forget all stacks."""
         self.remove()
         self._stacks.clear()
+
+    def _stacked(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> dict[str, Hook]:
+        uniform = sets[0] if all(one == sets[0] for one in sets) else None
+        stack = self._stack(uniform, sets, residents)
+        if uniform is not None:
+            return {name: _stacked_hook(factors, None) for name, factors in stack.modules.items()}
+        masks = _masks(stack, sets)
+        return {name: _stacked_hook(factors, masks[stack.layout_of[name]]) for name, factors in stack.modules.items()}
+
+    def _runs(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> dict[str, Hook]:
+        runs: dict[str, list[Run]] = {}
+        start = 0
+        for one, members in groupby(sets):
+            rows = slice(start, start + len(list(members)))
+            start = rows.stop
+            for digest, weight in one:
+                for name, factors in residents[digest].modules.items():
+                    runs.setdefault(name, []).append((rows, factors, weight))
+        return {name: _run_hook(parts) for name, parts in runs.items()}
 
     def _stack(
         self, uniform: AdapterSet | None, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]
@@ -135,11 +164,25 @@ def _masks(stack: Stack, sets: Sequence[AdapterSet]) -> list[Tensor]:
     return [weights[:, layout].unsqueeze(1).to(example.device, example.dtype) for layout in stack.layouts]
 
 
-def _hook(factors: ServedFactors, mask: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _stacked_hook(factors: ServedFactors, mask: Tensor | None) -> Hook:
     def add_update(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         inner = linear(args[0], factors.A)
         if mask is not None:
             inner.mul_(mask)
-        output.view(-1, output.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), factors.Bt)
+        _flat(output).addmm_(_flat(inner), factors.Bt)
 
     return add_update
+
+
+def _run_hook(runs: Sequence[Run]) -> Hook:
+    def add_updates(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        for rows, factors, weight in runs:
+            inner = linear(args[0][rows], factors.A)
+            _flat(output[rows]).addmm_(_flat(inner), factors.Bt, alpha=weight)
+
+    return add_updates
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """[rows, tokens, features] seen as [rows * tokens, features]."""
+    return tensor.view(-1, tensor.shape[-1])

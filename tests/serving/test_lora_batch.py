@@ -33,17 +33,17 @@ def _dense(base: BaseModel, adapters: Callable[[str], Adapter], one: AdapterSet,
     return model(ids[None]).logits[0]
 
 
-@given(st.lists(st.lists(SETS, min_size=4, max_size=4), min_size=1, max_size=3))
+@given(st.lists(st.tuples(st.lists(SETS, min_size=4, max_size=4), st.booleans()), min_size=1, max_size=3))
 @settings(max_examples=25, deadline=None)
 def test_every_row_gets_exactly_its_own_set(
-    tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter], batches: list[list[AdapterSet]]
+    tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter], batches: list[tuple[list[AdapterSet], bool]]
 ) -> None:
     residents = {name: make_resident(name, tiny_adapters(name), tiny_base) for name in NAMES}
     lora = LoraBatch(tiny_base.model)
     with torch.inference_mode():
         try:
-            for sets in batches:  # one after another: stacks are reused where they fit
-                lora.apply(sets, residents)
+            for sets, many_tokens in batches:  # one after another: stacks are reused where they fit
+                lora.apply(sets, residents, many_tokens=many_tokens)
                 logits = tiny_base.model(IDS).logits
                 lora.remove()
                 for row, one in enumerate(sets):
