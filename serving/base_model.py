@@ -102,10 +102,15 @@ def read_card(folder: Path) -> dict[str, Any]:
 def load_base(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> BaseModel:
     """Load a folder made by `ensure_base`; weights are mapped from disk and cast to `dtype`.
 
-    Raises BaseUnsupported when its caches are not plain attention.
+    Raises BaseUnsupported when it has no sdpa attention.
     """
     card = read_card(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    try:  # sdpa: the engine's masks are boolean, and rows without padding before them need none
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
+    except ValueError as error:
+        raise BaseUnsupported(card["name"], f"transformers refuses it with sdpa attention ({error})") from error
     model.to(device).eval().requires_grad_(False)
     ids = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
     return BaseModel(

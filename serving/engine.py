@@ -86,6 +86,8 @@ class Engine:
         max_cache_tokens: int = 131_072,
         threads: int | None = None,
     ) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, found {max_rows}")
         # A tokenizer refuses to be used by two threads while one changes its settings; the engine has its own.
         self.base = replace(base, tokenizer=copy.deepcopy(base.tokenizer))
         self._limits = Limits(max_rows, prefill_tokens, max_cache_tokens)
@@ -227,10 +229,14 @@ class Engine:
         peaks, best = (found.tolist() for found in logits.max(dim=-1))
         ends: list[FinishReason | ServingError | None] = []
         for at, row in enumerate(rows):
-            if math.isfinite(peaks[at]):  # the maximum is NaN as soon as one logit is
-                ends.append(row.accept(row.sampler.choose(logits[at], best[at])))
-            else:
+            if not math.isfinite(peaks[at]):  # the maximum is NaN as soon as one logit is
                 ends.append(NonFiniteLogits(row.adapters))
+                continue
+            try:
+                ends.append(row.accept(row.sampler.choose(logits[at], best[at])))
+            except Exception as error:  # one row's sampling or decoding must not take the others with it
+                log.exception("Choosing a token failed")
+                ends.append(StepFailed("sampling", f"{type(error).__name__}: {error}"))
         return ends
 
     def _end_all(self, rows: Sequence[Row], ends: Sequence[FinishReason | ServingError | None]) -> None:
