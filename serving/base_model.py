@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from serving.errors import BaseUnavailable, BaseUnsupported
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CARD = "spolia_base.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_LOADING = threading.Lock()  # transformers changes torch's globals while it loads: one load at a time in a process
 _SAMPLES = 64  # elements of every parameter that go into the fingerprint
 _FINGERPRINTED = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -106,9 +108,10 @@ def load_base(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> B
     """
     card = read_card(folder)
     try:  # sdpa: the engine's masks are boolean, and rows without padding before them need none
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        )
+        with _LOADING:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            )
     except ValueError as error:
         raise BaseUnsupported(card["name"], f"transformers refuses it with sdpa attention ({error})") from error
     model.to(device).eval().requires_grad_(False)
@@ -151,7 +154,8 @@ def _fill(name: str, plain: Path | None, staging: Path, searched: Sequence[str])
         return str(plain.resolve())
     gguf = bundled_file(name)
     if gguf is not None:
-        convert_gguf(gguf, staging)
+        with _LOADING:
+            convert_gguf(gguf, staging)
         return bundled_origin(name, gguf)
     try:
         snapshot_download(name, local_dir=staging, allow_patterns=_HUB_FILES)
@@ -162,7 +166,8 @@ def _fill(name: str, plain: Path | None, staging: Path, searched: Sequence[str])
 
 def _write_card(name: str, origin: str, folder: Path) -> None:
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        with _LOADING:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     except (ValueError, OSError, KeyError) as error:
         raise BaseUnsupported(name, f"transformers cannot load it ({error})") from error
     config = model.config.to_dict()

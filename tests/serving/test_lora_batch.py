@@ -34,7 +34,7 @@ def _dense(base: BaseModel, adapters: Callable[[str], Adapter], one: AdapterSet,
 
 
 @given(st.lists(st.tuples(st.lists(SETS, min_size=4, max_size=4), st.booleans()), min_size=1, max_size=3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_every_row_gets_exactly_its_own_set(
     tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter], batches: list[tuple[list[AdapterSet], bool]]
 ) -> None:
