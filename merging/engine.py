@@ -127,7 +127,7 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
     exact = Spectrum(*torch.linalg.svd(target, full_matrices=False))
     rank = _rank_from_energy(exact.S, plan.rank) if isinstance(plan.rank, float) else module.target_rank
     rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
-    inputs = ModuleInputs(sources, weights, rank, rng, joint.cores)
+    inputs = ModuleInputs(sources, weights, rank, rng, joint.cores, joint)
     positional = [getattr(inputs, need) for need in plan.method.needs]
     outcome = plan.method.function(*positional, **_options(plan))
     if plan.method.space == "core":

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from deltas.factors import Factors
+from deltas.joint import Joint
 from merging.errors import BadParams, UnknownMethod
 
 Space = Literal["core", "factors"]
@@ -39,6 +40,7 @@ class ModuleInputs:
     rank: int  # the target rank of this module
     rng: torch.Generator  # seeded by the recipe's seed and the module's name
     cores: Tensor  # [T, b, a] float64, in the joint bases
+    joint: Joint  # the bases themselves
 
 
 NEEDS = frozenset(ModuleInputs.__dataclass_fields__)

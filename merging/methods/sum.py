@@ -1,8 +1,8 @@
 """The exact weighted sum of updates, truncated optimally: the default.
 
 ΔW = Σ w_t ΔW_t, formed on the small cores M_t in the joint bases (ΔW_t = Q_B M_t Q_Aᵀ without loss) and cut to the
-target rank by the core's SVD, the best approximation in Frobenius norm (Eckart and Young 1936). With weights 1 this is
-task arithmetic at λ = 1 (arXiv 2212.04089), with weights 1/T the average, with a negative weight a subtraction.
+target rank by the core's SVD, the best approximation in Frobenius norm (Eckart and Young 1936). With weights 1 this
+is task arithmetic at λ = 1 (arXiv 2212.04089), with weights 1/T the average, with a negative weight a subtraction.
 """
 
 import torch

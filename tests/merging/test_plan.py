@@ -51,7 +51,7 @@ def test_a_module_with_few_ranks_keeps_them_and_the_plan_says_so(mixed: list[Pat
 @pytest.mark.parametrize(
     ("recipe", "error", "sentence"),
     [
-        ({"method": "magic"}, UnknownMethod, "no merge method 'magic'; known are cat, lego, linear, sum"),
+        ({"method": "magic"}, UnknownMethod, "no merge method 'magic'; known are average, breadcrumbs"),
         ({"params": {"density": 0.5}}, BadParams, "'density' of method 'sum': there is no such parameter"),
         ({"method": "lego", "params": {"norm": "1"}}, BadParams, "'norm' of method 'lego'"),
         ({"method": "lego", "params": {"n_init": 0}}, BadParams, "greater than or equal to 1"),

@@ -1,0 +1,36 @@
+"""SCE: select the entries that differ most across sources, weigh sources by their energy there, erase minority signs.
+
+Select keeps the `density` share of entries with the largest variance across sources; calculate gives each source the
+coefficient Σδ²/Σ_tΣδ² over the selected entries (one for each matrix); erase drops entries whose sign disagrees with
+the sum's; what remains is averaged with those coefficients. From FuseChat 3.0's SCE merging; in the joint core basis.
+Weights multiply the coefficients (the original has none).
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from merging.method import merge_method
+from merging.sparsify import elect_and_average
+
+
+@merge_method("sce", space="core", ranks="chosen", source="SCE (FuseChat), in the core basis")
+def sce(
+    cores: Tensor,
+    weights: list[float],
+    *,
+    density: Annotated[float, Field(gt=0, le=1, description="share of entries selected by variance")] = 1.0,
+) -> Tensor:
+    """SCE: select by variance, weigh by energy, erase minority signs."""
+    w = torch.tensor(weights, dtype=cores.dtype)
+    selected = cores
+    if density < 1 and len(cores) > 1:
+        variance = cores.var(dim=0, unbiased=False).flatten()
+        index = variance.topk(max(1, round(density * variance.numel()))).indices
+        mask = torch.zeros_like(variance).scatter(0, index, 1.0).view_as(cores[0])
+        selected = cores * mask
+    energy = selected.square().sum(dim=(1, 2))
+    coefficients = energy / energy.sum().clamp_min(1e-300)
+    return elect_and_average(selected, w * coefficients)

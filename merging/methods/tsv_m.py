@@ -1,0 +1,36 @@
+"""TSV-Merge: each task's leading singular vectors, made orthogonal to each other (arXiv 2412.00081).
+
+From each ΔW_t keep the top k = rank/T singular triples; stack them; whiten the stacked U and V by Procrustes (the
+nearest matrices with orthonormal columns, UVᵀ of their SVD), so that tasks no longer overlap; ΔW = U⊥ Σ V⊥ᵀ.
+Everything is invariant to the choice of bases, hence exact on the cores. Weights multiply the singular values (the
+paper has none).
+"""
+
+import torch
+from torch import Tensor
+
+from merging.method import merge_method
+
+ZERO = 1e-9  # singular values below this share of the largest are rounding
+
+
+@merge_method("tsv_m", space="core", ranks="chosen", source="TSV-Merge, arXiv 2412.00081")
+def tsv_m(cores: Tensor, weights: list[float], rank: int) -> Tensor:
+    """TSV-Merge: leading singular vectors of every source, decorrelated by Procrustes."""
+    each = max(1, rank // len(cores))
+    left, values, right = [], [], []
+    for core, weight in zip(cores, weights, strict=True):
+        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+        live = min(each, int((S[0] * ZERO < S).sum()))  # directions of rounding would push the real ones aside
+        left.append(U[:, :live])
+        values.append(weight * S[:live])
+        right.append(Vh[:live].T)
+    merged: Tensor = (orthogonal(torch.cat(left, dim=1)) * torch.cat(values)) @ orthogonal(torch.cat(right, dim=1)).T
+    return merged
+
+
+def orthogonal(columns: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns: U Vᵀ of the SVD."""
+    U, _, Vh = torch.linalg.svd(columns, full_matrices=False)
+    nearest: Tensor = U @ Vh
+    return nearest

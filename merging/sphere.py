@@ -1,0 +1,51 @@
+"""Means on the sphere, of updates that are never formed: everything goes through their Gram matrix.
+
+An update is a vector ΔW_t in a Euclidean space; all that spherical interpolation needs of T of them are the inner
+products G [T, T], and its result is a combination Σ c_t ΔW_t. Functions return the coefficients c [T]. float64.
+"""
+
+import torch
+from torch import Tensor
+
+PARALLEL = 1e-9  # sine below which two directions count as one, and interpolation is linear
+
+
+def slerp_coefficients(gram: Tensor, t: float) -> Tensor:
+    """sin((1−t)Ω)/sinΩ and sin(tΩ)/sinΩ for two vectors at angle Ω (Shoemake 1985)."""
+    norms = gram.diagonal().clamp_min(1e-300).sqrt()
+    omega = torch.acos((gram[0, 1] / (norms[0] * norms[1])).clamp(-1, 1))
+    sine = torch.sin(omega)
+    if float(sine) < PARALLEL:
+        return torch.tensor([1 - t, t], dtype=gram.dtype)
+    return torch.stack([torch.sin((1 - t) * omega), torch.sin(t * omega)]) / sine
+
+
+def karcher_coefficients(gram: Tensor, shares: Tensor, steps: int, tolerance: float) -> Tensor:
+    """The weighted Karcher mean of the vectors' directions, at the weighted mean of their norms.
+
+    Starts at the normalised weighted mean and follows the mean of the logarithm maps until it vanishes. `shares` [T]
+    are positive and sum to 1. Vectors of norm zero take no part.
+    """
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    live = norms > 0
+    units = torch.where(live, 1 / norms.clamp_min(1e-300), 0.0)  # c = units ∘ e_t gives direction t
+    shares = torch.where(live, shares, 0.0)
+    shares = shares / shares.sum().clamp_min(1e-300)
+    point = _unit(shares * units, gram)
+    for _ in range(steps):
+        cosine = ((gram @ point) * units).clamp(-1, 1)
+        angle = torch.acos(cosine)
+        # log_x(y) = Ω/sinΩ (y − cosΩ x); the factor tends to 1 as Ω tends to 0.
+        factor = torch.where(angle < PARALLEL, torch.ones_like(angle), angle / torch.sin(angle).clamp_min(PARALLEL))
+        tangent = shares * factor * units - (shares * factor * cosine).sum() * point
+        length = (tangent @ gram @ tangent).clamp_min(0).sqrt()
+        if float(length) < tolerance:
+            break
+        point = _unit(torch.cos(length) * point + torch.sin(length) / length * tangent, gram)
+    return point * (shares * norms).sum()
+
+
+def _unit(coefficients: Tensor, gram: Tensor) -> Tensor:
+    """The same direction at norm 1; unchanged where the combination cancels to nothing."""
+    length = (coefficients @ gram @ coefficients).clamp_min(0).sqrt()
+    return coefficients / length if float(length) > 1e-150 else coefficients
