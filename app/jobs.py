@@ -95,8 +95,9 @@ class EmbeddedJobEngine:
                     process.stdin.close()
             if self._stopping.is_set():
                 return
-            lived_s = time.monotonic() - began
-            pause_s = _FIRST_PAUSE_S if lived_s > _HEALTHY_AFTER_S else min(2 * pause_s, _LONGEST_PAUSE_S)
+            # A worker that ends by itself soon after its start would do so again; one that was killed would not.
+            quick_failure = code > 0 and time.monotonic() - began < _HEALTHY_AFTER_S
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if quick_failure else _FIRST_PAUSE_S
             log.warning("the worker ended with code %d; it starts again in %.1f s", code, pause_s)
             self._stopping.wait(pause_s)
 

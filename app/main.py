@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from transformers.utils.logging import disable_progress_bar
 
 from app.api import adapters, chat, completions, files, health, jobs, merges, models, uploads
-from app.errors import install_error_handlers
+from app.error_handlers import install_error_handlers
 from app.house import House
 from app.jobs import EmbeddedJobEngine
 from app.limits import BodyLimits
@@ -111,7 +111,7 @@ def open_base(shelves: Shelves) -> BaseModel:
     """
     settings = shelves.settings
     torch.set_num_threads(settings.threads)
-    folder = ensure_base(settings.base_model, settings.model_folders, settings.models_dir)
+    folder = ensure_base(settings.base_model, settings.model_folders, settings.prepared_models_dir)
     base = load_base(folder)
     card = read_card(folder)
     details: dict[str, object] = {key: card[key] for key in BASE_DETAILS if key in card}

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from app.complaints import invalid_request
 from app.facts import content_facts
 from app.problems import Refusal
 from app.schemas import MergeBody
@@ -62,7 +62,7 @@ def draft_merge(shelves: Shelves, body: MergeBody) -> Draft:
     try:
         recipe = Recipe.model_validate({**fields, "sources": pinned})
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
     return _draft(shelves, namespace, name, recipe, versions)
 
 

@@ -92,8 +92,13 @@ class Settings(BaseSettings):
 
     @property
     def models_dir(self) -> Path:
-        """Converted base models."""
+        """Base models as the user puts them here, or as they are prepared on the first start."""
         return self.data_dir / "models"
+
+    @property
+    def prepared_models_dir(self) -> Path:
+        """Base models that were converted, linked or downloaded by the service."""
+        return self.models_dir / "prepared"
 
     @property
     def model_folders(self) -> tuple[Path, ...]:

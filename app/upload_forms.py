@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
+from app.complaints import invalid_request
 from app.problems import Refusal
 from app.schemas import Body, VersionForm
 from app.settings import Settings
@@ -114,8 +114,8 @@ def _refuse_constant(name: str) -> Any:
 
 
 def validated(model: type[Model], document: object) -> Model:
-    """The document as this model. Raises RequestValidationError, as the framework does for declared bodies."""
+    """The document as this model. Raises Refusal in the words that declared bodies get."""
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+        raise invalid_request(error.errors(include_url=False, include_input=False)) from None

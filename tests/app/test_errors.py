@@ -8,7 +8,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.errors import PRIVATE, ROOTS, TABLE, as_problem, install_error_handlers, is_disk_full
+from app.error_handlers import install_error_handlers
+from app.errors import PRIVATE, ROOTS, TABLE, as_problem, is_disk_full
 from app.limits import BodyLimits
 from app.problems import Refusal, plain_json
 from app.settings import Settings
