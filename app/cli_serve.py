@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli_output import fail
+
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (SPOLIA_HOST, 127.0.0.1).")] = None,
@@ -15,8 +17,18 @@ def serve(
 ) -> None:
     """Run the service; every setting is also a SPOLIA_* variable."""
     # These bring torch and the web server along, which takes seconds; the other verbs start without them.
+    from pydantic import ValidationError
+
     from app.main import serve as run
+    from app.problems import AppError
     from app.settings import Settings
 
     given: dict[str, Any] = {"host": host, "port": port, "data_dir": data_dir}
-    run(Settings(**{name: value for name, value in given.items() if value is not None}))
+    try:
+        run(Settings(**{name: value for name, value in given.items() if value is not None}))
+    except AppError as error:
+        fail(str(error))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        fail(f"SPOLIA_{name} is {first['input']!r}: {first['msg'].lower()}.", 2)

@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
+from rich.padding import Padding
+from rich.text import Text
 from tokenizers import Tokenizer
 
-from app.cli_output import error_sentence, fail, out, progress, share, size, spread, table
+from app.cli_output import error_sentence, fail, out, progress, size, spread, table
 from app.cli_report import plan_page, report_page
 from app.client import Client, Json, SpoliaError
 from app.settings import Settings
@@ -84,37 +85,52 @@ def measure(spolia: Client, models: dict[str, str | None], tokenizer: Tokenizer,
     """The accuracy of each model on each task, asked over HTTP, as a table."""
     heading(f"4  Accuracy on {per_task} held-out examples a task, measured now")
     held_out = {task: read_examples(HERE / "heldout" / f"{task}.jsonl", per_task) for task in TASKS}
-    found: dict[str, dict[str, float]] = {name: {} for name in models}
-    pairs = [(name, task) for name in models for task in TASKS]
-    for name, task in track(pairs, "measuring", transient=True, console=out):
-        answers = answers_of(spolia, held_out[task], models[name], tokenizer)
-        found[name][task] = accuracy(answers, held_out[task])
+    found: dict[str, dict[str, float]] = {}
+    for name, model in models.items():
+        started = time.perf_counter()
+        with progress(name, data=False) as move:
+            found[name] = {}
+            for done, task in enumerate(TASKS, start=1):
+                answers = answers_of(spolia, held_out[task], model, tokenizer)
+                found[name][task] = accuracy(answers, held_out[task])
+                move(done, len(TASKS))
+        out.print(f"  {name}: {len(TASKS) * per_task} prompts in {time.perf_counter() - started:.1f} s")
     shown = table(None, "%", *(f">{task}" for task in TASKS), ">average")
     for name, scores in found.items():
-        cells = [share(scores[task]).removesuffix(" %") for task in TASKS]
-        mean = sum(scores.values()) / len(scores)
-        shown.add_row(name, *cells, share(mean).removesuffix(" %"), style="bold" if name == TASKS[-1] else None)
+        cells = [Text(points(scores[task]), style="bold" if name == own(task) else "") for task in TASKS]
+        shown.add_row(name, *cells, points(sum(scores.values()) / len(scores)))
     out.print(shown)
     out.print(f"Each figure is within about {100 * (0.25 / per_task) ** 0.5:.0f} points of the true one (one sigma).")
+
+
+def own(task: str) -> str:
+    """The row of a task's own adapter."""
+    return f"{task} (adapter)"
+
+
+def points(value: float) -> str:
+    """A share in percentage points, for a table whose corner says %."""
+    return f"{100 * value:.1f}"
 
 
 def talk(spolia: Client, pinned: dict[str, str], merged: str) -> None:
     """Generate with the base, an adapter, a merge and a weighted set, streamed."""
     heading("5  Generate")
-    message = "You have won a prize! Call now to claim your holiday."
-    prompt = f"Is this text message ham or spam?\nInput: {message}\nAnswer:"
+    example = next(one for one in read_examples(HERE / "heldout" / "spam.jsonl", 200) if one["label"] == " spam")
+    prompt = str(example["prompt"])
     weighted = {pinned["spam"]: 0.8, pinned["dates"]: 0.4}
     label = " + ".join(f"{weight:g} × {ref}" for ref, weight in weighted.items())
-    out.print(f"A completion of: {prompt!r}")
+    out.print("A completion of:")
+    out.print(Padding(prompt, (0, 0, 0, 4)))
     for name, ask in (
         ("base", {}),
         (pinned["spam"], {"model": pinned["spam"]}),
         (merged, {"model": merged}),
         (label, {"adapters": weighted}),
     ):
-        say(spolia, name, prompt, {**ask, "max_tokens": 4, "stop": ["\n"]})
+        say(spolia, name, prompt, {**ask, "max_tokens": 8})
     question = "Give me one short tip for writing a clear e-mail."
-    out.print(f"\nA chat: {question!r}")
+    out.print(f"\nA chat: {question}")
     for name, ask in (("base", {}), (merged, {"model": merged}), (label, {"adapters": weighted})):
         say(spolia, name, question, {**ask, "chat": True, "max_tokens": 40})
 
@@ -123,7 +139,7 @@ def say(spolia: Client, name: str, prompt: str, options: dict[str, Any]) -> None
     """Print one answer as it is made."""
     out.print(f"  {name}: ", end="", style="bold")
     for piece in spolia.generate(prompt, temperature=0, **options):
-        out.file.write(piece)
+        out.file.write(piece.replace("\n", " ⏎ "))
         out.file.flush()
     out.print()
 
@@ -142,17 +158,19 @@ def main() -> None:
         merged = merge(spolia, pinned)
         base = str(spolia.models()[0]["id"])
         models: dict[str, str | None] = {"base": None}
-        models |= {f"{task} (adapter)": ref for task, ref in pinned.items()}
-        models |= {f"all four by {method}": ref for method, ref in merged.items()}
+        models |= {own(task): ref for task, ref in pinned.items()}
+        models |= {f"merged by {method}": ref for method, ref in merged.items()}
         measure(spolia, models, open_tokenizer(settings.model_folders, base), per_task)
         talk(spolia, pinned, merged["sum"])
     heading(f"Done in {time.perf_counter() - started:.0f} s. Spolia listens on {url}  (API pages: {url}/docs)")
     prefix = "" if url == "http://127.0.0.1:8000" else f"SPOLIA_URL={url} "
     command = f"{prefix}{Path(sys.executable).with_name('spolia')}"
     out.print("Go on with:")
-    out.print(f"  {command} show {merged['lego']}")
-    out.print(f"  {command} merge me/mine {pinned['spam']}=0.7 {pinned['dates']}=0.7 --method sum --rank 12")
-    out.print(f"  {command} generate 'What is a LoRA adapter?' --adapter {pinned['spam']}=0.5")
+    out.print(f"  {command} show {merged['lego']}", soft_wrap=True)
+    out.print(
+        f"  {command} merge me/mine {pinned['spam']}=0.7 {pinned['dates']}=0.7 --method sum --rank 12", soft_wrap=True
+    )
+    out.print(f"  {command} generate 'What is a LoRA adapter?' --adapter {pinned['spam']}=0.5", soft_wrap=True)
     out.print(f"Stop the service with: {stop}")
 
 

@@ -22,6 +22,7 @@ def start_service(spolia: Client, settings: Settings) -> str:
     except SpoliaError as error:
         if error.slug != "unreachable":
             raise
+        out.print(f"Nothing answers at {spolia.url}: starting `spolia serve` …")
         process = _spawn(settings, pid_file)
         _wait(spolia, process, settings.data_dir / "serve.log")
         out.print(f"Spolia is ready at {spolia.url}; it keeps everything in {settings.data_dir.absolute()}.")
