@@ -42,7 +42,7 @@ def measure_module(joint: Joint, target: Tensor, target_spectrum: Tensor, result
     overlap = torch.einsum("tba,ba->t", cores, core)
     flat = cores.flatten(1)
     gram = flat @ flat.T
-    agree, weight = _sign_agreement(flat)
+    agree, weight = sign_agreement(flat)
     left, right = projection.ranges()
     inside = (left.T @ cores @ right).square().sum(dim=(1, 2))
     return {
@@ -79,8 +79,8 @@ def published(module: dict[str, Any]) -> dict[str, Any]:
     shown = {k: v for k, v in module.items() if not k.startswith("_")}
     gram, count = module["_gram"], len(module["_gram"])
     if 1 < count <= PAIRS_PER_MODULE:
-        shown["cosine"] = _cosines(gram)
-        shown["sign_agreement"] = _agreements(module["_agree"], module["_weight"])
+        shown["cosine"] = cosines(gram)
+        shown["sign_agreement"] = agreements(module["_agree"], module["_weight"])
     return shown
 
 
@@ -128,13 +128,13 @@ def summarise(
         ],
         "interference": {
             "refs": refs,
-            "cosine": _cosines(gram),
-            "sign_agreement": _agreements(agree, weight),
+            "cosine": cosines(gram),
+            "sign_agreement": agreements(agree, weight),
         },
     }
 
 
-def _sign_agreement(flat: Tensor) -> tuple[Tensor, Tensor]:
+def sign_agreement(flat: Tensor) -> tuple[Tensor, Tensor]:
     """For each pair of flattened cores: Σ|m_i m_j| where signs agree, and over all entries. [T, T] each."""
     magnitude = flat.abs()
     weight = magnitude @ magnitude.T
@@ -154,11 +154,11 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
-def _cosines(gram: list[list[float]]) -> list[list[float]]:
+def cosines(gram: list[list[float]]) -> list[list[float]]:
     return [[_ratio(gram[i][j], (gram[i][i] * gram[j][j]) ** 0.5) for j in range(len(gram))] for i in range(len(gram))]
 
 
-def _agreements(agree: list[list[float]], weight: list[list[float]]) -> list[list[float | None]]:
+def agreements(agree: list[list[float]], weight: list[list[float]]) -> list[list[float | None]]:
     """None where two sources share no module or no entry: there is nothing to agree on."""
     return [[a / w if w > 0 else None for a, w in zip(*rows, strict=True)] for rows in zip(agree, weight, strict=True)]
 
