@@ -26,7 +26,7 @@ from examples.service import start_service
 
 HERE = Path(__file__).parent
 TASKS = ("spam", "measure", "dates", "language")
-PER_TASK = 40
+PER_TASK = 32
 
 
 def heading(text: str) -> None:

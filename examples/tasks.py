@@ -167,7 +167,7 @@ TASKS: dict[str, Task] = {
                 "basic colour word, labelled with that word.\n"
                 "Changed: training values are moved by up to 6 in each channel."
             ),
-            steps=300,
+            steps=200,
         ),
         Task(
             name="language",

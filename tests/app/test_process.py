@@ -1,0 +1,76 @@
+"""The process around the application: settings, where it listens, its worker."""
+
+import fcntl
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.jobs import EmbeddedJobEngine
+from app.main import RemoteRefused, is_loopback, serve
+from app.settings import Settings
+from tests.app.service import Service, small_adapter
+from tests.e2e.process import worker_of
+
+
+def test_settings_travel_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Settings(data_dir=tmp_path, port=1234, allow_remote=True, base_model="a/b", staging_max_age_s=1.5)
+    for name, value in given.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == given
+
+
+def test_every_setting_is_described_and_frozen() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="less than or equal to 65535"):
+        Settings(port=70000)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
+def test_loopback_is_recognised(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", "", "127.0.0.1.example.org"])
+def test_nobody_listens_beyond_loopback_by_accident(host: str, tmp_path: Path) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(RemoteRefused, match="no API keys yet"):
+        serve(Settings(host=host, data_dir=tmp_path / "untouched"))
+    assert not (tmp_path / "untouched").exists()
+
+
+def test_ready_says_what_was_checked(service: Service) -> None:
+    found = service.http.get("/readyz").json()
+    assert found == {"ready": True, "checks": dict.fromkeys(("database", "blobs", "generation", "worker"), "ok")}
+    assert service.http.get("/healthz").json() == {"status": "ok"}
+
+
+def test_a_worker_that_dies_is_started_again_and_there_is_only_one(service: Service, tmp_path: Path) -> None:
+    service.push("worker/a", small_adapter(tmp_path))
+    service.merge(name="worker/before", sources=["worker/a"])  # the worker is up
+    lock = service.house.settings.data_dir / "worker.lock"
+    with lock.open("rb") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    first = worker_of(os.getpid())
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    job = service.http.post("/v1/merges", json={"name": "worker/after", "sources": ["worker/a"], "method": "cat"})
+    assert service.wait(job.json())["state"] == "succeeded"
+    assert worker_of(os.getpid()) not in (None, first)
+    assert service.http.get("/readyz").json()["ready"]
+
+
+def test_a_worker_that_cannot_run_is_not_started_without_end() -> None:
+    engine = EmbeddedJobEngine({"SPOLIA_PORT": "nonsense"})
+    engine.start()
+    deadline = time.monotonic() + 20
+    while engine.alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    engine.wake()
+    engine.close()
+    assert not engine.alive()
