@@ -82,7 +82,7 @@ def run_merge(
         "warnings": list(plan.warnings),
         "weights": plan.recipe.weights,
         "finite": True,  # a NaN or Inf in any input or output raises before this line
-        "totals": summarise(reports, members, [s.ref for s in plan.recipe.sources]),
+        "totals": summarise(reports, members, [s.ref for s in plan.recipe.sources], plan.recipe.weights),
         "modules": [
             {"name": m.name, "source_indices": list(m.sources), **published(reports[m.name]), **details[m.name]}
             for m in plan.modules
@@ -139,7 +139,7 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise NonFiniteTensor(f"{module.name}.lora_{side} of the result in {plan.dtype}", bad, tensor.numel())
-    report = measure_module(joint, target, exact.S, stored)
+    report = measure_module(joint, weights, target, exact.S, stored)
     payload = _bytes(stored.A) + _bytes(stored.B)
     journal.append(module.name, {"report": report, "details": dict(outcome.details)}, payload)
 

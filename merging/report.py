@@ -8,11 +8,12 @@ from the factors as they are stored (after rounding to the result's dtype). With
 * rank_95, rank_99    smallest rank that keeps 95 % and 99 % of ‖T‖²
 * sources[t]          cosine ⟨ΔW_t, ΔW⟩ / ‖ΔW_t‖‖ΔW‖; projection ⟨ΔW_t, ΔW⟩ / ‖ΔW_t‖² (1: the result acts on the
                       source's own direction as the source did); subspace: share of ‖ΔW_t‖² inside the result's row
-                      and column spaces
+                      and column spaces; removal ‖w_t ΔW_t‖ / ‖T‖, by how much T would change without the source
 * interference[i][j]  cosine of two sources, and the sign agreement of their cores: Σ|m_i m_j| over entries of equal
                       sign, divided by the sum over all entries
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ from deltas.joint import Joint
 PAIRS_PER_MODULE = 16
 
 
-def measure_module(joint: Joint, target: Tensor, target_spectrum: Tensor, result: Factors) -> dict[str, Any]:
+def measure_module(
+    joint: Joint, weights: Sequence[float], target: Tensor, target_spectrum: Tensor, result: Factors
+) -> dict[str, Any]:
     """The figures of one module. `joint`: the sources' bases and cores; `target`: T's core; then its singular values.
 
     Keys beginning with "_" are sums that `summarise` needs; `published` drops them.
@@ -59,8 +62,9 @@ def measure_module(joint: Joint, target: Tensor, target_spectrum: Tensor, result
                 "cosine": _ratio(o, (n * result_sq) ** 0.5),
                 "projection": _ratio(o, n),
                 "subspace": min(1.0, _ratio(i, n)),
+                "removal": abs(w) * _ratio(n, total) ** 0.5,
             }
-            for n, o, i in zip(norm_sq.tolist(), overlap.tolist(), inside.tolist(), strict=True)
+            for n, o, i, w in zip(norm_sq.tolist(), overlap.tolist(), inside.tolist(), weights, strict=True)
         ],
         "_error": error,
         "_target": total,
@@ -68,31 +72,33 @@ def measure_module(joint: Joint, target: Tensor, target_spectrum: Tensor, result
         "_result": result_sq,
         "_overlap": overlap.tolist(),
         "_inside": inside.tolist(),
-        "_gram": gram.tolist(),
-        "_agree": agree.tolist(),
-        "_weight": weight.tolist(),
+        "_pairs": _packed(torch.stack([gram, agree, weight])),
     }
 
 
 def published(module: dict[str, Any]) -> dict[str, Any]:
     """One module's figures as they are shown: without the sums, with its pair matrices where they are few."""
     shown = {k: v for k, v in module.items() if not k.startswith("_")}
-    gram, count = module["_gram"], len(module["_gram"])
+    count = len(module["sources"])
     if 1 < count <= PAIRS_PER_MODULE:
+        gram, agree, weight = _unpacked(module["_pairs"], count).tolist()
         shown["cosine"] = cosines(gram)
-        shown["sign_agreement"] = agreements(module["_agree"], module["_weight"])
+        shown["sign_agreement"] = agreements(agree, weight)
     return shown
 
 
 def summarise(
-    modules: Mapping[str, dict[str, Any]], members: Mapping[str, Sequence[int]], refs: list[str]
+    modules: Mapping[str, dict[str, Any]],
+    members: Mapping[str, Sequence[int]],
+    refs: Sequence[str],
+    weights: Sequence[float],
 ) -> dict[str, Any]:
     """The figures in all: sums over modules of numerators and denominators, so that large modules weigh more.
 
     `members[name]`: which sources module `name` has, as indices into `refs`.
     """
     count = len(refs)
-    gram, agree, weight = ([[0.0] * count for _ in range(count)] for _ in range(3))
+    pairs = torch.zeros(3, count, count, dtype=torch.float64)
     overlap, inside = [0.0] * count, [0.0] * count
     shared = [0] * count
     for name, module in modules.items():
@@ -100,10 +106,9 @@ def summarise(
             overlap[i] += module["_overlap"][a]
             inside[i] += module["_inside"][a]
             shared[i] += 1
-            for b, j in enumerate(members[name]):
-                gram[i][j] += module["_gram"][a][b]
-                agree[i][j] += module["_agree"][a][b]
-                weight[i][j] += module["_weight"][a][b]
+        index = torch.tensor(members[name])
+        pairs[:, index[:, None], index] += _unpacked(module["_pairs"], len(index))
+    gram, agree, weight = pairs.tolist()
     error, target, kept, result = (
         sum(m[key] for m in modules.values()) for key in ("_error", "_target", "_kept", "_result")
     )
@@ -123,15 +128,26 @@ def summarise(
                 "cosine": _ratio(overlap[i], (gram[i][i] * result) ** 0.5),
                 "projection": _ratio(overlap[i], gram[i][i]),
                 "subspace": min(1.0, _ratio(inside[i], gram[i][i])),
+                "removal": abs(weights[i]) * _ratio(gram[i][i], target) ** 0.5,
             }
             for i in range(count)
         ],
         "interference": {
-            "refs": refs,
+            "refs": list(refs),
             "cosine": cosines(gram),
             "sign_agreement": agreements(agree, weight),
         },
     }
+
+
+def _packed(pairs: Tensor) -> str:
+    """[3, T, T] float64 as text: a third of its size as JSON numbers, and without rounding."""
+    return base64.b64encode(pairs.contiguous().view(torch.uint8).numpy().tobytes()).decode()
+
+
+def _unpacked(text: str, count: int) -> Tensor:
+    raw = bytearray(base64.b64decode(text))
+    return torch.frombuffer(raw, dtype=torch.float64).reshape(3, count, count)
 
 
 def sign_agreement(flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -174,6 +174,7 @@ def test_the_report_equals_dense_arithmetic(mixed: list[Path], merge: Callable[.
                 own = float(torch.linalg.norm(sources[i][name]))
                 assert figures["projection"] == pytest.approx(dot / own**2, abs=1e-6)
                 assert figures["cosine"] == pytest.approx(dot / own / float(torch.linalg.norm(merged[name])), abs=1e-6)
+                assert figures["removal"] == pytest.approx(abs(weights[i]) * own / norm, rel=1e-5)
                 U, S, Vh = torch.linalg.svd(merged[name], full_matrices=False)
                 k = int((1e-6 * S[0] < S).sum())
                 inside = U[:, :k].T @ sources[i][name] @ Vh[:k].T
@@ -185,6 +186,19 @@ def test_the_report_equals_dense_arithmetic(mixed: list[Path], merge: Callable[.
                     assert module["cosine"][a][b] == pytest.approx(cosine, abs=1e-6)
                     assert 0 <= module["sign_agreement"][a][b] <= 1
         assert result.report["totals"]["relative_error"] == pytest.approx((error / total) ** 0.5, rel=1e-5)
+
+
+def test_a_hundred_sources(tmp_path: Path) -> None:
+    folders = [write_adapter(tmp_path / str(i), seed=i, rank=1 + i % 3) for i in range(100)]
+    result = run_merge(make_plan(folders, rank=4), tmp_path / "w", workers=2)
+    deltas = [dense_deltas(f) for f in folders]
+    for name in TINY:
+        target = torch.stack([d[name] for d in deltas]).sum(dim=0)
+        module = next(m for m in result.report["modules"] if m["name"] == name)
+        optimum = torch.linalg.norm(torch.linalg.svdvals(target)[4:]) / torch.linalg.norm(target)
+        assert module["relative_error"] == pytest.approx(float(optimum), rel=1e-5, abs=1e-6)
+        assert "cosine" not in module  # pair matrices are in the totals alone
+    assert len(result.report["totals"]["interference"]["cosine"]) == 100
 
 
 def test_an_energy_share_keeps_that_share(mixed: list[Path], merge: Callable[..., tuple[MergeResult, Path]]) -> None:
