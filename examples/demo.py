@@ -61,7 +61,7 @@ def upload(spolia: Client) -> dict[str, str]:
 def merge(spolia: Client, pinned: dict[str, str]) -> dict[str, str]:
     """Merge the four by `sum` and by `lego`; the results' pinned references by method."""
     recipes: dict[str, Json] = {
-        "sum": {"sources": dict.fromkeys(pinned.values(), 0.5), "rank": 16},
+        "sum": {"sources": dict.fromkeys(pinned.values(), 0.7), "rank": 16},
         "lego": {"sources": dict.fromkeys(pinned.values(), 1.0), "rank": 16},
     }
     made: dict[str, str] = {}

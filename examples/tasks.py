@@ -41,7 +41,7 @@ class Task:
     dtype: str
     licence: str
     source: str
-    steps: int = 200
+    steps: int = 150
     held_out: int = 200
     tags: tuple[str, ...] = field(default=())
 
@@ -78,6 +78,7 @@ TASKS: dict[str, Task] = {
                 "Changed: messages with offensive words left out, long numbers and addresses replaced by <number> "
                 "and <link>."
             ),
+            steps=200,
         ),
         Task(
             name="sentiment",
@@ -105,6 +106,7 @@ TASKS: dict[str, Task] = {
             dtype="bfloat16",
             licence="Apache-2.0",
             source=GENERATED,
+            steps=200,
         ),
         Task(
             name="adjectives",
@@ -127,7 +129,6 @@ TASKS: dict[str, Task] = {
             dtype="bfloat16",
             licence="Apache-2.0",
             source=GENERATED,
-            steps=150,
         ),
         Task(
             name="intent",
@@ -183,7 +184,6 @@ TASKS: dict[str, Task] = {
                 "v3), as shipped in Babel.\n"
                 "Changed: names written alike in two of the languages left out, three names joined."
             ),
-            steps=150,
         ),
     )
 }
