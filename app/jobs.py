@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ class EmbeddedJobEngine:
     """One worker process, `python -m app.worker`, supervised by a thread."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = {**os.environ, **environment, **_ONE_THREAD}
+        # The worker runs the code that this process runs, whatever folder it was started in (-P, PYTHONPATH).
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        self._environment = {**os.environ, **environment, **_ONE_THREAD, "PYTHONPATH": path}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -104,7 +107,7 @@ class EmbeddedJobEngine:
     def _spawn(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C at the terminal reaches the API, which then tells the worker.
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.worker"],
+            [sys.executable, "-P", "-m", "app.worker"],
             stdin=subprocess.PIPE,
             env=self._environment,
             start_new_session=True,

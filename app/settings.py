@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         10, ge=1, description="A job whose worker died this often is failed, not started again."
     )
     staging_max_age_s: float = Field(
-        3600.0, ge=0, description="Unfinished uploads older than this are removed when the service starts."
+        0.0, ge=0, description="Staged files of dead writers that are older are removed at the start."
     )
     orphan_max_age_s: float = Field(
         86400.0, ge=0, description="Files that no version needs and that are older are removed at the start."

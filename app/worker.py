@@ -47,7 +47,7 @@ class Worker:
         jobs, settings = self.shelves.jobs, self.shelves.settings
         for interrupted in jobs.requeue_interrupted(settings.max_interruptions, as_problem):
             log.info("job %s was interrupted and is now %s", interrupted.id, interrupted.state)
-        self._sweep_scratch()
+        self._sweep()
         while not self.stop.is_set():
             self.wake.clear()
             if (job := self._claim()) is None:
@@ -100,8 +100,9 @@ class Worker:
             self.wake.set()
         os._exit(0)
 
-    def _sweep_scratch(self) -> None:
-        """Remove scratch folders of jobs that have ended."""
+    def _sweep(self) -> None:
+        """Remove what dead workers left: files they were about to publish, scratch folders of jobs that have ended."""
+        self.shelves.blobs.sweep_staging(self.shelves.settings.staging_max_age_s)
         work = self.shelves.settings.work_dir
         work.mkdir(parents=True, exist_ok=True)
         for folder in work.iterdir():

@@ -53,10 +53,10 @@ class ServerProcess:
             "SPOLIA_PORT": str(self.port),
             "SPOLIA_BASE_MODEL": str(base),
             "SPOLIA_THREADS": "1",
-            "SPOLIA_STAGING_MAX_AGE_S": "0",
             **(settings or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self.http = httpx.Client(base_url=self.url, timeout=30)
 
     def start(self) -> None:
         """Start the process; it is not ready yet."""
@@ -77,9 +77,9 @@ class ServerProcess:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             with suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if self.http.get("/readyz").status_code == 200:
                     return
-            time.sleep(0.05)
+            time.sleep(0.1)
         raise AssertionError(f"not ready: {self.log.read_text()[-3000:]}")
 
     def worker(self) -> int | None:
@@ -110,11 +110,12 @@ class ServerProcess:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+        self.http.close()
         return self.process.wait()
 
     def get(self, path: str) -> Any:
         """GET that must succeed; the JSON."""
-        answer = httpx.get(f"{self.url}{path}", timeout=30)
+        answer = self.http.get(path)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -124,7 +125,7 @@ class ServerProcess:
             "config": (folder / "adapter_config.json").read_bytes(),
             "weights": (folder / "adapter_model.safetensors").read_bytes(),
         }
-        return httpx.post(f"{self.url}/v1/adapters/{ref}/versions", files=files, timeout=30)
+        return self.http.post(f"/v1/adapters/{ref}/versions", files=files)
 
     def wait_job(self, job_id: str, timeout_s: float = 60) -> dict[str, Any]:
         """The job once it has ended."""

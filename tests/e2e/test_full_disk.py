@@ -4,8 +4,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
-
 from tests.e2e.process import ServerProcess
 from tests.factory import write_adapter
 
@@ -44,7 +42,7 @@ def test_a_full_disk(start: Callable[..., ServerProcess], tmp_path: Path) -> Non
     assert listed == {"full/a@1", "full/b@1", *accepted}
 
     recipe = {"name": "full/merged", "sources": ["full/a", "full/b"], "method": "cat"}
-    job = httpx.post(f"{server.url}/v1/merges", json=recipe, timeout=30).json()
+    job = server.http.post("/v1/merges", json=recipe).json()
     ended = server.wait_job(job["id"])
     assert ended["state"] == "failed", ended
     assert ended["error"]["type"] == "urn:spolia:problem:storage-full"
