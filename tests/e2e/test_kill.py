@@ -118,7 +118,7 @@ def test_thirty_kills_lose_nothing(start: Callable[..., ServerProcess], tmp_path
                 while server.worker() is None:
                     time.sleep(0.05)
                 await_moment(server, journals, rng.uniform(0, 0.7) if early else None, rng)
-                server.kill_worker()
+                assert server.kill_worker()
                 journals.look()
     finally:
         users.end()
