@@ -20,6 +20,7 @@ from store.errors import BadReference, UnknownReference
 from store.records import Version
 
 Result = TypeVar("Result")
+LARGEST_WEIGHT = 3.4028234e38  # of float32, in which adapters are applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,14 @@ def choose_set(house: House, model: str, adapters: Sequence[SourceBody] | None) 
         members = [(house.registry.resolve(a.ref), 1.0 if a.weight is None else a.weight) for a in adapters]
     for version, _ in members:
         _check_served(house, version)
-    return ChosenSet(tuple(members))
+    chosen = ChosenSet(tuple(members))
+    for entry in chosen.as_json:
+        if abs(entry["weight"]) > LARGEST_WEIGHT:
+            detail = (
+                f"The weight of {entry['ref']} is {entry['weight']:g}; at most {LARGEST_WEIGHT:.3g} can be applied."
+            )
+            raise Refusal(422, "bad-weights", detail, field="adapters")
+    return chosen
 
 
 def _resolve_model(house: House, model: str) -> Version:

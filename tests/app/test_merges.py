@@ -14,7 +14,11 @@ from safetensors.torch import load_file
 from tests.app.service import LAYERS, Service, problem, small_adapter
 from tests.factory import write_adapter
 
-WIDE = {f"model.layers.{i}.self_attn.q_proj": (576, 576) for i in range(30)}
+WIDE = {
+    f"model.layers.{layer}.self_attn.{name}": shape
+    for layer in range(30)
+    for name, shape in (("q_proj", (576, 576)), ("o_proj", (576, 576)), ("k_proj", (192, 576)))
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,7 @@ def slow(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for name in "abc":
         adapter = small_adapter(folder / name, modules=WIDE, rank=12, dtype=torch.float16)
         service.push(f"slow/{name}", adapter)
-    return {"sources": ["slow/a", "slow/b", "slow/c"], "method": "lego", "rank": 12}
+    return {"sources": [f"slow/{name}" for name in "abcabcab"], "method": "lego", "rank": 12}
 
 
 def test_events_show_progress_while_the_service_stays_responsive(service: Service, slow: dict[str, Any]) -> None:
