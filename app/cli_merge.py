@@ -8,7 +8,7 @@ import typer
 
 from app.cli_context import AsJson, client, weighted
 from app.cli_output import fail, moment, out, print_json, progress, sheet, table
-from app.cli_report import plan_page, report_page, version_page
+from app.cli_report import comparison_page, plan_page, report_page, version_page
 
 
 def merge(
@@ -53,6 +53,17 @@ def merge(
         out.print(version_page(spolia.show(ref)))
         out.print()
         out.print(report_page(spolia.report(ref)))
+
+
+def compare(
+    ctx: typer.Context,
+    refs: Annotated[list[str], typer.Argument(metavar="REF REF...", help="References of adapters of one base model.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show how adapters relate: overlap of their updates, signs, subspaces, duplicates."""
+    with client(ctx) as spolia:
+        found = spolia.compare(refs)
+        return print_json(found) if as_json else out.print(comparison_page(found))
 
 
 def jobs(

@@ -71,6 +71,26 @@ def plan_page(plan: Json) -> RenderableType:
     return Group(sheet(rows), sources, *warnings)
 
 
+def comparison_page(found: Json) -> RenderableType:
+    """How adapters relate, before they are merged."""
+    made = table("Adapters", "adapter", ">modules", ">norm")
+    for adapter in found["adapters"]:
+        made.add_row(adapter["ref"], str(adapter["modules"]), f"{adapter['norm']:.3f}")
+    parts: list[RenderableType] = [made, _interference(found), _subspaces(found)]
+    for pair in found["duplicates"]:
+        parts.append(Text(f"! {' and '.join(pair['refs'])} are one update, times {pair['factor']:.3g}", style="yellow"))
+    return Group(*parts)
+
+
+def _subspaces(found: Json) -> Table:
+    names = [ref.rpartition("/")[2] for ref in found["refs"]]
+    made = table("Shared subspace: mean squared cosine of principal angles", "", *(f">{name}" for name in names))
+    for i, name in enumerate(names):
+        row = found["subspace"][i]
+        made.add_row(name, *("·" if i == j else "–" if row[j] is None else share(row[j]) for j in range(len(names))))
+    return made
+
+
 def report_page(report: Json, *, worst: int = 5) -> RenderableType:
     """The truth meter of a merge: totals, what each source kept, interference, the worst modules, LEGO's clusters."""
     totals, modules = report["totals"], report["modules"]
@@ -113,7 +133,8 @@ def _interference(pairs: Json) -> Table:
         for j in range(len(names)):
             agree = pairs["sign_agreement"][i][j]
             signs = "–" if agree is None else f"{100 * agree:.0f} %"
-            cells.append("·" if i == j else f"{pairs['cosine'][i][j]:+.3f} / {signs}")
+            cosine = pairs["cosine"][i][j]
+            cells.append("·" if i == j else f"{'–' if cosine is None else f'{cosine:+.3f}'} / {signs}")
         made.add_row(name, *cells)
     return made
 

@@ -138,6 +138,10 @@ class Client:
         """The report of a merged version: what was kept and what was lost."""
         return self._http.json("GET", f"{version_path(ref)}/report")
 
+    def compare(self, refs: Sequence[str]) -> Json:
+        """How adapters relate: norms, cosines, sign agreement, shared subspaces, duplicates, layer by layer."""
+        return self._http.json("GET", "/v1/compare", params={"refs": ",".join(refs)})
+
     def versions(self, ref: str) -> Sequence[Json]:
         """All versions of an adapter, newest first."""
         versions: Sequence[Json] = self._http.json("GET", adapter_path(ref))["all_versions"]

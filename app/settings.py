@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(16 * MIB, ge=1, description="Largest safetensors header accepted.")
     max_request_bytes: int = Field(4 * MIB, ge=1, description="Largest JSON body of any request.")
     max_sources: int = Field(256, ge=1, description="Most sources of one merge, and adapters of one set.")
+    max_compared: int = Field(16, ge=2, description="Most adapters of one comparison.")
     max_tags: int = Field(32, ge=0, description="Most tags of one adapter.")
     max_models: int = Field(1000, ge=1, description="Most entries of /v1/models; adapters beyond are served unlisted.")
     max_page: int = Field(200, ge=1, description="Most items on one page of a list.")

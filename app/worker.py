@@ -9,10 +9,9 @@ import fcntl
 import logging
 import os
 import shutil
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,7 +91,7 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
         log.info("job %s ended after %.2f s", job.id, time.monotonic() - began)
 
-    def listen(self, pipe: BinaryIO) -> None:
+    def listen(self, pipe: Iterable[bytes]) -> None:
         """Hear the API process; when it is gone, go too, at once."""
         for line in pipe:
             if line == STOP:
@@ -128,9 +127,11 @@ def main() -> None:
     torch.set_num_threads(1)
     shelves = open_shelves(settings)
     worker = Worker(shelves)
-    threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), name="ears", daemon=True).start()
-    with hold_lock(settings.data_dir / "worker.lock"):
-        worker.run()
+    # Unbuffered: a buffered reader's lock, held by a waiting thread, aborts the interpreter when it ends.
+    with os.fdopen(0, "rb", buffering=0, closefd=False) as ears:
+        threading.Thread(target=worker.listen, args=(ears,), name="ears", daemon=True).start()
+        with hold_lock(settings.data_dir / "worker.lock"):
+            worker.run()
 
 
 if __name__ == "__main__":

@@ -130,3 +130,10 @@ def test_failures_are_a_sentence_and_a_status(shell: Shell, words: list[str], co
     found, sentence = shell.failure(*words)
     assert found == code
     assert part in sentence
+
+
+def test_compare_shows_overlap(shell: Shell, pushed: list[str]) -> None:
+    page = shell.text("compare", *pushed)
+    assert "Interference" in page
+    assert "Shared subspace" in page
+    assert shell.json("compare", *pushed)["refs"] == pushed
