@@ -21,7 +21,7 @@ from matplotlib.colors import XKCD_COLORS, to_rgb
 
 Pairs = list[tuple[str, str]]
 
-# Patterns of words that keep a text out of the examples: rude, intimate, violent, medical. Rather too many than too few.
+# Patterns of words that keep a text out: rude, intimate, violent, medical. Rather too many than too few.
 OFFENSIVE_WORDS = r"""
     \w*fuck\w* shit\w* bitch\w* ass arse\w* bastard\w* crap\w* damn\w* dick\w* cock tits? boob\w* sex\w* porn\w*
     xxx\w* nude\w* naked horny hardcore erotic\w* gay\w* lesbian\w* slut\w* whore\w* hell kill\w* die[sd]? dead
