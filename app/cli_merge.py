@@ -20,6 +20,9 @@ def merge(
         str | None, typer.Option(help='Rank of the result: a number, "max", "sum", or a share of energy such as 0.99.')
     ] = None,
     param: Annotated[list[str] | None, typer.Option("--param", help="NAME=VALUE of the method; repeatable.")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="core, dense or factors, where the method can choose; see `spolia methods`.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of what is random in the method.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -33,6 +36,7 @@ def merge(
         "method": method,
         "rank": _number(rank),
         "params": dict(_param(one) for one in param or []),
+        "space": space,
         "dtype": dtype,
         "seed": seed,
     }
@@ -118,10 +122,10 @@ def methods(
     if as_json:
         return print_json(found[0] if name else found)
     if name is None:
-        shown = table(None, "method", "exact", "rank", "what it does")
+        shown = table(None, "method", "exact", "rank", "space", "what it does")
         for method in found:
             exact = "yes" if method["exact"] else "no"
-            shown.add_row(method["name"], exact, method["ranks"], method["summary"])
+            shown.add_row(method["name"], exact, method["ranks"], ", ".join(method["spaces"]), method["summary"])
         return out.print(shown)
     out.print(sheet({"method": name, "source": found[0]["source"], "default rank": found[0]["default_rank"]}))
     out.print(f"\n{found[0]['description']}\n")

@@ -56,6 +56,7 @@ def plan_page(plan: Json) -> RenderableType:
     ranks = [module["target_rank"] for module in plan["modules"]]
     rows = {
         "method": f"{plan['method']} {plan['params'] or ''}".strip(),
+        "space": plan["space"],
         "rank": f"{plan['rank']} (modules: {min(ranks)}–{max(ranks)})" if ranks else plan["rank"],
         "dtype": plan["dtype"],
         "modules": plan["total_modules"],
@@ -95,7 +96,7 @@ def report_page(report: Json, *, worst: int = 5) -> RenderableType:
     """The truth meter of a merge: totals, what each source kept, interference, the worst modules, LEGO's clusters."""
     totals, modules = report["totals"], report["modules"]
     rows = {
-        "method": report["method"],
+        "method": f"{report['method']} in {report['space']} space",
         "rank": f"{spread(totals['rank'])} (asked: {report['rank_asked']})",
         "error": f"{share(totals['relative_error'])} of the exact weighted sum",
         "best possible": f"{share(totals['energy_at_rank'])} of its energy fits this rank",

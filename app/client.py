@@ -180,6 +180,7 @@ class Client:
         method: str = "sum",
         rank: int | float | str | None = None,
         params: Mapping[str, Any] | None = None,
+        space: str | None = None,
         dtype: str = "auto",
         seed: int = 0,
         dry_run: bool = False,
@@ -198,6 +199,8 @@ class Client:
             body["rank"] = rank
         if params:
             body["params"] = dict(params)
+        if space is not None:
+            body["space"] = space
         if dry_run:
             plan: Json = self._http.json("POST", "/v1/merges", json=body, params={"dry_run": "true"})["plan"]
             return plan

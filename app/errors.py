@@ -30,6 +30,7 @@ TABLE: dict[type[Exception], Row] = {
     merging.BadParams: (422, "bad-params"),
     merging.BadWeights: (422, "bad-weights"),
     merging.BadRank: (422, "bad-rank"),
+    merging.BadSpace: (422, "bad-space"),
     merging.BaseMismatch: (422, "different-bases"),
     merging.ModuleMismatch: (422, "module-mismatch"),
     merging.NotMergeable: (422, "not-mergeable"),

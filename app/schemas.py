@@ -92,6 +92,9 @@ class MergeBody(Body):
         None, description='Rank of the result: a number, "max", "sum", or an energy share below 1.'
     )
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the method.")
+    space: Literal["core", "dense", "factors"] | None = Field(
+        None, description="Where the method runs, if it can choose; see /v1/merge-methods."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from deltas.dense import truncate_dense
 from deltas.errors import NonFiniteTensor
 from deltas.factors import Factors, Spectrum
 from deltas.joint import joint_bases
@@ -76,7 +77,7 @@ def run_merge(
     members = {m.name: m.sources for m in plan.modules}
     report = {
         "method": plan.method.name,
-        "space": plan.method.space,
+        "space": plan.space,
         "rank_asked": plan.rank,
         "dtype": plan.dtype,
         "warnings": list(plan.warnings),
@@ -127,10 +128,14 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
     exact = Spectrum(*torch.linalg.svd(target, full_matrices=False))
     rank = _rank_from_energy(exact.S, plan.rank) if isinstance(plan.rank, float) else module.target_rank
     rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
-    inputs = ModuleInputs(sources, weights, rank, rng, joint.cores, joint)
+    dense = plan.space == "dense"
+    stack = torch.stack([f.B @ f.A for f in sources]).float() if dense else joint.cores
+    inputs = ModuleInputs(sources, weights, rank, rng, stack, joint)
     positional = [getattr(inputs, need) for need in plan.method.needs]
     outcome = plan.method.function(*positional, **_options(plan))
-    if plan.method.space == "core":
+    if dense:
+        outcome = Merged(truncate_dense(outcome, rank, rng))
+    elif plan.method.space == "core":
         same = torch.equal(outcome, target)  # as for the plain sum: one SVD serves both
         core = exact if same else Spectrum(*torch.linalg.svd(outcome, full_matrices=False))
         outcome = Merged(joint.lift(core, rank))
@@ -177,6 +182,7 @@ def _plan_id(plan: Plan) -> str:
     document = {
         "recipe": plan.recipe.model_dump(mode="json"),
         "params": plan.params.model_dump(mode="json"),
+        "space": plan.space,
         "dtype": plan.dtype,
         "modules": [(m.name, m.sources, m.ranks, m.target_rank) for m in plan.modules],
         "scales": [[adapter.modules[name].scale for name in adapter.modules] for adapter in plan.adapters],

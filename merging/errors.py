@@ -5,6 +5,7 @@ MergeError
 ├── BadParams          a parameter that the method does not have, or a value it does not take
 ├── BadWeights         weights that are not finite, all zero, or not one for each source
 ├── BadRank            a target rank that the method cannot give
+├── BadSpace           a space that the method cannot run in
 ├── BaseMismatch       sources on different base models
 ├── ModuleMismatch     sources whose shapes differ for one module
 ├── NotMergeable       a source that is not plain LoRA
@@ -42,6 +43,14 @@ class BadWeights(MergeError):
 
 class BadRank(MergeError):
     """The target rank cannot be given."""
+
+
+class BadSpace(MergeError):
+    """The method does not run in the space asked for."""
+
+    def __init__(self, method: str, space: str, known: Sequence[str]) -> None:
+        super().__init__(f"method '{method}' does not run in space '{space}'; it runs in {' or '.join(known)}")
+        self.known = list(known)
 
 
 class BaseMismatch(MergeError):

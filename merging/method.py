@@ -8,6 +8,8 @@ is all it says:
   line and the documentation show;
 * `space="core"`: takes the cores [T, b, a] in the joint bases and returns one core [b, a]; the engine truncates it
   optimally. `space="factors"`: returns `Merged` factors itself;
+* `dense=True`: a core method whose rule is coordinate by coordinate, so that it gives another result on the dense ΔW. A
+  recipe may then ask for `space: "dense"`, where `cores` are the dense updates [T, out, in], as in the papers;
 * `ranks` says which target ranks it can give: "chosen" (any), "sum" (always Σr) or "max" (always the largest).
 """
 
@@ -27,7 +29,7 @@ from deltas.factors import Factors
 from deltas.joint import Joint
 from merging.errors import BadParams, UnknownMethod
 
-Space = Literal["core", "factors"]
+Space = Literal["core", "dense", "factors"]
 Ranks = Literal["chosen", "sum", "max"]
 
 
@@ -39,7 +41,7 @@ class ModuleInputs:
     weights: list[float]
     rank: int  # the target rank of this module
     rng: torch.Generator  # seeded by the recipe's seed and the module's name
-    cores: Tensor  # [T, b, a] float64, in the joint bases
+    cores: Tensor  # [T, b, a] float64, in the joint bases; in space "dense" the updates [T, out, in] float32
     joint: Joint  # the bases themselves
 
 
@@ -59,6 +61,7 @@ class Method:
     name: str
     function: Callable[..., Any]
     space: Space
+    dense: bool
     ranks: Ranks
     exact: bool
     source: str
@@ -70,6 +73,11 @@ class Method:
         return (inspect.getdoc(self.function) or "").split("\n\n")[0].replace("\n", " ")
 
     @property
+    def spaces(self) -> tuple[Space, ...]:
+        """Where the method can run; the first is the default."""
+        return (self.space, "dense") if self.dense else (self.space,)
+
+    @property
     def default_rank(self) -> str:
         return "sum" if self.ranks == "sum" else "max"
 
@@ -79,7 +87,7 @@ class Method:
             "name": self.name,
             "summary": self.summary,
             "description": inspect.getdoc(self.function),
-            "space": self.space,
+            "spaces": list(self.spaces),
             "ranks": self.ranks,
             "default_rank": self.default_rank,
             "exact": self.exact,
@@ -92,7 +100,7 @@ _METHODS: dict[str, Method] = {}
 
 
 def merge_method(
-    name: str, *, space: Space, ranks: Ranks, source: str, exact: bool = False
+    name: str, *, space: Space, ranks: Ranks, source: str, exact: bool = False, dense: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a merge method. `exact`: its result at full rank is the weighted sum of updates.
 
@@ -120,7 +128,7 @@ def merge_method(
             __config__=ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False),
             **options,
         )
-        _METHODS[name] = Method(name, function, space, ranks, exact, source, tuple(needs), params)
+        _METHODS[name] = Method(name, function, space, dense, ranks, exact, source, tuple(needs), params)
         return function
 
     return register

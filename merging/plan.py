@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from deltas.adapter import Adapter
-from merging.errors import BadRank, BaseMismatch, ModuleMismatch, NotMergeable
+from merging.errors import BadRank, BadSpace, BaseMismatch, ModuleMismatch, NotMergeable
 from merging.method import Method, resolve_method
 from merging.recipe import Recipe
 
@@ -41,6 +41,7 @@ class Plan:
     adapters: tuple[Adapter, ...]
     modules: tuple[PlannedModule, ...]
     rank: int | float | str
+    space: str
     dtype: str
     base_model: str | None
     base_modules: Mapping[str, tuple[int, int]] | None
@@ -58,13 +59,22 @@ class Plan:
     @property
     def peak_memory_bytes(self) -> int:
         """What one worker holds at most, beyond the interpreter: one module of all sources in float64, some copies."""
-        return max(8 * WORKING_COPIES * sum(m.ranks) * (m.in_features + m.out_features) for m in self.modules)
+        factors = 8 * WORKING_COPIES
+        return max(
+            factors * sum(m.ranks) * (m.in_features + m.out_features) + self._dense_bytes(m) for m in self.modules
+        )
+
+    def _dense_bytes(self, module: PlannedModule) -> int:
+        """In space "dense": the updates in float32, as many masks and copies, and the result in float64."""
+        if self.space != "dense":
+            return 0
+        return module.out_features * module.in_features * (4 * 3 * len(module.sources) + 8 * 2)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as `?dry_run=true` answers it."""
         return {
             "method": self.method.name,
-            "space": self.method.space,
+            "space": self.space,
             "params": self.params.model_dump(mode="json"),
             "rank": self.rank,
             "dtype": self.dtype,
@@ -100,12 +110,16 @@ def plan_merge(
     then be written by their short names.
 
     Raises:
-        UnknownMethod, BadParams, BadWeights, BadRank, BaseMismatch, ModuleMismatch, NotMergeable: one sentence each.
+        UnknownMethod, BadParams, BadWeights, BadRank, BadSpace: the recipe cannot be done at all.
+        BaseMismatch, ModuleMismatch, NotMergeable: its sources do not fit together.
         ValueError: if there is not one adapter for each source.
     """
     if len(adapters) != len(recipe.sources):
         raise ValueError(f"{len(recipe.sources)} sources need as many adapters, found {len(adapters)}")
     method, params = resolve_method(recipe.method, recipe.params)
+    space = recipe.space or method.space
+    if space not in method.spaces:
+        raise BadSpace(method.name, space, method.spaces)
     recipe.check_weights()
     refs = [source.ref for source in recipe.sources]
     for ref, adapter in zip(refs, adapters, strict=True):
@@ -125,6 +139,7 @@ def plan_merge(
         adapters=tuple(adapters),
         modules=modules,
         rank=rank,
+        space=space,
         dtype=_dtype(recipe.dtype, adapters),
         base_model=adapters[0].config.base_model,
         base_modules=base_modules,

@@ -20,6 +20,7 @@ ENGINE_VERSION = 1
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 RankChoice = Literal["max", "sum"]
+SpaceChoice = Literal["core", "dense", "factors"]
 
 
 class Source(BaseModel):
@@ -36,6 +37,8 @@ class Recipe(BaseModel):
 
     `rank`: an integer; "max" (the largest source rank of each module); "sum" (all ranks, exact); a share of the energy
     between 0 and 1, such as 0.99 (per module, the smallest rank that keeps it); or null for the method's own default.
+    `space`: where a coordinate-wise method runs, "core" (the joint bases of the sources) or "dense" (the papers' ΔW);
+    null for the method's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +47,7 @@ class Recipe(BaseModel):
     method: str = "sum"
     rank: int | float | RankChoice | None = None
     params: dict[str, Any] = {}
+    space: SpaceChoice | None = None
     dtype: Dtype = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -82,6 +86,7 @@ class Recipe(BaseModel):
             "engine": ENGINE_VERSION,
             "method": method.name,
             "params": params.model_dump(mode="json"),
+            "space": self.space or method.space,
             "rank": self.rank if self.rank is not None else method.default_rank,
             "dtype": self.dtype,
             "seed": self.seed,

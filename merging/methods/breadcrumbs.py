@@ -15,7 +15,11 @@ from merging.sparsify import weighted_sum
 
 
 @merge_method(
-    "breadcrumbs", space="core", ranks="chosen", source="Model Breadcrumbs, arXiv 2312.06795, in the core basis"
+    "breadcrumbs",
+    space="core",
+    dense=True,
+    ranks="chosen",
+    source="Model Breadcrumbs, arXiv 2312.06795, in the core basis",
 )
 def breadcrumbs(
     cores: Tensor,

@@ -16,13 +16,15 @@ from merging.sparsify import drop_and_rescale, elect_and_average, weighted_sum
 Density = Annotated[float, Field(gt=0, le=1, description="probability of keeping an entry")]
 
 
-@merge_method("dare", space="core", ranks="chosen", source="DARE, arXiv 2311.03099, in the core basis")
+@merge_method("dare", space="core", dense=True, ranks="chosen", source="DARE, arXiv 2311.03099, in the core basis")
 def dare(cores: Tensor, weights: list[float], rng: torch.Generator, *, density: Density = 0.5) -> Tensor:
     """DARE: the weighted sum of updates whose entries were dropped at random and rescaled."""
     return weighted_sum(drop_and_rescale(cores, density, rng), torch.tensor(weights, dtype=cores.dtype))
 
 
-@merge_method("dare_ties", space="core", ranks="chosen", source="DARE, arXiv 2311.03099, then TIES, arXiv 2306.01708")
+@merge_method(
+    "dare_ties", space="core", dense=True, ranks="chosen", source="DARE, arXiv 2311.03099, then TIES, arXiv 2306.01708"
+)
 def dare_ties(cores: Tensor, weights: list[float], rng: torch.Generator, *, density: Density = 0.5) -> Tensor:
     """DARE, then TIES' election: entries dropped at random and rescaled, a sign elected, agreeing entries averaged."""
     return elect_and_average(drop_and_rescale(cores, density, rng), torch.tensor(weights, dtype=cores.dtype))

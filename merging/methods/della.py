@@ -17,7 +17,9 @@ from merging.method import merge_method
 from merging.sparsify import elect_and_average
 
 
-@merge_method("della", space="core", ranks="chosen", source="DELLA-Merging, arXiv 2406.11617, in the core basis")
+@merge_method(
+    "della", space="core", dense=True, ranks="chosen", source="DELLA-Merging, arXiv 2406.11617, in the core basis"
+)
 def della(
     cores: Tensor,
     weights: list[float],

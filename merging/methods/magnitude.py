@@ -14,7 +14,11 @@ from merging.sparsify import keep_largest, weighted_sum
 
 
 @merge_method(
-    "magnitude", space="core", ranks="chosen", source="PEFT magnitude_prune; core basis: Core Space, NeurIPS 2025"
+    "magnitude",
+    space="core",
+    dense=True,
+    ranks="chosen",
+    source="PEFT magnitude_prune; core basis: Core Space, NeurIPS 2025",
 )
 def magnitude(
     cores: Tensor,

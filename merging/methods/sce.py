@@ -16,7 +16,7 @@ from merging.method import merge_method
 from merging.sparsify import elect_and_average
 
 
-@merge_method("sce", space="core", ranks="chosen", source="SCE (FuseChat), in the core basis")
+@merge_method("sce", space="core", dense=True, ranks="chosen", source="SCE (FuseChat), in the core basis")
 def sce(
     cores: Tensor,
     weights: list[float],

@@ -16,7 +16,9 @@ from merging.method import merge_method
 from merging.sparsify import elect_and_average, keep_largest
 
 
-@merge_method("ties", space="core", ranks="chosen", source="TIES, arXiv 2306.01708, Alg. 1, in the core basis")
+@merge_method(
+    "ties", space="core", dense=True, ranks="chosen", source="TIES, arXiv 2306.01708, Alg. 1, in the core basis"
+)
 def ties(
     cores: Tensor,
     weights: list[float],

@@ -192,6 +192,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "an unknown method": ({"method": "magic"}, 422, "unknown-method", "lego"),
     "an unknown parameter": ({"method": "lego", "params": {"spell": 1}}, 422, "bad-params", "spell"),
     "a parameter out of range": ({"method": "lego", "params": {"norm": "loud"}}, 422, "bad-params", "norm"),
+    "a space that the method does not have": ({"space": "dense"}, 422, "bad-space", "core"),
     "an unknown field": ({"ranks": 4}, 422, "invalid-request", "'ranks' is not known"),
     "no sources": ({"sources": []}, 422, "invalid-request", "sources"),
     "too many sources": ({"sources": ["m/a"] * 9}, 422, "too-many-sources", "at most 8"),

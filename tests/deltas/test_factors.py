@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltas.dense import truncate_dense
 from deltas.factors import Factors, Spectrum, balanced, cat, inner, norm, scaled, svd, truncate
 from deltas.joint import Basis, joint_bases
 
@@ -143,3 +144,22 @@ def test_ranges_hold_the_whole_update_and_no_more(sources: list[Factors]) -> Non
     left, right = projection.ranges()
     assert left.shape[1] == right.shape[1] == min(sources[0].rank, *dense(sources[0]).shape)
     torch.testing.assert_close(left @ (left.T @ projection.core @ right) @ right.T, projection.core)
+
+
+@given(same_shape(2), st.integers(1, 4))
+def test_a_dense_matrix_is_truncated_optimally(sources: list[Factors], rank: int) -> None:
+    delta = dense(sources[0]) + 0.1 * dense(sources[1])
+    found = truncate_dense(delta, rank, torch.Generator().manual_seed(0))
+    optimum = float(torch.linalg.norm(torch.linalg.svdvals(delta)[rank:]))
+    assert float(torch.linalg.norm(dense(found) - delta)) == pytest.approx(optimum, abs=1e-6 * float(delta.norm()))
+
+
+@pytest.mark.parametrize("shape", [(2100, 2200), (2200, 2100)])
+def test_a_large_dense_matrix_too(shape: tuple[int, int]) -> None:
+    rng = torch.Generator().manual_seed(1)
+    left, right = torch.randn(shape[0], 40, generator=rng), torch.randn(40, shape[1], generator=rng)
+    spectrum = torch.linspace(1, 0.1, 40)
+    delta = (torch.linalg.qr(left).Q * spectrum) @ torch.linalg.qr(right.T).Q.T
+    found = truncate_dense(delta, 8, rng)
+    error = float(torch.linalg.norm(dense(found) - delta.double()))
+    assert error == pytest.approx(float(torch.linalg.norm(spectrum[8:].double())), rel=1e-4)

@@ -444,6 +444,49 @@ def test_what_a_method_cannot_do_is_said(
         apply(name, independent(len(weights)), weights, 2, **params)
 
 
+# Coordinate-wise methods on the dense ΔW, as their papers define them, through the engine.
+
+
+def trimmed(delta: torch.Tensor, density: float) -> torch.Tensor:
+    kept = round(density * delta.numel())
+    return torch.where(delta.abs() >= delta.abs().flatten().sort(descending=True).values[kept - 1], delta, 0.0)
+
+
+def nearest(delta: torch.Tensor, rank: int) -> torch.Tensor:
+    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    return (U[:, :rank] * S[:rank]) @ Vh[:rank]
+
+
+@pytest.mark.parametrize("name", ["ties", "magnitude"])
+def test_dense_space_is_the_papers(name: str, mixed: list[Path], merge: Callable[..., Any]) -> None:
+    result, folder = merge(mixed, method=name, space="dense", params={"density": 0.4}, rank=4)
+    assert result.report["space"] == "dense"
+    sources = [dense_deltas(f) for f in mixed]
+    for module, found in dense_deltas(folder).items():
+        stack = torch.stack([trimmed(s[module], 0.4) for s in sources if module in s])
+        if name == "ties":
+            sign = torch.sign(stack.sum(dim=0))
+            agrees = (torch.sign(stack) == sign) & (sign != 0)
+            expected = (stack * agrees).sum(dim=0) / agrees.sum(dim=0).clamp_min(1)
+        else:
+            expected = stack.sum(dim=0)
+        close(found, nearest(expected, 4), 1e-4)
+
+
+def test_dense_and_core_are_two_methods_and_the_recipe_says_which(mixed: list[Path], merge: Callable[..., Any]) -> None:
+    (core, one), (dense_, other) = (merge(mixed, method="dare", space=s, seed=3) for s in (None, "dense"))
+    assert (core.report["space"], dense_.report["space"]) == ("core", "dense")
+    assert (
+        one.joinpath("adapter_model.safetensors").read_bytes()
+        != other.joinpath("adapter_model.safetensors").read_bytes()
+    )
+    again = merge(mixed, method="dare", space="dense", seed=3)[1]
+    assert (
+        again.joinpath("adapter_model.safetensors").read_bytes()
+        == other.joinpath("adapter_model.safetensors").read_bytes()
+    )
+
+
 # The whole engine, on files.
 
 

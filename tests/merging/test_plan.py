@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from merging.errors import BadParams, BadRank, BadWeights, BaseMismatch, ModuleMismatch, NotMergeable, UnknownMethod
+from merging.errors import (
+    BadParams,
+    BadRank,
+    BadSpace,
+    BadWeights,
+    BaseMismatch,
+    ModuleMismatch,
+    NotMergeable,
+    UnknownMethod,
+)
 from merging.method import merge_method, methods
 from merging.plan import Plan, plan_merge
 from merging.recipe import Recipe
@@ -56,6 +65,8 @@ def test_a_module_with_few_ranks_keeps_them_and_the_plan_says_so(mixed: list[Pat
         ({"method": "lego", "params": {"norm": "1"}}, BadParams, "'norm' of method 'lego'"),
         ({"method": "lego", "params": {"n_init": 0}}, BadParams, "greater than or equal to 1"),
         ({"method": "lego", "params": {"r_ref": float("nan")}}, BadParams, "'r_ref'"),
+        ({"space": "dense"}, BadSpace, "'sum' does not run in space 'dense'; it runs in core"),
+        ({"method": "ties", "space": "factors"}, BadSpace, "it runs in core or dense"),
         ({"rank": 0}, BadRank, "smallest rank is 1"),
         ({"rank": -3}, BadRank, "smallest rank is 1"),
         ({"rank": 10}, BadRank, "add up to 9; choose an integer from 1 to 9"),
@@ -110,6 +121,7 @@ def test_the_digest_names_what_decides_the_bytes() -> None:
     assert digest(sources=[{"ref": "other/name"}, {"ref": "a/c", "weight": 2.0}]) == same
     assert digest(rank="max") == same  # the default, spelt out
     assert digest(method="lego") == digest(method="lego", params={"norm": "inf"})
+    assert digest(method="ties") == digest(method="ties", space="core") != digest(method="ties", space="dense")
     others = [digest(("y", "x")), digest(rank=4), digest(seed=1), digest(dtype="float16"), digest(method="cat")]
     assert len({same, *others}) == 1 + len(others)
 
