@@ -26,7 +26,7 @@ from examples.service import start_service
 
 HERE = Path(__file__).parent
 PER_TASK = 32
-# Adapters that leave their own task soon when others join get more weight. Picked by hand on the examples measured here.
+# An adapter that forgets its task soon when others join gets more weight. Picked by hand on the examples measured here.
 WEIGHTS = {"spam": 0.7, "measure": 0.5, "dates": 0.9, "language": 0.5}
 TASKS = tuple(WEIGHTS)
 RANK = 16
