@@ -113,26 +113,23 @@ def points(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def talk(spolia: Client, pinned: dict[str, str], merged: str) -> None:
-    """Generate with the base, an adapter, a merge and a weighted set, streamed."""
+def talk(spolia: Client, pinned: dict[str, str], merged: dict[str, str]) -> None:
+    """Generate with the base, an adapter, the merges and a weighted set, streamed."""
     heading("5  Generate")
-    example = next(one for one in read_examples(HERE / "heldout" / "spam.jsonl", 200) if one["label"] == " spam")
-    prompt = str(example["prompt"])
-    weighted = {pinned["spam"]: 0.8, pinned["dates"]: 0.4}
+    prompt = str(read_examples(HERE / "heldout" / "measure.jsonl", 1)[0]["prompt"])
+    weighted = {pinned["measure"]: 0.8, pinned["spam"]: 0.4}
     label = " + ".join(f"{weight:g} × {ref}" for ref, weight in weighted.items())
+    asks: dict[str, dict[str, Any]] = {"base": {}, pinned["measure"]: {"model": pinned["measure"]}}
+    asks |= {ref: {"model": ref} for ref in merged.values()}
+    asks[label] = {"adapters": weighted}
     out.print("A completion of:")
-    out.print(Padding(prompt, (0, 0, 0, 4)))
-    for name, ask in (
-        ("base", {}),
-        (pinned["spam"], {"model": pinned["spam"]}),
-        (merged, {"model": merged}),
-        (label, {"adapters": weighted}),
-    ):
-        say(spolia, name, prompt, {**ask, "max_tokens": 8})
+    out.print(Padding(prompt, (0, 0, 0, 4), expand=False))
+    for name, ask in asks.items():
+        say(spolia, name, prompt, {**ask, "max_tokens": 6, "stop": ["\n"]})
     question = "Give me one short tip for writing a clear e-mail."
     out.print(f"\nA chat: {question}")
-    for name, ask in (("base", {}), (merged, {"model": merged}), (label, {"adapters": weighted})):
-        say(spolia, name, question, {**ask, "chat": True, "max_tokens": 40})
+    for name in ("base", merged["lego"], label):
+        say(spolia, name, question, {**asks[name], "chat": True, "max_tokens": 40})
 
 
 def say(spolia: Client, name: str, prompt: str, options: dict[str, Any]) -> None:
@@ -161,7 +158,7 @@ def main() -> None:
         models |= {own(task): ref for task, ref in pinned.items()}
         models |= {f"merged by {method}": ref for method, ref in merged.items()}
         measure(spolia, models, open_tokenizer(settings.model_folders, base), per_task)
-        talk(spolia, pinned, merged["sum"])
+        talk(spolia, pinned, merged)
     heading(f"Done in {time.perf_counter() - started:.0f} s. Spolia listens on {url}  (API pages: {url}/docs)")
     prefix = "" if url == "http://127.0.0.1:8000" else f"SPOLIA_URL={url} "
     command = f"{prefix}{Path(sys.executable).with_name('spolia')}"
