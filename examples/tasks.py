@@ -15,6 +15,7 @@ from typing import Any
 
 from examples import generated, sources
 
+SEED = 2025
 Pairs = list[tuple[str, str]]
 """(input text, label without its leading space)"""
 
@@ -44,6 +45,11 @@ class Task:
     steps: int = 150
     held_out: int = 200
     tags: tuple[str, ...] = field(default=())
+
+    def examples(self) -> tuple[list[Example], list[Example]]:
+        """(training, held-out), always the same."""
+        training, held_out = self.load(Random(f"{SEED} {self.name}"))
+        return [self.example(*pair) for pair in training], [self.example(*pair) for pair in held_out]
 
     def example(self, text: str, label: str) -> Example:
         """The prompt for one input."""

@@ -25,11 +25,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.cards import write_card
-from examples.tasks import TASKS, Example, Task
+from examples.tasks import SEED, TASKS, Example, Task
 
 HERE = Path(__file__).parent
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SEED = 2025
 BATCH = 8
 LEARNING_RATE = 5e-4
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -115,7 +114,7 @@ def save(model: Any, folder: Path, dtype: torch.dtype) -> None:
 def train(task: Task, base: Path, out: Path, *, base_only: bool) -> None:
     """Train, save, measure and describe one task."""
     tokenizer: Any = AutoTokenizer.from_pretrained(base, padding_side="left")
-    training, held_out = ([task.example(*p) for p in part] for part in task.load(Random(f"{SEED} {task.name}")))
+    training, held_out = task.examples()
     if {one.prompt for one in training} & {one.prompt for one in held_out}:
         raise ValueError(f"{task.name}: a held-out example is also a training example")
     print(f"{task.name}: {len(training)} training and {len(held_out)} held-out examples", flush=True)
