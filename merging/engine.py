@@ -7,6 +7,7 @@ for each other. The result's bytes depend on the plan alone, whatever the number
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -140,10 +141,7 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
         core = exact if same else Spectrum(*torch.linalg.svd(outcome, full_matrices=False))
         outcome = Merged(joint.lift(core, rank))
     stored = outcome.factors.to(TORCH_DTYPES[plan.dtype])
-    for side, tensor in (("A", stored.A), ("B", stored.B)):
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise NonFiniteTensor(f"{module.name}.lora_{side} of the result in {plan.dtype}", bad, tensor.numel())
+    _check_finite(stored, f"of the result in {plan.dtype}", module.name)
     report = measure_module(joint, weights, target, exact.S, stored)
     payload = _bytes(stored.A) + _bytes(stored.B)
     journal.append(module.name, {"report": report, "details": dict(outcome.details)}, payload)
@@ -151,12 +149,18 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
 
 def _read(plan: Plan, source: int, module: str) -> Factors:
     factors = plan.adapters[source].factors(module)
-    for side, tensor in (("A", factors.A), ("B", factors.B)):
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            ref = plan.recipe.sources[source].ref
-            raise NonFiniteTensor(f"{module}.lora_{side} of '{ref}'", bad, tensor.numel())
+    ref = plan.recipe.sources[source].ref
+    _check_finite(factors, f"of '{ref}'", module)
     return factors
+
+
+def _check_finite(factors: Factors, whose: str, module: str) -> None:
+    for side, tensor in (("A", factors.A), ("B", factors.B)):
+        # One sum is quicker than a mask, and is finite only if every entry is (or entries overflow: then look closer).
+        if not math.isfinite(float(tensor.sum())):
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise NonFiniteTensor(f"{module}.lora_{side} {whose}", bad, tensor.numel())
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
