@@ -1,5 +1,7 @@
 """What the registry keeps about an adapter's content: ranks, scales, targets, and which base model it fits."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +21,15 @@ class BaseMatch:
     notes: tuple[str, ...] = ()
 
 
-def match_base(registry: Registry, adapter: Adapter, declared: str | None) -> BaseMatch:
+def match_base(registry: Registry, adapter: Adapter) -> BaseMatch:
     """Find the base model by its declared name, then hold every adapted module against it.
 
-    `declared` overrides what the adapter's config says. A base that is not known here is no error.
+    A base that is not known here is no error.
 
     Raises:
         UnknownModule, ShapeMismatch: the declared base is known and the adapter does not fit it.
     """
-    name = declared or adapter.config.base_model
+    name = adapter.config.base_model
     base = registry.base(name) if name else None
     if base is None:
         return BaseMatch(name, None, None, tuple(_hint(other) for other in registry.bases() if _fits(adapter, other)))
@@ -60,7 +62,9 @@ def content_facts(adapter: Adapter) -> dict[str, Any]:
     ranks = [module.rank for module in modules] or [config.rank]
     alphas = [module.alpha for module in modules] or [config.alpha]
     scales = [module.scale for module in modules] or [1.0]
+    canonical = json.dumps(dict(config.raw), sort_keys=True, separators=(",", ":"))
     return {
+        "config_identity": hashlib.sha256(canonical.encode()).hexdigest(),
         "family": adapter.family,
         "rank_min": min(ranks),
         "rank_max": max(ranks),

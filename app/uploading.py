@@ -6,7 +6,7 @@ anybody can ask for), the adapter is checked on the staged file, blobs are commi
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,7 +76,7 @@ def publish_file(shelves: Shelves, upload: Upload, weights: BinaryIO) -> tuple[V
     with shelves.blobs.stage() as staging:
         while piece := weights.read(_CHUNK_BYTES):
             staging.write(piece)
-        new = _check(shelves, upload, staging.path)
+        upload, new = _check(shelves, upload, staging.path)
         size = staging.size
         return _publish(shelves, upload, new, (staging.commit(), size))
 
@@ -89,12 +89,16 @@ def publish_blob(shelves: Shelves, upload: Upload, digest: str) -> tuple[Version
     """
     path = shelves.blobs.path(digest)
     shelves.blobs.renew(digest)
-    new = _check(shelves, upload, path)
+    upload, new = _check(shelves, upload, path)
     return _publish(shelves, upload, new, (digest, shelves.blobs.size(digest)))
 
 
-def _check(shelves: Shelves, upload: Upload, weights: Path) -> dict[str, Any]:
-    """Everything that can be wrong with an adapter. Returns the fields of NewVersion."""
+def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dict[str, Any]]:
+    """Everything that can be wrong with an adapter. Returns the upload as it is kept, and the fields of NewVersion.
+
+    A base model that the upload declares replaces the one in the config, which often is a folder of the trainer's: the
+    kept config names a base that others can load, and declaring another base makes another version.
+    """
     settings = shelves.settings
     if len(upload.form.tags) > settings.max_tags:
         raise Refusal(
@@ -107,10 +111,14 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> dict[str, Any]:
     if upload.card is not None and len(upload.card.encode()) > settings.max_card_bytes:
         raise Refusal(413, "body-too-large", f"The card is larger than {settings.max_card_bytes} bytes.", field="card")
     adapter = Adapter.open(upload.config, weights, limits=shelves.limits)
-    match = match_base(shelves.registry, adapter, upload.form.base_model)
+    declared = upload.form.base_model
+    if declared and declared != adapter.config.base_model:
+        upload = replace(upload, config=config_bytes({**adapter.config.raw, "base_model_name_or_path": declared}))
+        adapter = Adapter.open(upload.config, weights, limits=shelves.limits)
+    match = match_base(shelves.registry, adapter)
     adapter.check_finite()
     obstacles = tuple(f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles)
-    return {
+    return upload, {
         **content_facts(adapter),
         "base_model": match.name,
         "base_fingerprint": match.fingerprint,

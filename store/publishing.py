@@ -42,7 +42,7 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
         id=str(ULID()),
         adapter=adapter,
         number=adapter.last_number,
-        digest=version_digest(new.files),
+        digest=version_digest(new),
         created_at=now(),
         family=new.family,
         base_model=new.base_model,

@@ -37,11 +37,13 @@ class NewVersion:
     """Everything a version is, before the registry numbers it.
 
     ``files`` must hold ``adapter_config.json`` and ``adapter_model.safetensors``; every blob is stored already.
+    ``config_identity`` is the sha256 (hex) of the config's canonical JSON, however its file is indented.
     ``target_modules`` are suffixes such as ``q_proj``. ``recipe`` and ``recipe_digest`` come together or not at all.
     ``tags`` are added to the adapter's.
     """
 
     files: Mapping[str, tuple[str, int]]
+    config_identity: str
     family: str
     base_model: str | None
     base_fingerprint: str | None = None
@@ -177,7 +179,10 @@ class Page(Generic[Item]):
     next_cursor: str | None
 
 
-def version_digest(files: Mapping[str, tuple[str, int]]) -> str:
-    """sha256 (hex) of the canonical JSON of config and weights digests: what a version *is*, without its card."""
-    identity = {name: files[name][0] for name in (CONFIG_FILE, WEIGHTS_FILE)}
+def version_digest(new: NewVersion) -> str:
+    """sha256 (hex) over the config's content and the weights' bytes: what a version *is*, without its card.
+
+    The same adapter is the same version whether its config came as a file or as JSON in a request.
+    """
+    identity = {CONFIG_FILE: new.config_identity, WEIGHTS_FILE: new.files[WEIGHTS_FILE][0]}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -51,7 +51,7 @@ class Registry:
         for filename in new.files:
             validate_name(filename, "file name")
         tags = [validate_tag(tag) for tag in new.tags]
-        digest = version_digest(new.files)
+        digest = version_digest(new)
         with self.database.session() as session:
             adapter = find_adapter(session, namespace, name)
             if adapter is None:

@@ -11,6 +11,11 @@ from tests.app.service import BASE, LAYERS, Service, small_adapter
 from tests.factory import write_adapter
 
 
+def compact(document: object) -> bytes:
+    """Canonical JSON."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
 def test_multipart_answers_with_all_that_is_known(service: Service, tmp_path: Path) -> None:
     module = "model.layers.0.self_attn.q_proj"
     folder = small_adapter(tmp_path, rank=2, alpha=8, rank_pattern={module: 4}, alpha_pattern={module: 2})
@@ -37,8 +42,9 @@ def test_multipart_answers_with_all_that_is_known(service: Service, tmp_path: Pa
     shas = {file["name"]: file["sha256"] for file in version["files"]}
     for name, sha in shas.items():
         assert sha == hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    canonical = json.dumps(shas, sort_keys=True, separators=(",", ":"))
-    assert version["digest"] == f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    identity = {**shas, "adapter_config.json": hashlib.sha256(compact(config)).hexdigest()}
+    assert version["digest"] == f"sha256:{hashlib.sha256(compact(identity)).hexdigest()}"
 
 
 def test_the_same_bytes_are_the_same_version_and_stored_once(service: Service, tmp_path: Path) -> None:
@@ -57,8 +63,7 @@ def test_the_same_bytes_are_the_same_version_and_stored_once(service: Service, t
 def test_a_raw_stream_then_json_gives_the_same_version(service: Service, tmp_path: Path) -> None:
     folder = small_adapter(tmp_path)
     config = json.loads((folder / "adapter_config.json").read_text())
-    # PEFT writes its configs so; then both ways give the same bytes.
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=7))  # another layout, the same content
     weights = (folder / "adapter_model.safetensors").read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
     assert service.http.head(f"/v1/uploads/{digest}").status_code == 404
@@ -93,9 +98,13 @@ def test_a_declared_base_overrides_the_trainers_folder(service: Service, tmp_pat
     assert not plain["servable"]
     assert any("not known to this service" in note for note in plain["notes"])
     assert any(f"base_model={BASE}" in note for note in plain["notes"])
-    declared = service.push("up/declared", folder, base_model=BASE)
+    declared = service.push("up/folder", folder, base_model=BASE)
+    assert declared["version"] == 2
     assert declared["base_model"]["name"] == BASE
     assert declared["servable"]
+    kept = service.http.get("/v1/adapters/up/folder/versions/2/files/adapter_config.json").json()
+    assert kept["base_model_name_or_path"] == BASE
+    assert service.upload("up/folder", folder, base_model=BASE).status_code == 200
 
 
 def test_an_unknown_base_is_stored_and_the_answer_says_that_it_cannot_be_served(

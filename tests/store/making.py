@@ -17,6 +17,7 @@ def make_version(blobs: Blobs, content: str, **changes: Any) -> NewVersion:
     """A version whose weights are this text; ``changes`` replace any of its fields."""
     fields: dict[str, Any] = {
         "files": {CONFIG_FILE: put(blobs, b"{}"), WEIGHTS_FILE: put(blobs, content.encode())},
+        "config_identity": "0" * 64,
         "family": "lora",
         "base_model": "tiny/base",
         "rank_min": 4,
