@@ -47,7 +47,7 @@ def test_a_version_comes_back_as_it_was_published(registry: Registry, blobs: Loc
     assert version.size_bytes == 3
     assert version.created_at.tzinfo is not None
     assert not version.base_known
-    identity = {CONFIG_FILE: hashlib.sha256(b"{}").hexdigest(), WEIGHTS_FILE: hashlib.sha256(b"w").hexdigest()}
+    identity = {CONFIG_FILE: new.config_identity, WEIGHTS_FILE: hashlib.sha256(b"w").hexdigest()}
     canonical = json.dumps(identity, separators=(",", ":"), sort_keys=True)
     assert version.digest == hashlib.sha256(canonical.encode()).hexdigest()
     for ref in ("team/spam", "team/spam@1", f"sha256:{version.digest}"):
