@@ -2,12 +2,15 @@
 
 Eight rank-16 adapters on all 210 linear layers of SmolLM2-135M (random, with falling spectra; numbers cost the same
 whatever they mean), merged to rank 16. Ours: from the files on disk to the written adapter and its report. PEFT:
-`add_weighted_adapter` on adapters that are already loaded, without saving, which is in its favour. Each engine runs in
-a process of its own with the same number of threads; repeats alternate.
+`add_weighted_adapter` on adapters that are already loaded, without saving, which is in its favour. Each engine runs
+in a process of its own with the same number of threads; repeats alternate.
 
-    python -m benchmarks.merge_speed [--repeats 5] [--peft-repeats 1] [--methods sum lego linear cat]
+    python -m benchmarks.merge_speed [--repeats 5] [--peft-repeats 3] [--methods sum lego linear cat] [--shape NAME]
+                                     [--neighbour]
 
-Prints a table and writes benchmarks/results/merge_speed.json with every single time, medians, spreads and the machine.
+`--shape llama3-8b-attention` takes the four attention layers of one Llama-3-8B block instead. `--neighbour` keeps
+another torch process busy on all cores meanwhile, as on a server that also generates. Prints a table and writes
+benchmarks/results/merge_speed[-…].json with every single time, medians, spreads and the machine.
 """
 
 import argparse
@@ -19,19 +22,36 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.synthetic import SMOLLM2_BLOCK, write_adapter
+from benchmarks.synthetic import LLAMA3_8B_BLOCK, SMOLLM2_BLOCK, write_adapter
 
-COUNT, RANK, LAYERS = 8, 16, 30
+COUNT, RANK = 8, 16
+ATTENTION = {name: shape for name, shape in LLAMA3_8B_BLOCK.items() if "attn" in name}
+# Shape name → (linear layers of a block, blocks, what LlamaConfig needs to have those layers)
+SHAPES: dict[str, tuple[dict[str, tuple[int, int]], int, dict[str, int]]] = {
+    "smollm2": (
+        SMOLLM2_BLOCK,
+        30,
+        {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
+    ),
+    "llama3-8b-attention": (
+        ATTENTION,
+        1,
+        {"hidden_size": 4096, "intermediate_size": 64, "num_attention_heads": 32, "num_key_value_heads": 8},
+    ),
+}
+NEIGHBOUR = "import torch\na = torch.randn(600, 600)\nwhile True:\n    torch.linalg.qr(a @ a)\n"
 PEFT_TYPES = {
     "sum": [("svd", {"svd_rank": RANK}), ("svd", {"svd_rank": RANK, "svd_full_matrices": False})],
     "linear": [("linear", {})],
     "cat": [("cat", {})],
     "lego": [],
 }
-RESULTS = Path(__file__).parent / "results" / "merge_speed.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def memory_bytes(field: str) -> int:
@@ -69,15 +89,13 @@ def ours(folder: Path, method: str, workers: int) -> dict[str, Any]:
     }
 
 
-def pefts(folder: Path, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+def pefts(folder: Path, kind: str, options: dict[str, Any], shape: str) -> dict[str, Any]:
     import torch
     from peft import PeftModel
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=576, intermediate_size=1536, num_hidden_layers=LAYERS, num_attention_heads=9,
-        num_key_value_heads=3, vocab_size=1024, tie_word_embeddings=True,
-    )  # fmt: skip
+    _, layers, sizes = SHAPES[shape]
+    config = LlamaConfig(num_hidden_layers=layers, vocab_size=1024, tie_word_embeddings=True, **sizes)  # type: ignore[arg-type]
     model: Any = LlamaForCausalLM(config)
     torch.linalg.svd(torch.eye(4))
     before = memory_bytes("VmRSS")
@@ -111,7 +129,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peft-repeats", type=int, default=1)
+    parser.add_argument("--peft-repeats", type=int, default=3)
+    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
+    parser.add_argument("--neighbour", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--methods", nargs="*", default=list(PEFT_TYPES))
     parser.add_argument("--child")
@@ -124,13 +144,17 @@ def main() -> None:
         print(json.dumps(found))
         return
     table: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, neighbour(args.neighbour):
         folder = Path(temporary)
+        block, layers, _ = SHAPES[args.shape]
         for i in range(COUNT):
-            write_adapter(folder / str(i), SMOLLM2_BLOCK, LAYERS, rank=RANK, seed=i)
+            write_adapter(folder / str(i), block, layers, rank=RANK, seed=i)
         for method in args.methods:
             own = {"method": method, "workers": args.threads}
-            calls = {f"peft {kind} {opts}": {"kind": kind, "options": opts} for kind, opts in PEFT_TYPES[method]}
+            calls = {
+                f"peft {kind} {opts}": {"kind": kind, "options": opts, "shape": args.shape}
+                for kind, opts in PEFT_TYPES[method]
+            }
             runs: dict[str, list[dict[str, Any]]] = {"spolia": [], **{name: [] for name in calls}}
             for repeat in range(args.repeats):
                 # Ours runs on one thread a worker; the number of workers is the number of threads PEFT gets.
@@ -140,10 +164,27 @@ def main() -> None:
                         runs[name].append(measure(folder, args.threads, "peft:" + json.dumps(call)))
             table[method] = {name: summary(found) for name, found in runs.items() if found}
             show(method, table[method])
-    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "threads": args.threads}
-    RESULTS.write_text(json.dumps({"machine": machine, "results": table}, indent=1) + "\n")
-    print(f"written to {RESULTS}")
+    parts = [
+        "merge_speed",
+        *([] if args.shape == "smollm2" else [args.shape]),
+        *(["neighbour"] if args.neighbour else []),
+    ]
+    target = RESULTS / ("-".join(parts) + ".json")
+    target.write_text(json.dumps({"machine": machine, "results": table}, indent=1) + "\n")
+    print(f"written to {target}")
+
+
+@contextmanager
+def neighbour(wanted: bool) -> Iterator[None]:
+    """Another torch process that never rests, on as many threads as there are cores."""
+    process = subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) if wanted else None
+    try:
+        yield
+    finally:
+        if process is not None:
+            process.kill()
 
 
 def show(method: str, found: dict[str, Any]) -> None:
