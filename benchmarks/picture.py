@@ -52,11 +52,14 @@ def draw_overlap(axis: Any, names: list[str], totals: dict[str, Any]) -> None:
     for i in range(count):
         for j in range(count):
             if i != j and not np.isnan(shown[i, j]):
-                text = f"{cosine[i, j]:+.3f}" if i < j else f"{100 * signs[i, j]:.0f} %"
-                axis.text(j, i, text, ha="center", va="center", fontsize=8, color=INK)
+                text = f"{100 * cosine[i, j]:+.1f}" if i < j else f"{100 * signs[i, j]:.0f}"
+                shade = "white" if abs(shown[i, j]) > 0.7 * limit else INK
+                axis.text(j, i, text, ha="center", va="center", fontsize=8, color=shade)
     axis.set_xticks(range(count), names, rotation=35, ha="right")
     axis.set_yticks(range(count), names)
-    axis.set_title("How the adapters overlap\nabove: cosine of updates · below: sign agreement of cores", fontsize=10)
+    axis.set_title(
+        "How the adapters overlap, %\nabove: cosine of updates · below: sign agreement of cores", fontsize=10
+    )
     axis.tick_params(length=0)
     for side in axis.spines.values():
         side.set_visible(False)
@@ -81,7 +84,7 @@ def draw_clusters(axis: Any, modules: list[dict[str, Any]]) -> None:
     axis.set_ylim(0, 100)
     axis.set_xlim(min(depth) - 0.6, max(depth) + 0.6)
     axis.set_title("What LoRA-LEGO made of their ranks\neach cluster is one rank; it holds pieces of …", fontsize=10)
-    axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.34), frameon=False)
+    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 
@@ -90,10 +93,9 @@ def main() -> None:
     folders = sorted(p.parent for p in (ROOT / "examples" / "adapters").glob("*/adapter_config.json"))
     found = report(folders, "lego")
     plt.rcParams.update({"font.size": 9, "axes.edgecolor": PALE, "text.color": INK, "axes.labelcolor": INK})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), gridspec_kw={"width_ratios": [1, 1.25]})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.9), width_ratios=[1, 1.25], layout="constrained")
     draw_overlap(left, [f.name for f in folders], found["totals"])
     draw_clusters(right, found["modules"])
-    figure.tight_layout()
     target = ROOT / "docs" / "overlap.png"
     figure.savefig(target, dpi=130)
     print(f"written to {target}")
