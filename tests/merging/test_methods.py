@@ -3,9 +3,8 @@
 A new method adds one `Oracle` row; a method without a row fails `test_every_method_has_an_oracle`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltas.factors import Factors, Spectrum
-from deltas.joint import joint_bases
-from merging.errors import BadParams, BadWeights
-from merging.method import Merged, ModuleInputs, methods, resolve_method
-from tests.factory import write_adapter
-from tests.merging.conftest import dense_deltas
+from deltas.factors import Factors
+from merging.method import methods
+from tests.merging.one_module import apply, close, dense, rank_for, source, source_lists
 
 
 @dataclass(frozen=True)
@@ -131,26 +127,6 @@ ORACLES = [
 ]
 
 
-def source(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Factors:
-    A = torch.tensor([p[0] for p in pairs], dtype=torch.float32)
-    B = torch.tensor([p[1] for p in pairs], dtype=torch.float32).T
-    return Factors(A, B.contiguous())
-
-
-def apply(
-    name: str, sources: list[Factors], weights: Sequence[float], rank: int, seed: int = 0, **params: Any
-) -> tuple[torch.Tensor, Merged]:
-    """The method on one module, as the engine calls it; dense ΔW in float64 and what it returned."""
-    method, options = resolve_method(name, params)
-    joint = joint_bases(sources)
-    inputs = ModuleInputs(sources, list(weights), rank, torch.Generator().manual_seed(seed), joint.cores, joint)
-    outcome = method.function(*[getattr(inputs, n) for n in method.needs], **options.model_dump())
-    if method.space == "core":
-        outcome = Merged(joint.lift(Spectrum(*torch.linalg.svd(outcome, full_matrices=False)), rank))
-    merged: Merged = outcome
-    return merged.factors.B.double() @ merged.factors.A.double(), merged
-
-
 def test_every_method_has_an_oracle() -> None:
     assert {row.method for row in ORACLES} == set(methods())
 
@@ -159,33 +135,6 @@ def test_every_method_has_an_oracle() -> None:
 def test_oracle(row: Oracle) -> None:
     found, _ = apply(row.method, [source(s) for s in row.sources], row.weights, row.rank, **row.params)
     torch.testing.assert_close(found, torch.tensor(row.expected, dtype=torch.float64), atol=1e-6, rtol=1e-6)
-
-
-@st.composite
-def source_lists(draw: st.DrawFn, least: int = 1, equal_rank: bool = False) -> list[Factors]:
-    out, width = draw(st.integers(2, 9)), draw(st.integers(2, 9))
-    count = draw(st.integers(least, 4))
-    rank = draw(st.integers(1, 4))
-    found = []
-    for seed in draw(st.lists(st.integers(0, 2**31), min_size=count, max_size=count, unique=True)):
-        rng = torch.Generator().manual_seed(seed)
-        r = rank if equal_rank else draw(st.integers(1, 4))
-        scale = draw(st.floats(0.01, 10))
-        found.append(Factors(torch.randn(r, width, generator=rng) * scale, torch.randn(out, r, generator=rng)))
-    return found
-
-
-def rank_for(name: str, sources: list[Factors]) -> int:
-    ranks = [f.rank for f in sources]
-    return sum(ranks) if methods()[name].ranks == "sum" else max(ranks)
-
-
-def dense(factors: Factors) -> torch.Tensor:
-    return factors.B.double() @ factors.A.double()
-
-
-def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
-    assert float(torch.linalg.norm(found - expected)) <= tolerance * (float(torch.linalg.norm(expected)) + 1e-12)
 
 
 # At these options a method drops nothing.
@@ -274,240 +223,3 @@ def test_sum_sees_only_the_update(sources: list[Factors], seed: int) -> None:
     rank = max(f.rank for f in sources)
     weights = [1.0] * len(sources)
     close(apply("sum", moved, weights, rank)[0], apply("sum", sources, weights, rank)[0], 1e-4)
-
-
-# LoRA-LEGO's invariants (arXiv 2409.16167): what the algorithm must do with identical, permuted and unmerged pieces.
-
-
-@given(source_lists(), st.integers(2, 5))
-@settings(max_examples=30, deadline=None)
-def test_lego_of_identical_adapters_is_that_adapter(sources: list[Factors], copies: int) -> None:
-    one = sources[0]
-    found, merged = apply("lego", [one] * copies, [1.0] * copies, one.rank)
-    close(found, dense(one))
-    assert merged.details["cluster_sizes"] == [copies] * one.rank
-
-
-@given(source_lists(), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
-def test_lego_of_an_adapter_and_its_permuted_copy_is_that_adapter(sources: list[Factors], seed: int) -> None:
-    one = sources[0]
-    order = torch.randperm(one.rank, generator=torch.Generator().manual_seed(seed))
-    close(apply("lego", [one, Factors(one.A[order], one.B[:, order])], [1.0, 1.0], one.rank)[0], dense(one))
-
-
-@given(source_lists(least=2))
-@settings(max_examples=30, deadline=None)
-def test_lego_at_all_ranks_is_the_scaled_sum(sources: list[Factors]) -> None:
-    ranks = [f.rank for f in sources]
-    found, _ = apply("lego", sources, [1.0] * len(sources), sum(ranks))
-    scale = (sum(ranks) / len(ranks) / sum(ranks)) ** 0.5
-    close(found, scale * torch.stack([dense(f) for f in sources]).sum(dim=0))
-
-
-@given(source_lists(least=2), st.sampled_from(["inf", "2"]), st.sampled_from(["raw", "unit"]), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_lego_reweighting_never_shrinks(
-    sources: list[Factors], norm: str, feature_norm: str, canonicalise: bool
-) -> None:
-    """The mean of the members' norms is at least the norm of their mean (triangle inequality)."""
-    rank = max(f.rank for f in sources)
-    options = {"norm": norm, "feature_norm": feature_norm, "canonicalise": canonicalise}
-    details = apply("lego", sources, [1.0] * len(sources), rank, **options)[1].details
-    assert all(factor >= 1 - 1e-9 for factor in details["reweighting_factors"])
-    assert sum(details["cluster_sizes"]) == sum(f.rank for f in sources)
-    assert [sum(c) for c in details["members_by_source"]] == details["cluster_sizes"]
-
-
-@given(source_lists(), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
-def test_canonicalise_recognises_a_rescaled_and_flipped_copy(sources: list[Factors], seed: int) -> None:
-    one = sources[0]
-    rng = torch.Generator().manual_seed(seed)
-    c = (torch.rand(one.rank, generator=rng) * 4 + 0.25) * torch.where(torch.rand(one.rank, generator=rng) < 0.5, -1, 1)
-    copy = Factors(one.A * c[:, None], one.B / c)
-    close(apply("lego", [one, copy], [1.0, 1.0], one.rank, canonicalise=True)[0], dense(one), 1e-4)
-
-
-def test_cancelling_pieces_do_not_explode() -> None:
-    """A cluster whose members cancel has no direction to restore; its factor stays 1."""
-    found, merged = apply("lego", [source([([1, 2], [1, 0])]), source([([-1, -2], [-1, 0])])], [1, 1], 1)
-    assert merged.details["reweighting_factors"] == [1.0]
-    assert not found.any()
-
-
-# Methods against dense float64 arithmetic by their papers' definitions.
-
-
-def independent(count: int, rank: int = 2, out: int = 9, width: int = 11) -> list[Factors]:
-    rng = torch.Generator().manual_seed(5)
-    return [
-        Factors(torch.randn(rank, width, generator=rng), torch.randn(out, rank, generator=rng)) for _ in range(count)
-    ]
-
-
-def test_tsv_m_equals_the_dense_definition() -> None:
-    sources = independent(3)
-    U, S, Vh = torch.linalg.svd(torch.stack([dense(f) for f in sources]), full_matrices=False)
-    left, right = torch.cat(list(U[:, :, :2]), dim=1), torch.cat(list(Vh[:, :2]), dim=0).T
-    P, _, Q = torch.linalg.svd(left, full_matrices=False)
-    R, _, W = torch.linalg.svd(right, full_matrices=False)
-    expected = (P @ Q) @ torch.diag(S[:, :2].flatten()) @ (R @ W).T
-    close(apply("tsv_m", sources, [1.0] * 3, 6)[0], expected)
-
-
-def test_knots_equals_the_dense_definition() -> None:
-    sources, density = independent(3), 0.4
-    U, S, Vh = torch.linalg.svd(torch.cat([dense(f) for f in sources], dim=1), full_matrices=False)
-    k = int((1e-9 * S[0] < S).sum())
-    parts = torch.stack(torch.split(Vh[:k], 11, dim=1))
-    kept = round(density * parts[0].numel())
-    for part in parts:
-        part[part.abs() < part.abs().flatten().sort(descending=True).values[kept - 1]] = 0.0
-    sign = torch.sign(parts.sum(dim=0))
-    agrees = torch.sign(parts) == sign
-    merged = (parts * agrees).sum(dim=0) / agrees.sum(dim=0).clamp_min(1)
-    close(apply("knots", sources, [1.0] * 3, 6, density=density)[0], U[:, :k] @ torch.diag(S[:k]) @ merged)
-
-
-def test_pico_equals_the_svd_form() -> None:
-    sources = independent(4)
-    U, S, _ = torch.linalg.svd(torch.cat([f.B.double() for f in sources], dim=1), full_matrices=False)
-    share = S.square() / S.square().sum()
-    alpha = 1 / (1 + 3 * share)
-    damp = torch.eye(9, dtype=torch.float64) + U @ torch.diag(alpha - 1) @ U.T
-    expected = sum(damp @ dense(f) for f in sources)
-    assert torch.is_tensor(expected)
-    close(apply("pico", sources, [1.0] * 4, 8, rescale=False)[0], expected)
-    wanted = sum(float(torch.linalg.norm(dense(f))) for f in sources) / 4
-    close(apply("pico", sources, [1.0] * 4, 8)[0], expected * wanted / torch.linalg.norm(expected))
-
-
-def test_iso_cts_gives_orthogonal_directions_of_one_strength() -> None:
-    sources = independent(2, rank=3)
-    found, _ = apply("iso_cts", sources, [1.0, 1.0], 6, common=0.5)
-    spectrum = torch.linalg.svdvals(found)
-    torch.testing.assert_close(spectrum[:4], spectrum[:1].expand(4))  # 3 + 3 asked: 4 shared, 1 of each source's own
-    assert float(spectrum[6]) < 1e-9
-
-
-def test_karcher_of_two_equal_norms_is_slerp() -> None:
-    one, other = independent(2)
-    other = Factors(other.A, other.B * (torch.linalg.norm(dense(one)) / torch.linalg.norm(dense(other))).float())
-    weights = [1.0, 3.0]
-    close(apply("karcher", [one, other], weights, 4)[0], apply("slerp", [one, other], weights, 4)[0], 1e-4)
-
-
-def test_karcher_is_stationary() -> None:
-    """At the mean, the weighted logarithm maps cancel: the definition of the Karcher mean."""
-    sources = independent(4)
-    vectors = torch.stack([dense(f).flatten() for f in sources])
-    units = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    found = apply("karcher", sources, [1.0, 2.0, 3.0, 4.0], 8)[0].flatten()
-    mean = found / torch.linalg.vector_norm(found)
-    cosine = units @ mean
-    logs = (torch.acos(cosine) / torch.sin(torch.acos(cosine)))[:, None] * (units - cosine[:, None] * mean)
-    assert float(torch.linalg.norm(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64) @ logs)) < 1e-6
-
-
-@pytest.mark.parametrize("name", ["dare", "della"])
-def test_random_drops_leave_the_expectation(name: str) -> None:
-    """One source, so that election changes nothing: the mean over many seeds is the source."""
-    one = independent(1)[0]
-    found = torch.stack([apply(name, [one], [1.0], 2, seed=s, density=0.6)[0] for s in range(3000)])
-    # lift truncates to rank 2; compare inside the source's own spaces, which the core is
-    error = torch.linalg.norm(found.mean(dim=0) - dense(one)) / torch.linalg.norm(dense(one))
-    assert float(error) < 0.06
-
-
-def test_della_drops_small_entries_more_often() -> None:
-    one = source([([1.0, 0, 0], [10.0, 0, 0]), ([0, 1.0, 0], [0, 1.0, 0]), ([0, 0, 1.0], [0.1, 0, 0])])
-    kept = [apply("della", [one], [1.0], 3, seed=s, density=0.5, epsilon=0.9)[0].abs() > 1e-9 for s in range(200)]
-    rate = torch.stack(kept).double().mean(dim=0)
-    assert float(rate[0, 0]) > 0.85  # the largest of its row: 0.95
-    assert float(rate[0, 2]) < 0.65  # the middle one: 0.5
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "params", "error", "sentence"),
-    [
-        ("slerp", [1.0, 1.0, 1.0], {}, BadWeights, "takes two sources, found 3"),
-        ("slerp", [1.0, -1.0], {}, BadWeights, "weights of 0 and more"),
-        ("karcher", [1.0, -1.0], {}, BadWeights, "weights of 0 and more"),
-        ("della", [1.0], {"density": 0.95, "epsilon": 0.5}, BadParams, "must lie within 0 and 1"),
-    ],
-)
-def test_what_a_method_cannot_do_is_said(
-    name: str, weights: list[float], params: dict[str, Any], error: type[Exception], sentence: str
-) -> None:
-    with pytest.raises(error, match=sentence):
-        apply(name, independent(len(weights)), weights, 2, **params)
-
-
-# Coordinate-wise methods on the dense ΔW, as their papers define them, through the engine.
-
-
-def trimmed(delta: torch.Tensor, density: float) -> torch.Tensor:
-    kept = round(density * delta.numel())
-    return torch.where(delta.abs() >= delta.abs().flatten().sort(descending=True).values[kept - 1], delta, 0.0)
-
-
-def nearest(delta: torch.Tensor, rank: int) -> torch.Tensor:
-    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
-    return (U[:, :rank] * S[:rank]) @ Vh[:rank]
-
-
-@pytest.mark.parametrize("name", ["ties", "magnitude"])
-def test_dense_space_is_the_papers(name: str, mixed: list[Path], merge: Callable[..., Any]) -> None:
-    result, folder = merge(mixed, method=name, space="dense", params={"density": 0.4}, rank=4)
-    assert result.report["space"] == "dense"
-    sources = [dense_deltas(f) for f in mixed]
-    for module, found in dense_deltas(folder).items():
-        stack = torch.stack([trimmed(s[module], 0.4) for s in sources if module in s])
-        if name == "ties":
-            sign = torch.sign(stack.sum(dim=0))
-            agrees = (torch.sign(stack) == sign) & (sign != 0)
-            expected = (stack * agrees).sum(dim=0) / agrees.sum(dim=0).clamp_min(1)
-        else:
-            expected = stack.sum(dim=0)
-        close(found, nearest(expected, 4), 1e-4)
-
-
-def test_dense_and_core_are_two_methods_and_the_recipe_says_which(mixed: list[Path], merge: Callable[..., Any]) -> None:
-    (core, one), (dense_, other) = (merge(mixed, method="dare", space=s, seed=3) for s in (None, "dense"))
-    assert (core.report["space"], dense_.report["space"]) == ("core", "dense")
-    assert (
-        one.joinpath("adapter_model.safetensors").read_bytes()
-        != other.joinpath("adapter_model.safetensors").read_bytes()
-    )
-    again = merge(mixed, method="dare", space="dense", seed=3)[1]
-    assert (
-        again.joinpath("adapter_model.safetensors").read_bytes()
-        == other.joinpath("adapter_model.safetensors").read_bytes()
-    )
-
-
-# The whole engine, on files.
-
-
-@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.5, -0.25, 2.0]])
-@pytest.mark.parametrize("name", ["sum", "cat"])
-def test_exact_methods_equal_the_dense_sum(
-    name: str, weights: list[float], mixed: list[Path], merge: Callable[..., Any]
-) -> None:
-    result, folder = merge(mixed, weights, method=name, rank="sum")
-    found, sources = dense_deltas(folder), [dense_deltas(f) for f in mixed]
-    assert set(found) == {n for s in sources for n in s}
-    for module, delta in found.items():
-        expected = sum(w * s[module] for w, s in zip(weights, sources, strict=True) if module in s)
-        assert torch.is_tensor(expected)
-        close(delta, expected)
-    assert result.report["totals"]["relative_error"] < 1e-6
-
-
-def test_half_precision_stays_half_when_all_agree(tmp_path: Path, merge: Callable[..., Any]) -> None:
-    folders = [write_adapter(tmp_path / str(i), seed=i, dtype=torch.bfloat16) for i in range(2)]
-    result, folder = merge(folders, rank="sum")
-    assert result.report["dtype"] == "bfloat16"
-    for module, delta in dense_deltas(folder).items():
-        close(delta, sum(dense_deltas(f)[module] for f in folders), 0.02)  # type: ignore[arg-type]
