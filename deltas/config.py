@@ -16,6 +16,7 @@ import regex
 
 from deltas.errors import BadConfig
 from deltas.header import Limits
+from deltas.strict_json import first_repeated
 
 # Fields of PEFT's LoraConfig that do not change what a finished adapter computes.
 HARMLESS = frozenset(
@@ -152,12 +153,10 @@ def _parse(source: bytes | Path, limits: Limits) -> Mapping[str, Any]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = first_repeated(pairs)
+    if twice is not None:
         raise BadConfig(f"adapter_config.json gives '{twice[:200]}' twice", twice[:200])
-    return result
+    return dict(pairs)
 
 
 def _no_constant(text: str) -> float:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from deltas.errors import BadFile
+from deltas.strict_json import first_repeated
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
+
+MAX_NAME = 1000  # characters; a module's path has some fifty
 
 # What people upload by mistake, recognised by its first bytes.
 MAGIC = {
@@ -123,16 +126,16 @@ def _parse_json(raw: bytes) -> dict[str, Any]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = first_repeated(pairs)
+    if twice is not None:
         raise BadFile(f"the safetensors header lists '{twice[:200]}' twice; each tensor may appear once")
-    return result
+    return dict(pairs)
 
 
 def _entry(name: str, entry: Any) -> TensorEntry:
     shown = name[:200]
+    if len(name) > MAX_NAME:
+        raise BadFile(f"tensor '{shown}…' has a name of {len(name)} characters; at most {MAX_NAME} are accepted")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise BadFile(f"tensor '{shown}' must have dtype, shape and data_offsets in the header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -22,7 +22,7 @@ def read_versions(session: Session, statement: Select[VersionRow]) -> list[Versi
             selectinload(VersionRow.aliases),
             selectinload(VersionRow.parents),
         ),
-        # What this session itself wrote is read back like anything else.
+        # What the open transaction itself wrote is read back like anything else.
         execution_options={"populate_existing": True},
     ).all()
     names = {row.base_model for row in found if row.base_model is not None}

@@ -184,6 +184,18 @@ def test_a_broken_file_gets_one_sentence(tmp_path: Path, data: bytes, sentence: 
         reopen(folder)
 
 
+@pytest.mark.timeout(20)
+def test_hostile_headers_cost_no_time(tmp_path: Path) -> None:
+    """A repeat at the end of many names, and a name made to backtrack in: both are refused at once."""
+    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    many = ",".join(f'"{i}":{entry}' for i in [*range(150_000), 149_999])
+    long_name = ".lora_magnitude_vector." * 100_000 + "\\n"
+    for header, sentence in [("{" + many + "}", "'149999' twice"), (f'{{"{long_name}":{entry}}}', "at most 1000")]:
+        folder = corrupted(write_adapter(tmp_path), header_file(header.encode()))
+        with pytest.raises(BadFile, match=sentence):
+            reopen(folder)
+
+
 def test_a_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="at most 64 are accepted"):
         reopen(write_adapter(tmp_path), limits=Limits(header_bytes=64))
