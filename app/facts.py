@@ -80,5 +80,5 @@ def content_facts(adapter: Adapter) -> dict[str, Any]:
         "parameters": adapter.parameters,
         "dtype": adapter.dtype,
         "mergeable": not adapter.obstacles,
-        "servable": not adapter.obstacles,
+        "servable": not adapter.obstacles and adapter.exact,
     }

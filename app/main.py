@@ -115,8 +115,9 @@ def open_base(shelves: Shelves) -> BaseModel:
     base = load_base(folder)
     card = read_card(folder)
     details: dict[str, object] = {key: card[key] for key in BASE_DETAILS if key in card}
+    details["folder"] = str(folder.resolve())
     known = shelves.registry.base(base.name)
-    if known is None or known.fingerprint != base.fingerprint:
+    if known is None or known.fingerprint != base.fingerprint or known.details != details:
         shelves.registry.upsert_base(base.name, base.fingerprint, base.modules, details)
     return base
 

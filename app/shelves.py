@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from app.settings import Settings
 from deltas.adapter import Adapter
+from deltas.base import FolderWeights
 from deltas.header import Limits
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
@@ -37,7 +39,16 @@ class Shelves:
         digests = {file.name: file.digest for file in version.files}
         config = json.loads(self.blobs.path(digests[CONFIG_FILE]).read_bytes())
         config["base_model_name_or_path"] = version.base_model
-        return Adapter.open(config, self.blobs.path(digests[WEIGHTS_FILE]), limits=self.limits)
+        adapter = Adapter.open(config, self.blobs.path(digests[WEIGHTS_FILE]), limits=self.limits)
+        return self.with_base(adapter, version.base_model if version.base_known else None)
+
+    def with_base(self, adapter: Adapter, base_model: str | None) -> Adapter:
+        """The adapter, able to read the weights of base model `base_model` where these are on this machine."""
+        base = self.registry.base(base_model) if base_model and adapter.needs_base else None
+        folder = Path(base.details["folder"]) if base and "folder" in base.details else None
+        if base is None or folder is None or not folder.is_dir():
+            return adapter
+        return adapter.with_base(FolderWeights(base.name, folder))
 
     def adapter_loader(self) -> Callable[[str], Adapter]:
         """For the generation engine: version digest (hex) -> adapter."""

@@ -117,7 +117,10 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
         adapter = Adapter.open(upload.config, weights, limits=shelves.limits)
     match = match_base(shelves.registry, adapter)
     adapter.check_finite()
-    obstacles = tuple(f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles)
+    adapter = shelves.with_base(adapter, match.name if match.fingerprint else None)
+    obstacles = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles]
+    if adapter.conversion and not adapter.obstacles:
+        obstacles.append(f"It is merged by conversion: {adapter.conversion}.")
     return upload, {
         **content_facts(adapter),
         "base_model": match.name,

@@ -6,54 +6,97 @@ factors are asked for. So a 1 GB adapter costs a header read, and a merge holds 
     adapter = Adapter.open(Path("adapter_config.json"), Path("adapter_model.safetensors"))
     adapter.modules["model.layers.0.self_attn.q_proj"].rank
     adapter.factors("model.layers.0.self_attn.q_proj")       # scale folded in
+
+Families whose ΔW depends on the base weight are read once the adapter has it: `adapter.with_base(weights)`.
 """
 
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from deltas.base import BaseWeights
 from deltas.config import AdapterConfig, read_config
+from deltas.dense import truncate_dense
 from deltas.errors import BadTensors, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
 from deltas.factors import Factors
+from deltas.families import recognise
+from deltas.families.family import DTYPES, Family
 from deltas.header import Header, Limits, TensorEntry, read_header
-from deltas.keys import describe_other_key, parse_factor_key
+from deltas.keys import describe_other_key, parse_part_key
+from deltas.module import ModuleInfo
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-INIT_FAMILIES = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+CONVERSION_RANK = 64  # what a ΔW of full rank is cut to, unless said otherwise
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleInfo:
-    """One adapted linear layer, as header and config describe it."""
+# Starts of a plain LoRA that name its family where it cannot be read as one.
+INIT_FAMILIES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-    name: str
-    rank: int
-    in_features: int
-    out_features: int
-    alpha: float
-    scale: float  # alpha / r or alpha / √r: what B @ A is multiplied by
-    dtype: str
-    key_A: str
-    key_B: str
+
+class Reading(NamedTuple):
+    """One module's update as factors, and what they leave out: ‖ΔW − B A‖ / ‖ΔW‖, 0 where they are exact."""
+
+    factors: Factors
+    relative_error: float
 
 
 class Adapter:
-    """A LoRA adapter: its config, its modules (sorted by name) and whatever keeps it from being plain LoRA."""
+    """An adapter: its config, its modules (sorted by name) and whatever keeps it from being read as factors."""
 
-    def __init__(self, config: AdapterConfig, weights: Path, header: Header) -> None:
+    def __init__(
+        self,
+        config: AdapterConfig,
+        weights: Path,
+        header: Header,
+        base: BaseWeights | None = None,
+        conversion_rank: int = CONVERSION_RANK,
+    ) -> None:
         self.config = config
         self.weights = weights
         self.header = header
-        self.modules, others = _place(config, header) if config.peft_type == "LORA" else ({}, [])
-        self.obstacles: tuple[str, ...] = (*config.obstacles(), *others)
+        self.base = base
+        self.conversion_rank = conversion_rank
+        self._family = recognise(config.raw)
+        self.modules, others = _place(self._family, config, header, conversion_rank) if self._family else ({}, [])
+        self.obstacles: tuple[str, ...] = (*self._obstacles(), *others)
+
+    def _obstacles(self) -> list[str]:
+        family = self._family
+        if family is None:
+            return [f"{self.config.peft_type} adapters are stored, but not yet converted to LoRA factors"]
+        found = [*self.config.obstacles(family.fields), *family.obstacles(self.config)]
+        if family.needs_base and self.base is None:
+            found.append(f"{family.conversion}; the weights of its base model, which that takes, are not here")
+        return found
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the factors depend on the base model's weights."""
+        return self._family is not None and self._family.needs_base
+
+    @property
+    def exact(self) -> bool:
+        """Whether the factors are ΔW itself; if not, readings state their error."""
+        return self._family is not None and self._family.exact
+
+    @property
+    def conversion(self) -> str | None:
+        """How the factors come about where they are not simply read; None for plain LoRA."""
+        if self._family is None or not self._family.conversion:
+            return None
+        cut = "" if self.exact else f", which is cut to rank {self.conversion_rank} with the error stated"
+        return self._family.conversion + cut
+
+    def with_base(self, base: BaseWeights, conversion_rank: int = CONVERSION_RANK) -> "Adapter":
+        """The same adapter, able to read its base model's weights. `conversion_rank`: what a ΔW of full rank is cut
+        to."""
+        return Adapter(self.config, self.weights, self.header, base, conversion_rank)
 
     @classmethod
     def open(cls, config: Mapping[str, Any] | bytes | Path, weights: Path, *, limits: Limits = Limits()) -> "Adapter":
@@ -66,17 +109,13 @@ class Adapter:
 
     @property
     def family(self) -> str:
-        """The parametrisation: lora, or dora, pissa, … when the config says so, or another PEFT type in lower case."""
-        if self.config.peft_type != "LORA":
-            return self.config.peft_type.lower()
-        if self.config.raw.get("use_dora"):
-            return "dora"
-        if self.config.raw.get("kasa_config"):
-            return "kasa"
+        """The parametrisation: lora, dora, …; another PEFT type in lower case where it is not known here."""
         init = self.config.raw.get("init_lora_weights")
-        if isinstance(init, str):
+        if self._family is None:
+            return self.config.peft_type.lower()
+        if self._family.name == "lora" and isinstance(init, str):
             return next((name for name in INIT_FAMILIES if init.lower().startswith(name)), "lora")
-        return "lora"
+        return self._family.name
 
     @cached_property
     def _file(self) -> Any:
@@ -94,21 +133,40 @@ class Adapter:
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
     def factors(self, module: str) -> Factors:
-        """The module's factors in float32 (float64 if stored so), scale folded in.
+        """The module's factors in float32 (float64 if stored so), scale folded in; see `reading`."""
+        return self.reading(module).factors
 
-        The scale is split evenly, √|s| on each side and its sign on B: PEFT's arithmetic on factors and LoRA-LEGO's
-        pool both ask for that split, and it keeps ‖a‖ and ‖b‖ as the trainer left them relative to each other.
+    def reading(self, module: str) -> Reading:
+        """The module's factors and their error. A scale is split evenly between A and B, its sign on B.
 
         Raises:
-            NotLowRank: if the adapter is not plain LoRA.
+            NotLowRank: if `obstacles` says why ΔW cannot be had.
+            MissingBaseTensor: if the base model lacks the module's weight.
             KeyError: if the adapter does not change this module.
         """
-        if self.obstacles:
+        if self.obstacles or self._family is None:
             raise NotLowRank(self.obstacles)
         info = self.modules[module]
-        A, B = _widened(self._file.get_tensor(info.key_A)), _widened(self._file.get_tensor(info.key_B))
-        root = math.sqrt(abs(info.scale))
-        return Factors(A * root, B * math.copysign(root, info.scale))
+        parts = {part: _widened(self._file.get_tensor(key)) for part, key in info.keys.items()}
+        weight = self._base_weight(info) if self._family.needs_base else None
+        update = self._family.update(self.config, info, parts, weight)
+        if isinstance(update, Factors):
+            return Reading(update, 0.0)
+        rng = torch.Generator().manual_seed(0)  # of the sketch that large matrices are cut by: the same every time
+        factors = truncate_dense(update, info.rank, rng)
+        norm = float(torch.linalg.norm(update.double()))
+        lost = float(torch.linalg.norm(update.double() - factors.B @ factors.A)) / norm if norm > 0 else 0.0
+        return Reading(factors.to(torch.float32), lost)
+
+    def _base_weight(self, info: ModuleInfo) -> Tensor:
+        """The module's base weight, [out, in] as ΔW is."""
+        assert self.base is not None  # otherwise an obstacle
+        weight = self.base.tensor(f"{info.name}.weight")
+        turned = weight.T if self.config.raw.get("fan_in_fan_out") or info.kind == "embedding" else weight
+        if tuple(turned.shape) != (info.out_features, info.in_features):
+            found = (info.out_features, info.in_features)
+            raise ShapeMismatch(info.name, self.base.name, found, (turned.shape[0], turned.shape[1]))
+        return turned
 
     def check_finite(self) -> None:
         """Read every tensor once, one at a time.
@@ -143,71 +201,53 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
-def _place(config: AdapterConfig, header: Header) -> tuple[dict[str, ModuleInfo], list[str]]:
-    """Every tensor's place: the modules with both factors, and a sentence for each kind of tensor that is no factor."""
-    sides: dict[str, dict[str, TensorEntry]] = {}
+def _place(
+    family: Family, config: AdapterConfig, header: Header, conversion_rank: int
+) -> tuple[dict[str, ModuleInfo], list[str]]:
+    """Every tensor's place: the modules with all their parts, and a sentence for each kind of tensor that is none."""
+    found: dict[str, dict[str, TensorEntry]] = {}
     others: dict[str, list[str]] = {}
+    parts = frozenset(family.parts)
     for entry in header.tensors:
-        key = parse_factor_key(entry.name)
+        key = parse_part_key(entry.name, parts)
         if key is None:
             what = describe_other_key(entry.name)
             if what is None:
                 raise BadTensors(
-                    f"key '{entry.name[:200]}' belongs to no module: LoRA keys end in .lora_A.weight or .lora_B.weight",
-                    entry.name,
-                )
+                    f"key '{entry.name[:200]}' belongs to no module: {family.name} keys end in"
+                    f" {_alternatives(family)}", entry.name,
+                )  # fmt: skip
             others.setdefault(what, []).append(entry.name)
             continue
-        if key.side in sides.setdefault(key.module, {}):
+        if key.part in found.setdefault(key.module, {}):
             raise BadTensors(
-                f"module '{key.module}' has two lora_{key.side} tensors ('{entry.name[:200]}' is the second)",
+                f"module '{key.module}' has two {_short(key.part)} tensors ('{entry.name[:200]}' is the second)",
                 entry.name,
             )
-        sides[key.module][key.side] = entry
-    modules = {module: _module(config, module, sides[module]) for module in sorted(sides)}
+        found[key.module][key.part] = entry
+    modules = {name: _module(family, config, name, found[name], conversion_rank) for name in sorted(found)}
     if not modules and not others:
-        raise BadTensors("the weights file holds no LoRA factors")
+        raise BadTensors(f"the weights file holds no {family.name} factors")
     sentences = [f"'{keys[0][:200]}' is {what} ({len(keys)} such)" for what, keys in others.items()]
     return modules, sentences
 
 
-def _module(config: AdapterConfig, module: str, sides: Mapping[str, TensorEntry]) -> ModuleInfo:
-    for side, other in (("A", "B"), ("B", "A")):
-        if side not in sides:
+def _module(
+    family: Family, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int
+) -> ModuleInfo:
+    for part, needed in family.parts.items():
+        if needed and part not in entries:
+            present = next(iter(entries))
             raise BadTensors(
-                f"module '{module}' has lora_{other} but no lora_{side}; the file is incomplete",
-                sides[other].name,
+                f"module '{name}' has {_short(present)} but no {_short(part)}; the file is incomplete",
+                entries[present].name,
             )
-    A, B = sides["A"], sides["B"]
-    for entry in (A, B):
-        if len(entry.shape) != 2 or 0 in entry.shape:
-            raise BadTensors(
-                f"tensor '{entry.name[:200]}' has shape {list(entry.shape)}; factors of a linear layer are matrices"
-                " without empty sides (convolutions are not handled)", entry.name,
-            )  # fmt: skip
-        if entry.dtype not in DTYPES:
-            raise BadTensors(
-                f"tensor '{entry.name[:200]}' has dtype {entry.dtype}; factors are {', '.join(DTYPES)}",
-                entry.name,
-            )
-    if A.shape[0] != B.shape[1]:
-        raise BadTensors(
-            f"module '{module}': lora_A has rank {A.shape[0]} (shape {list(A.shape)}) but lora_B has rank {B.shape[1]}"
-            f" (shape {list(B.shape)}); they must agree", A.name,
-        )  # fmt: skip
-    rank = config.rank_of(module)
-    if rank != A.shape[0]:
-        raise BadTensors(
-            f"module '{module}' has rank {A.shape[0]} in the tensors but {rank} in adapter_config.json (r and"
-            " rank_pattern)",
-            A.name,
-        )
-    if not config.targets(module):
-        raise BadTensors(
-            f"module '{module}' has factors, but target_modules in adapter_config.json does not name it: PEFT would"
-            " ignore them",
-            A.name,
-        )
-    dtype = DTYPES[A.dtype] if A.dtype == B.dtype else "float32"
-    alpha, scale = config.alpha_of(module), config.scale_of(module)
-    return ModuleInfo(module, rank, A.shape[1], B.shape[0], alpha, scale, dtype, A.name, B.name)
+    return family.module(config, name, entries, conversion_rank)
+
+
+def _short(part: str) -> str:
+    return part.removesuffix(".weight")
+
+
+def _alternatives(family: Family) -> str:
+    return " or ".join(f".{part}" for part in family.parts)

@@ -18,14 +18,14 @@ from deltas.errors import BadConfig
 from deltas.header import Limits
 from deltas.strict_json import first_repeated
 
-# Fields of PEFT's LoraConfig that do not change what a finished adapter computes.
-HARMLESS = frozenset(
-    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules"
-    " exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights layers_to_transform"
-    " layers_pattern rank_pattern alpha_pattern megatron_core loftq_config eva_config corda_config lora_ga_config"
-    " qalora_group_size runtime_config ensure_weight_tying bias lora_bias modules_to_save".split()
+# Fields of every PEFT config that do not change what a finished adapter computes.
+COMMON_FIELDS = frozenset(
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules"
+    " exclude_modules layers_to_transform layers_pattern".split()
 )
-# Fields that do, when they are set.
+# Peft type → the fields that hold rank and alpha; None where the type has no such number.
+NUMBERS: Mapping[str, tuple[str | None, str | None]] = {"LORA": ("r", "lora_alpha")}
+# Fields that do, when they are set and the family does not read them.
 HARMFUL = {
     "use_dora": "DoRA rescales every output row by a trained magnitude, so ΔW depends on the base weight",
     "use_qalora": "QALoRA pools the inputs in groups before lora_A",
@@ -39,7 +39,6 @@ HARMFUL = {
     "arrow_config": "Arrow routes between adapters by token",
     "megatron_config": "a Megatron-parallel adapter is stored in shards",
 }
-MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 PATTERN_TIMEOUT_S = 0.2
 PLAIN = str.maketrans("", "", "._-")
 
@@ -79,17 +78,9 @@ class AdapterConfig:
             return _regex_matches(self.target_modules, module, "target_modules")
         return any(module == t or module.endswith("." + t) for t in self.target_modules)
 
-    def obstacles(self) -> list[str]:
-        """Why ΔW is not B @ A with this config; empty for plain LoRA."""
-        if self.peft_type != "LORA":
-            return [f"{self.peft_type} adapters are stored, but not yet converted to LoRA factors"]
-        found = [reason for field, reason in HARMFUL.items() if self.raw.get(field)]
-        init = self.raw.get("init_lora_weights")
-        if isinstance(init, str) and init.lower().startswith(MUTATING_INITS):
-            found.append(
-                f"init_lora_weights '{init}' starts from a changed base weight, so lora_B @ lora_A is not ΔW; save it"
-                " in PEFT with path_initial_model_for_weight_conversion to get plain LoRA"
-            )
+    def obstacles(self, read: frozenset[str]) -> list[str]:
+        """What this config asks for beyond the fields that its family reads: a sentence each."""
+        found = [reason for field, reason in HARMFUL.items() if field not in read and self.raw.get(field)]
         if self.raw.get("bias", "none") != "none":
             found.append(f"bias '{self.raw['bias']}' trains biases, which low-rank factors cannot hold")
         if self.raw.get("lora_bias"):
@@ -97,7 +88,8 @@ class AdapterConfig:
         if self.raw.get("modules_to_save"):
             names = ", ".join(str(n) for n in self.raw["modules_to_save"])
             found.append(f"modules_to_save ({names}) replaces whole modules, which low-rank factors cannot hold")
-        unknown = sorted(k for k, v in self.raw.items() if v and k not in HARMLESS and k not in HARMFUL)
+        known = COMMON_FIELDS | read | HARMFUL.keys()
+        unknown = sorted(k for k, v in self.raw.items() if v and k not in known)
         found.extend(f"field '{name}' of adapter_config.json is not known here" for name in unknown)
         return found
 
@@ -115,16 +107,15 @@ def read_config(source: Mapping[str, Any] | bytes | Path, limits: Limits = Limit
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
         raise BadConfig("base_model_name_or_path must be a string", "base_model_name_or_path")
-    if peft_type != "LORA":
+    if peft_type not in NUMBERS:
         return AdapterConfig(raw, peft_type, base or None, 1, 1.0, False, {}, {}, ())
-    rank = _integer(raw.get("r"), "r", limits.rank)
-    alpha = _number(raw.get("lora_alpha"), "lora_alpha")
+    rank_field, alpha_field = NUMBERS[peft_type]
     return AdapterConfig(
         raw=raw,
         peft_type=peft_type,
         base_model=base or None,
-        rank=rank,
-        alpha=alpha,
+        rank=_integer(raw.get(rank_field), rank_field, limits.rank) if rank_field else 1,
+        alpha=_number(raw.get(alpha_field), alpha_field) if alpha_field else 1.0,
         use_rslora=_boolean(raw.get("use_rslora"), "use_rslora"),
         rank_pattern={k: _integer(v, f"rank_pattern['{k}']", limits.rank) for k, v in _table(raw, "rank_pattern")},
         alpha_pattern={k: _number(v, f"alpha_pattern['{k}']") for k, v in _table(raw, "alpha_pattern")},

@@ -7,6 +7,7 @@ DeltaError
 ├── NonFiniteTensor    NaN or Inf in a tensor
 ├── UnknownModule      a module that the base model does not have
 ├── ShapeMismatch      a module whose shape differs from the base model's
+├── MissingBaseTensor  a conversion needs a base weight that the base model does not have
 └── NotLowRank         asked for the factors of an adapter that is not plain LoRA
 """
 
@@ -67,6 +68,14 @@ class ShapeMismatch(DeltaError):
             f" adapter's factors map {found[1]} to {found[0]}; it was trained on a model of another size"
         )
         self.module = module
+
+
+class MissingBaseTensor(DeltaError):
+    """A conversion needs a tensor of the base model that is not in its files."""
+
+    def __init__(self, tensor: str, base: str) -> None:
+        super().__init__(f"base model '{base}' has no tensor '{tensor[:200]}', which this adapter's conversion needs")
+        self.tensor = tensor
 
 
 class NotLowRank(DeltaError):

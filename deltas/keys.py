@@ -7,11 +7,11 @@ silence.
 """
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 PREFIXES = ("base_model.model.", "base_model.")
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(\.(?!weight$)[^.]+)?\.weight$")
 # What is not a factor: (pattern of the key's end, what it is). The first match names it.
 OTHERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.lora_magnitude_vector(\..+)?$"), "a DoRA magnitude"),
@@ -29,17 +29,32 @@ OTHERS: tuple[tuple[re.Pattern[str], str], ...] = (
 )  # fmt: skip
 
 
-class FactorKey(NamedTuple):
-    """A key that holds one side of a module's factors."""
+class PartKey(NamedTuple):
+    """A key that holds one part of a module's update, such as "lora_A.weight"."""
 
     module: str
-    side: str  # "A" or "B"
+    part: str
 
 
-def parse_factor_key(key: str) -> FactorKey | None:
-    """The module and side of a LoRA factor's key, or None for any other key."""
-    match = FACTOR.match(key)
-    return FactorKey(module_path(match["module"]), match["side"]) if match else None
+@cache
+def part_pattern(parts: frozenset[str]) -> re.Pattern[str]:
+    """What keys of these parts look like: module, part, with an adapter's name inside or not."""
+    spelt: list[str] = []
+    for part in sorted(parts):
+        stem = part.removesuffix(".weight")
+        # A part that PEFT keeps as a bare parameter may have been saved as a layer's weight by older versions.
+        end = r"\.weight" if stem != part else r"(?:\.weight)?"
+        spelt.append(rf"(?P<p{len(spelt)}>{re.escape(stem)})(?:\.(?!(?:weight|bias)$)[^.]+)?{end}")
+    return re.compile(rf"^(?P<module>.+?)\.(?:{'|'.join(spelt)})$")
+
+
+def parse_part_key(key: str, parts: frozenset[str]) -> PartKey | None:
+    """The module and part of a key of one of these `parts`, or None for any other key."""
+    match = part_pattern(parts).match(key)
+    if match is None:
+        return None
+    which = next(i for i in range(len(parts)) if match[f"p{i}"] is not None)
+    return PartKey(module_path(match["module"]), sorted(parts)[which])
 
 
 def module_path(path: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from deltas.adapter import Reading
 from deltas.dense import truncate_dense
 from deltas.errors import NonFiniteTensor
 from deltas.factors import Factors, Spectrum
@@ -122,7 +123,8 @@ def _run_modules(
 
 
 def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
-    sources = [_read(plan, i, module.name) for i in module.sources]
+    readings = [_read(plan, i, module.name) for i in module.sources]
+    sources = [reading.factors for reading in readings]
     weights = [plan.recipe.sources[i].weight for i in module.sources]
     joint = joint_bases(sources)
     target = torch.einsum("t,tba->ba", torch.tensor(weights, dtype=torch.float64), joint.cores)
@@ -143,15 +145,18 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
     stored = outcome.factors.to(TORCH_DTYPES[plan.dtype])
     _check_finite(stored, f"of the result in {plan.dtype}", module.name)
     report = measure_module(joint, weights, target, exact.S, stored)
+    for figures, reading in zip(report["sources"], readings, strict=True):
+        if reading.relative_error:
+            figures["conversion_error"] = reading.relative_error
     payload = _bytes(stored.A) + _bytes(stored.B)
     journal.append(module.name, {"report": report, "details": dict(outcome.details)}, payload)
 
 
-def _read(plan: Plan, source: int, module: str) -> Factors:
-    factors = plan.adapters[source].factors(module)
+def _read(plan: Plan, source: int, module: str) -> Reading:
+    reading = plan.adapters[source].reading(module)
     ref = plan.recipe.sources[source].ref
-    _check_finite(factors, f"of '{ref}'", module)
-    return factors
+    _check_finite(reading.factors, f"of '{ref}'", module)
+    return reading
 
 
 def _check_finite(factors: Factors, whose: str, module: str) -> None:

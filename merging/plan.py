@@ -122,6 +122,7 @@ def plan_merge(
         raise BadSpace(method.name, space, method.spaces)
     recipe.check_weights()
     refs = [source.ref for source in recipe.sources]
+    adapters = [a.with_base(a.base, recipe.conversion_rank) if a.base else a for a in adapters]
     for ref, adapter in zip(refs, adapters, strict=True):
         if adapter.obstacles:
             raise NotMergeable(ref, adapter.obstacles)
@@ -143,7 +144,7 @@ def plan_merge(
         dtype=_dtype(recipe.dtype, adapters),
         base_model=adapters[0].config.base_model,
         base_modules=base_modules,
-        warnings=tuple(_warnings(recipe, method, modules, rank)),
+        warnings=tuple(_warnings(recipe, method, modules, rank) + _conversions(refs, adapters)),
     )
 
 
@@ -194,6 +195,12 @@ def _dtype(asked: str, adapters: Sequence[Adapter]) -> str:
     found = {info.dtype for adapter in adapters for info in adapter.modules.values()}
     only = found.pop() if len(found) == 1 else "float32"
     return only if only in ITEM_BYTES else "float32"
+
+
+def _conversions(refs: Sequence[str], adapters: Sequence[Adapter]) -> list[str]:
+    """How sources that are no plain LoRA become factors."""
+    pairs = dict.fromkeys(zip(refs, adapters, strict=True))
+    return [f"'{ref}' is converted: {adapter.conversion}" for ref, adapter in pairs if adapter.conversion]
 
 
 def _warnings(recipe: Recipe, method: Method, modules: Sequence[PlannedModule], rank: int | float | str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from deltas.adapter import CONVERSION_RANK
 from merging.errors import BadWeights
 from merging.method import resolve_method
 
@@ -49,6 +50,9 @@ class Recipe(BaseModel):
     params: dict[str, Any] = {}
     space: SpaceChoice | None = None
     dtype: Dtype = "auto"
+    conversion_rank: int = Field(
+        default=CONVERSION_RANK, ge=1, le=65_536, description="what a source's ΔW of full rank (DoRA, IA³, …) is cut to"
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("rank", mode="before")
@@ -82,7 +86,10 @@ class Recipe(BaseModel):
         """
         method, params = resolve_method(self.method, self.params)
         pairs = zip(self.sources, source_digests, strict=True)
+        # Left out while it is the default, as digests from before it existed are.
+        converted = {} if self.conversion_rank == CONVERSION_RANK else {"conversion_rank": self.conversion_rank}
         return {
+            **converted,
             "engine": ENGINE_VERSION,
             "method": method.name,
             "params": params.model_dump(mode="json"),

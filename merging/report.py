@@ -8,7 +8,8 @@ from the factors as they are stored (after rounding to the result's dtype). With
 * rank_95, rank_99    smallest rank that keeps 95 % and 99 % of ‖T‖²
 * sources[t]          cosine ⟨ΔW_t, ΔW⟩ / ‖ΔW_t‖‖ΔW‖; projection ⟨ΔW_t, ΔW⟩ / ‖ΔW_t‖² (1: the result acts on the
                       source's own direction as the source did); subspace: share of ‖ΔW_t‖² inside the result's row
-                      and column spaces; removal ‖w_t ΔW_t‖ / ‖T‖, by how much T would change without the source
+                      and column spaces; removal ‖w_t ΔW_t‖ / ‖T‖, by how much T would change without the source;
+                      conversion_error: the relative error of the factors that a source of full rank was cut to
 * interference[i][j]  cosine of two sources, and the sign agreement of their cores: Σ|m_i m_j| over entries of equal
                       sign, divided by the sum over all entries
 """
@@ -101,11 +102,16 @@ def summarise(
     pairs = torch.zeros(3, count, count, dtype=torch.float64)
     overlap, inside = [0.0] * count, [0.0] * count
     shared = [0] * count
+    whole, cut = [0.0] * count, [0.0] * count
     for name, module in modules.items():
         for a, i in enumerate(members[name]):
             overlap[i] += module["_overlap"][a]
             inside[i] += module["_inside"][a]
             shared[i] += 1
+            figures = module["sources"][a]
+            lost = figures.get("conversion_error", 0.0) ** 2
+            whole[i] += figures["norm"] ** 2 / (1 - lost)
+            cut[i] += figures["norm"] ** 2 * lost / (1 - lost)
         index = torch.tensor(members[name])
         pairs[:, index[:, None], index] += _unpacked(module["_pairs"], len(index))
     gram, agree, weight = pairs.tolist()
@@ -129,6 +135,7 @@ def summarise(
                 "projection": _ratio(overlap[i], gram[i][i]),
                 "subspace": min(1.0, _ratio(inside[i], gram[i][i])),
                 "removal": abs(weights[i]) * _ratio(gram[i][i], target) ** 0.5,
+                **({"conversion_error": _ratio(cut[i], whole[i]) ** 0.5} if cut[i] else {}),
             }
             for i in range(count)
         ],

@@ -48,6 +48,9 @@ def check_servable(digest: str, adapter: Adapter, base: str, modules: Mapping[st
     """
     if adapter.obstacles:
         raise AdapterNotServable(digest, adapter.family, adapter.obstacles)
+    if not adapter.exact:
+        reason = f"{adapter.conversion}; to serve that approximation knowingly, merge it alone with method 'sum'"
+        raise AdapterNotServable(digest, adapter.family, [reason])
     if missing := [name for name in adapter.modules if name not in modules]:
         raise AdapterModuleMissing(digest, base, missing)
     for name, info in adapter.modules.items():

@@ -124,16 +124,16 @@ def test_an_unknown_base_is_stored_and_the_answer_says_that_it_cannot_be_served(
 def test_what_is_not_plain_lora_is_stored_with_the_reason_and_neither_merged_nor_served(
     service: Service, tmp_path: Path
 ) -> None:
-    folder = small_adapter(tmp_path, config={"use_dora": True})
-    version = service.push("up/dora", folder)
-    assert (version["family"], version["mergeable"], version["servable"]) == ("dora", False, False)
-    assert "DoRA" in version["notes"][0]
-    asked = service.http.post("/v1/completions", json={"model": "up/dora", "prompt": "a"})
+    folder = small_adapter(tmp_path, config={"use_qalora": True})
+    version = service.push("up/qalora", folder)
+    assert (version["family"], version["mergeable"], version["servable"]) == ("lora", False, False)
+    assert "QALoRA" in version["notes"][0]
+    asked = service.http.post("/v1/completions", json={"model": "up/qalora", "prompt": "a"})
     assert asked.status_code == 422
-    assert "DoRA" in asked.json()["detail"]
-    merged = service.http.post("/v1/merges", json={"name": "up/no", "sources": ["up/dora"]})
+    assert "QALoRA" in asked.json()["detail"]
+    merged = service.http.post("/v1/merges", json={"name": "up/no", "sources": ["up/qalora"]})
     assert merged.status_code == 422
-    assert "DoRA" in merged.json()["detail"]
+    assert "QALoRA" in merged.json()["detail"]
 
 
 def test_one_name_pushed_by_many_at_once_gives_each_a_version_of_its_own(service: Service, tmp_path: Path) -> None:

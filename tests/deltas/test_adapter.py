@@ -100,7 +100,6 @@ def test_an_exponential_pattern_is_refused_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"use_dora": True}, "DoRA"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"init_lora_weights": "olora"}, "olora"),
         ({"init_lora_weights": "corda"}, "corda"),

@@ -58,7 +58,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     plain = write_adapter(tmp_path / "a")
     other = {**TINY, "model.layers.0.q_proj": (6, 9)}
     for folder, error in [
-        (write_adapter(tmp_path / "b", config={"use_dora": True}), NotMergeable),
+        (write_adapter(tmp_path / "b", config={"use_qalora": True}), NotMergeable),
         (write_adapter(tmp_path / "c", base="x/y"), BaseMismatch),
         (write_adapter(tmp_path / "d", other), ModuleMismatch),
     ]:

@@ -107,8 +107,8 @@ def test_different_shapes_are_refused_by_module(tmp_path: Path) -> None:
 
 
 def test_what_is_not_plain_lora_is_refused(tmp_path: Path) -> None:
-    folders = [write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b", config={"use_dora": True})]
-    with pytest.raises(NotMergeable, match="'t/b' cannot be merged: DoRA"):
+    folders = [write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b", config={"use_qalora": True})]
+    with pytest.raises(NotMergeable, match="'t/b' cannot be merged: QALoRA"):
         plan(folders)
 
 

@@ -100,5 +100,5 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(tiny_base: BaseModel, t
         _check(tiny_base, tmp_path / "missing", {**fits, "model.layers.7.mlp.up_proj": (56, 40)})
     with pytest.raises(AdapterShapeMismatch, match=r"as 40x56 \(out x in\).* it is 56x40"):
         _check(tiny_base, tmp_path / "turned", {"model.layers.0.mlp.up_proj": (40, 56)})
-    with pytest.raises(AdapterNotServable, match="dora"):
-        _check(tiny_base, tmp_path / "dora", fits, use_dora=True)
+    with pytest.raises(AdapterNotServable, match="lora"):
+        _check(tiny_base, tmp_path / "qalora", fits, use_qalora=True)

@@ -1,0 +1,72 @@
+"""The base model's weights, as conversions need them: one tensor at a time, through a memory map.
+
+Some parametrisations change W in a way that depends on W itself (DoRA, HiRA, IA³, …). Their ΔW is computed from the
+base that the adapter was made for, never from a merged one.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from deltas.errors import MissingBaseTensor
+
+# Output layers that share the embedding's matrix are not stored twice.
+TIED = {"lm_head.weight": ("model.embed_tokens.weight", "transformer.wte.weight", "embed_tokens.weight")}
+
+
+class BaseWeights(Protocol):
+    """A base model's tensors by their names in its state dict."""
+
+    @property
+    def name(self) -> str: ...
+
+    def has(self, tensor: str) -> bool: ...
+
+    def tensor(self, tensor: str) -> Tensor:
+        """The tensor in float32 (float64 if stored so). Raises MissingBaseTensor."""
+        ...
+
+
+class FolderWeights:
+    """`BaseWeights` over a transformers folder: model.safetensors, or shards with their index."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @cached_property
+    def _shards(self) -> Mapping[str, str]:
+        """Tensor name → file name."""
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            shards: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+            return shards
+        with safe_open(self.folder / "model.safetensors", framework="pt") as file:
+            return dict.fromkeys(file.keys(), "model.safetensors")
+
+    def _stored(self, tensor: str) -> str | None:
+        return next((name for name in (tensor, *TIED.get(tensor, ())) if name in self._shards), None)
+
+    def has(self, tensor: str) -> bool:
+        return self._stored(tensor) is not None
+
+    def tensor(self, tensor: str) -> Tensor:
+        stored = self._stored(tensor)
+        if stored is None:
+            raise MissingBaseTensor(tensor, self._name)
+        shard = self._shards[stored]
+        if shard not in self._files:
+            self._files[shard] = safe_open(self.folder / shard, framework="pt")
+        found: Tensor = self._files[shard].get_tensor(stored)
+        return found if found.dtype == torch.float64 else found.to(torch.float32)

@@ -1,0 +1,16 @@
+"""The parametrisations that are read, and which one an adapter_config.json describes. The first that knows it wins."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deltas.families.dora import Dora
+from deltas.families.family import Family
+from deltas.families.lora import Lora
+
+# Variants before plain LoRA, which recognises all of its own type.
+FAMILIES: tuple[Family, ...] = (Dora(), Lora())
+
+
+def recognise(raw: Mapping[str, Any]) -> Family | None:
+    """The family of an adapter with this config, or None when it is of no kind that is known here."""
+    return next((family for family in FAMILIES if family.recognises(raw)), None)

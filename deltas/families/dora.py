@@ -1,0 +1,54 @@
+"""DoRA (arXiv 2402.09353, eq. 5): W' = m ∘ (W + s·B A) / ‖W + s·B A‖, norms over each output's row.
+
+So ΔW = (d − 1) ∘ W + d ∘ s·B A with d = m / ‖W + s·B A‖ [out]: full rank in general, and only W says what it is.
+PEFT keeps m as `lora_magnitude_vector` (peft 0.21.2, tuners/lora/dora.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from deltas.config import AdapterConfig
+from deltas.factors import Factors
+from deltas.families.family import Family, vector
+from deltas.families.lora import LORA_FIELDS, A, B, changed_start, lora_module
+from deltas.header import TensorEntry
+from deltas.module import ModuleInfo
+
+MAGNITUDE = "lora_magnitude_vector"
+
+
+class Dora(Family):
+    name = "dora"
+    parts: ClassVar = {A: True, B: True, MAGNITUDE: True}
+    fields = LORA_FIELDS | {"use_dora"}
+    needs_base = True
+    exact = False
+    conversion = "DoRA rescales every output row of the base weight, so its ΔW has full rank"
+
+    def recognises(self, raw: Mapping[str, Any]) -> bool:
+        return raw.get("peft_type") == "LORA" and bool(raw.get("use_dora")) and not raw.get("kasa_config")
+
+    def obstacles(self, config: AdapterConfig) -> list[str]:
+        return changed_start(config)
+
+    def module(
+        self, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int
+    ) -> ModuleInfo:
+        info = lora_module(config, name, entries)
+        vector(entries[MAGNITUDE], info.out_features, f"the magnitude of module '{name}'")
+        return replace(info, rank=min(conversion_rank, info.out_features, info.in_features))
+
+    def update(
+        self, config: AdapterConfig, info: ModuleInfo, parts: Mapping[str, Tensor], weight: Tensor | None
+    ) -> Factors | Tensor:
+        assert weight is not None
+        added = info.scale * (parts[B].double() @ parts[A].double())
+        moved = weight.double() + added
+        # A row of norm zero stays what it is: PEFT would divide by zero there.
+        ratio = parts[MAGNITUDE].double().reshape(-1) / torch.linalg.norm(moved, dim=1).clamp_min(1e-300)
+        delta: Tensor = ratio[:, None] * moved - weight.double()
+        return delta

@@ -1,0 +1,101 @@
+"""What a parametrisation of ΔW is: how its checkpoint is laid out, and how ΔW follows from it.
+
+One file in this folder for each. A family says
+
+* `parts`: the tensors that it keeps below a module's name, as PEFT writes them, and which of them a module must have;
+* `module`: a module's shape and rank, from the header alone; wrong shapes are refused here;
+* `update`: ΔW from the module's tensors: `Factors` where ΔW is exactly low-rank, else the dense matrix, which the
+  adapter cuts to its conversion rank and states the error of;
+* `needs_base`: whether ΔW depends on the base weight.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from deltas.config import AdapterConfig
+from deltas.errors import BadTensors
+from deltas.factors import Factors
+from deltas.header import TensorEntry
+from deltas.module import ModuleInfo
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Family(ABC):
+    """One parametrisation of ΔW. Instances hold no state."""
+
+    name: ClassVar[str]
+    parts: ClassVar[Mapping[str, bool]]  # part → whether a module must have it
+    fields: ClassVar[frozenset[str]]  # of adapter_config.json: those that this family reads or may ignore
+    needs_base: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
+    conversion: ClassVar[str] = ""  # one sentence: how ΔW is had, where it is not simply read
+
+    @abstractmethod
+    def recognises(self, raw: Mapping[str, Any]) -> bool:
+        """Whether this adapter_config.json describes an adapter of this family."""
+
+    def obstacles(self, config: AdapterConfig) -> list[str]:
+        """Why ΔW cannot be had with this config even so; a sentence each."""
+        return []
+
+    @abstractmethod
+    def module(
+        self, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int
+    ) -> ModuleInfo:
+        """A module's facts from the header. `conversion_rank`: what a dense ΔW is cut to, at most.
+
+        Raises:
+            BadTensors: naming the tensor that does not fit.
+        """
+
+    @abstractmethod
+    def update(
+        self, config: AdapterConfig, info: ModuleInfo, parts: Mapping[str, Tensor], weight: Tensor | None
+    ) -> Factors | Tensor:
+        """ΔW from the module's tensors, widened to float32 or more, every scale folded in.
+
+        `weight`: the base weight [out, in] where `needs_base`, else None. A dense result is [out, in].
+        """
+
+
+def matrix(entry: TensorEntry) -> tuple[int, int]:
+    """The shape of a tensor that must be a matrix without empty sides. Raises BadTensors."""
+    if len(entry.shape) != 2 or 0 in entry.shape:
+        raise BadTensors(
+            f"tensor '{entry.name[:200]}' has shape {list(entry.shape)}; factors of a linear layer are matrices"
+            " without empty sides (convolutions are not handled)", entry.name,
+        )  # fmt: skip
+    floating(entry)
+    return entry.shape[0], entry.shape[1]
+
+
+def vector(entry: TensorEntry, length: int, what: str) -> None:
+    """Check a tensor of `length` entries, whatever its dimensions of size one. Raises BadTensors."""
+    floating(entry)
+    if [n for n in entry.shape if n != 1] != [length][: length > 1]:
+        raise BadTensors(
+            f"tensor '{entry.name[:200]}' has shape {list(entry.shape)}; {what} has {length} entries", entry.name
+        )
+
+
+def floating(entry: TensorEntry) -> None:
+    """Raises BadTensors for a tensor that is not of a floating dtype that can be read."""
+    if entry.dtype not in DTYPES:
+        raise BadTensors(
+            f"tensor '{entry.name[:200]}' has dtype {entry.dtype}; factors are {', '.join(DTYPES)}", entry.name
+        )
+
+
+def common_dtype(entries: Mapping[str, TensorEntry]) -> str:
+    """The one dtype of a module's tensors, or float32."""
+    found = {DTYPES[entry.dtype] for entry in entries.values()}
+    return found.pop() if len(found) == 1 else "float32"
+
+
+def keys_of(entries: Mapping[str, TensorEntry]) -> dict[str, str]:
+    """Part → key in the file."""
+    return {part: entry.name for part, entry in entries.items()}

@@ -1,0 +1,43 @@
+"""Every parametrisation read as factors, against what PEFT itself does to the base weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from deltas.adapter import Adapter
+from deltas.errors import NotLowRank
+from tests.deltas.peft_model import assert_reads, saved
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_dora_is_read_with_its_base(tmp_path: Path, rslora: bool) -> None:
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=TARGETS, use_dora=True, use_rslora=rslora)
+    assert_reads(saved(tmp_path, config))
+
+
+def test_dora_cut_to_a_rank_states_the_optimal_error(tmp_path: Path) -> None:
+    found = saved(tmp_path, LoraConfig(r=3, target_modules=TARGETS, use_dora=True))
+    adapter = found.open(conversion_rank=5)
+    for name, delta in found.deltas.items():
+        reading = adapter.reading(name)
+        spectrum = torch.linalg.svdvals(delta).square()
+        assert reading.factors.rank == 5
+        assert reading.relative_error == pytest.approx(float(spectrum[5:].sum() / spectrum.sum()) ** 0.5, rel=1e-4)
+
+
+def test_dora_without_its_base_is_stored_and_says_what_is_missing(tmp_path: Path) -> None:
+    adapter = saved(tmp_path, LoraConfig(r=3, target_modules=TARGETS, use_dora=True)).open(bound=False)
+    assert adapter.family == "dora"
+    assert "weights of its base model" in adapter.obstacles[0]
+    with pytest.raises(NotLowRank):
+        adapter.factors("model.layers.0.self_attn.q_proj")
+
+
+def test_a_variant_is_no_obstacle_to_reading_the_header_alone(tmp_path: Path) -> None:
+    found = saved(tmp_path, LoraConfig(r=3, target_modules=TARGETS, use_dora=True))
+    adapter = Adapter.open(found.adapter / "adapter_config.json", found.adapter / "adapter_model.safetensors")
+    assert adapter.modules["model.layers.1.mlp.down_proj"].out_features == 16
