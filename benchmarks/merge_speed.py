@@ -165,14 +165,13 @@ def main() -> None:
             table[method] = {name: summary(found) for name, found in runs.items() if found}
             show(method, table[method])
     RESULTS.mkdir(exist_ok=True)
-    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "threads": args.threads}
     parts = [
         "merge_speed",
         *([] if args.shape == "smollm2" else [args.shape]),
         *(["neighbour"] if args.neighbour else []),
     ]
     target = RESULTS / ("-".join(parts) + ".json")
-    target.write_text(json.dumps({"machine": machine, "results": table}, indent=1) + "\n")
+    target.write_text(json.dumps({"machine": machine(args.threads), "results": table}, indent=1) + "\n")
     print(f"written to {target}")
 
 
@@ -197,6 +196,11 @@ def show(method: str, found: dict[str, Any]) -> None:
             f" {figures['memory_mb']:7.0f} MB",
             flush=True,
         )
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What a measurement ran on."""
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "threads": threads}
 
 
 def cpu_name() -> str:

@@ -4,19 +4,25 @@ All functions take a stack [T, m, n] (T sources in the same coordinates) and tre
 tensor, as the papers treat one weight matrix. Pure; float64 in, float64 out.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def keep_largest(stack: Tensor, density: float) -> Tensor:
-    """Each source with all but its `density` share of largest magnitudes set to zero (TIES' trim, arXiv 2306.01708)."""
+    """Each source with all but its `density` share of largest magnitudes set to zero (TIES' trim, arXiv 2306.01708).
+
+    Entries as large as the smallest one kept are kept too, so the result does not depend on the order of entries.
+    """
     flat = stack.flatten(1)
     kept = max(1, round(density * flat.shape[1]))
     if kept >= flat.shape[1]:
         return stack
-    found = torch.zeros_like(flat)
-    index = flat.abs().topk(kept, dim=1).indices
-    return found.scatter(1, index, flat.gather(1, index)).view_as(stack)
+    magnitude = flat.abs()
+    # numpy selects an order of magnitude faster than torch's topk, which sorts what it keeps.
+    smallest = [np.partition(row, -kept)[-kept] for row in magnitude.numpy()]
+    threshold = torch.tensor(smallest, dtype=stack.dtype)[:, None]
+    return torch.where(magnitude >= threshold, flat, 0.0).view_as(stack)
 
 
 def drop_and_rescale(stack: Tensor, density: float, rng: torch.Generator) -> Tensor:
@@ -34,11 +40,13 @@ def elect_and_average(stack: Tensor, weights: Tensor) -> Tensor:
     averaged with weights |w_t|. With weights 1 this is the paper's disjoint mean. A negative weight votes with its
     sign.
     """
-    weighted = stack * weights[:, None, None]
-    sign = torch.sign(weighted.sum(dim=0))
-    agrees = (torch.sign(weighted) == sign) & (sign != 0)
-    total = (agrees * weights.abs()[:, None, None]).sum(dim=0)
-    return torch.where(total > 0, (weighted * agrees).sum(dim=0) / total.clamp_min(1e-300), 0.0)
+    sign = torch.sign(weighted_sum(stack, weights))
+    numerator, total = torch.zeros_like(sign), torch.zeros_like(sign)
+    for part, weight in zip(stack, weights.tolist(), strict=True):  # one source at a time: the stack may be large
+        agrees = part * (weight * sign) > 0
+        numerator += torch.where(agrees, part, 0.0) * weight
+        total += agrees * abs(weight)
+    return torch.where(total > 0, numerator / total.clamp_min(1e-30), 0.0)
 
 
 def weighted_sum(stack: Tensor, weights: Tensor) -> Tensor:

@@ -33,7 +33,10 @@ def knots(
     U, S, Vh = torch.linalg.svd(torch.cat(list(joint.cores), dim=1), full_matrices=False)
     live = max(1, int((S[0] * ZERO < S).sum()))
     parts = Vh[:live].reshape(live, count, width).transpose(0, 1)  # [T, k, a]
-    coordinates = torch.stack([joint.right.lift(part.T).T for part in parts])  # [T, k, in]
-    merged = elect_and_average(keep_largest(coordinates, density), torch.tensor(weights, dtype=S.dtype))
+    # As long as the model's inputs: float32, as the paper's code has it, halves what a wide layer takes.
+    coordinates = torch.stack([joint.right.lift(part.T).T.float() for part in parts])  # [T, k, in]
+    merged = elect_and_average(keep_largest(coordinates, density), torch.tensor(weights, dtype=torch.float32)).to(
+        S.dtype
+    )
     factors = Factors(lambda_ * S[:live, None] * merged, joint.left.lift(U[:, :live]))
     return Merged(truncate(factors, rank).factors, {"shared_directions": live})
