@@ -5,11 +5,12 @@ whatever they mean), merged to rank 16. Ours: from the files on disk to the writ
 `add_weighted_adapter` on adapters that are already loaded, without saving, which is in its favour. Each engine runs
 in a process of its own with the same number of threads; repeats alternate.
 
-    python -m benchmarks.merge_speed [--repeats 5] [--peft-repeats 3] [--methods sum lego linear cat] [--shape NAME]
-                                     [--neighbour]
+    python -m benchmarks.merge_speed [--repeats 5] [--peft-repeats 3] [--rows sum ties …] [--shape NAME] [--neighbour]
+                                     [--mergekit PATH/mergekit-yaml --base FOLDER]
 
 `--shape llama3-8b-attention` takes the four attention layers of one Llama-3-8B block instead. `--neighbour` keeps
-another torch process busy on all cores meanwhile, as on a server that also generates. Prints a table and writes
+another torch process busy on all cores meanwhile, as on a server that also generates. mergekit, which needs an
+environment of its own, is measured where it is given. Prints a table and writes
 benchmarks/results/merge_speed[-…].json with every single time, medians, spreads and the machine.
 """
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +48,38 @@ SHAPES: dict[str, tuple[dict[str, tuple[int, int]], int, dict[str, int]]] = {
     ),
 }
 NEIGHBOUR = "import torch\na = torch.randn(600, 600)\nwhile True:\n    torch.linalg.qr(a @ a)\n"
-PEFT_TYPES = {
-    "sum": [("svd", {"svd_rank": RANK}), ("svd", {"svd_rank": RANK, "svd_full_matrices": False})],
-    "linear": [("linear", {})],
-    "cat": [("cat", {})],
-    "lego": [],
+HALF = {"density": 0.5}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One merge as each engine asks for it: our recipe, PEFT's combination types, mergekit's merge_method."""
+
+    recipe: dict[str, Any]
+    peft: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    mergekit: str | None = None
+
+
+ROWS = {
+    "sum": Row(
+        {"method": "sum", "rank": RANK},
+        [("svd", {"svd_rank": RANK}), ("svd", {"svd_rank": RANK, "svd_full_matrices": False})],
+        "task_arithmetic",
+    ),
+    "lego": Row({"method": "lego", "rank": RANK}),
+    "linear": Row({"method": "linear"}, [("linear", {})]),
+    "cat": Row({"method": "cat"}, [("cat", {})]),
+    "ties": Row({"method": "ties", "rank": RANK}, [("ties_svd", {"svd_rank": RANK, **HALF})], "ties"),
+    "ties-dense": Row(
+        {"method": "ties", "space": "dense", "rank": RANK}, [("ties_svd", {"svd_rank": RANK, **HALF})], "ties"
+    ),
+    "ties-factors": Row({"method": "ties", "space": "factors"}, [("ties", HALF)]),
+    "dare": Row({"method": "dare", "rank": RANK}, [("dare_linear_svd", {"svd_rank": RANK, **HALF})], "dare_linear"),
+    "dare-dense": Row(
+        {"method": "dare", "space": "dense", "rank": RANK},
+        [("dare_linear_svd", {"svd_rank": RANK, **HALF})],
+        "dare_linear",
+    ),
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,7 +92,7 @@ def memory_bytes(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
-def ours(folder: Path, method: str, workers: int) -> dict[str, Any]:
+def ours(folder: Path, recipe: dict[str, Any], workers: int) -> dict[str, Any]:
     import torch
 
     from deltas.adapter import Adapter
@@ -78,9 +108,8 @@ def ours(folder: Path, method: str, workers: int) -> dict[str, Any]:
         started = time.perf_counter()
         paths = [folder / str(i) for i in range(COUNT)]
         adapters = [Adapter.open(p / "adapter_config.json", p / "adapter_model.safetensors") for p in paths]
-        rank = RANK if method in ("sum", "lego") else None
-        recipe = Recipe(sources=[{"ref": f"bench/{i}"} for i in range(COUNT)], method=method, rank=rank)  # type: ignore[arg-type]
-        result = run_merge(plan_merge(recipe, adapters), Path(work), workers=workers)
+        asked = Recipe.model_validate({"sources": [{"ref": f"bench/{i}"} for i in range(COUNT)], **recipe})
+        result = run_merge(plan_merge(asked, adapters), Path(work), workers=workers)
         seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
@@ -108,6 +137,29 @@ def pefts(folder: Path, kind: str, options: dict[str, Any], shape: str) -> dict[
     return {"seconds": time.perf_counter() - started, "memory_bytes": memory_bytes("VmHWM") - before}
 
 
+def mergekits(folder: Path, method: str, command: str, base: str) -> dict[str, Any]:
+    """mergekit's command on the same adapters: `base+adapter` for each model, a whole merged model as the result.
+
+    mergekit has no path from adapters to an adapter, so this is what its users run; each adapter is first merged into
+    a full copy of the base. Timed from the outside, its start-up included.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        models = "".join(
+            f"  - model: {base}+{folder / str(i)}\n    parameters: {{weight: 1.0, density: 0.5}}\n"
+            for i in range(COUNT)
+        )
+        config = Path(work) / "config.yaml"
+        config.write_text(f"models:\n{models}merge_method: {method}\nbase_model: {base}\ndtype: float32\n")
+        started = time.perf_counter()
+        subprocess.run(
+            [command, str(config), f"{work}/out", "--lora-merge-cache", f"{work}/cache"],
+            check=True,
+            capture_output=True,
+        )
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "memory_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}
+
+
 def measure(folder: Path, threads: int, call: str) -> dict[str, Any]:
     """Run one measurement in a fresh process."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -133,15 +185,17 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
     parser.add_argument("--neighbour", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--methods", nargs="*", default=list(PEFT_TYPES))
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--mergekit", help="path of mergekit-yaml, in an environment of its own")
+    parser.add_argument("--base", help="folder of SmolLM2-135M-Instruct, for mergekit")
     parser.add_argument("--child")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     if args.child:
         who, _, rest = args.child.partition(":")
         document = json.loads(rest)
-        found = ours(args.folder, **document) if who == "ours" else pefts(args.folder, **document)
-        print(json.dumps(found))
+        child = {"ours": ours, "peft": pefts, "mergekit": mergekits}[who]
+        print(json.dumps(child(args.folder, **document)))
         return
     table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary, neighbour(args.neighbour):
@@ -149,21 +203,25 @@ def main() -> None:
         block, layers, _ = SHAPES[args.shape]
         for i in range(COUNT):
             write_adapter(folder / str(i), block, layers, rank=RANK, seed=i)
-        for method in args.methods:
-            own = {"method": method, "workers": args.threads}
+        for name in args.rows:
+            row = ROWS[name]
             calls = {
-                f"peft {kind} {opts}": {"kind": kind, "options": opts, "shape": args.shape}
-                for kind, opts in PEFT_TYPES[method]
+                f"peft {kind} {options}": "peft:" + json.dumps({"kind": kind, "options": options, "shape": args.shape})
+                for kind, options in row.peft
             }
-            runs: dict[str, list[dict[str, Any]]] = {"spolia": [], **{name: [] for name in calls}}
+            if args.mergekit and row.mergekit:
+                call = {"method": row.mergekit, "command": args.mergekit, "base": args.base}
+                calls[f"mergekit {row.mergekit}"] = "mergekit:" + json.dumps(call)
+            runs: dict[str, list[dict[str, Any]]] = {"spolia": [], **{peer: [] for peer in calls}}
             for repeat in range(args.repeats):
-                # Ours runs on one thread a worker; the number of workers is the number of threads PEFT gets.
-                runs["spolia"].append(measure(folder, 1, "ours:" + json.dumps(own)))
-                if repeat < args.peft_repeats:
-                    for name, call in calls.items():
-                        runs[name].append(measure(folder, args.threads, "peft:" + json.dumps(call)))
-            table[method] = {name: summary(found) for name, found in runs.items() if found}
-            show(method, table[method])
+                # Ours runs on one thread a worker; the number of workers is the number of threads the others get.
+                own = json.dumps({"recipe": row.recipe, "workers": args.threads})
+                runs["spolia"].append(measure(folder, 1, "ours:" + own))
+                for peer, call in calls.items():
+                    if repeat < (1 if peer.startswith("mergekit") else args.peft_repeats):
+                        runs[peer].append(measure(folder, args.threads, call))
+            table[name] = {peer: summary(found) for peer, found in runs.items() if found}
+            show(name, table[name])
     RESULTS.mkdir(exist_ok=True)
     parts = [
         "merge_speed",
@@ -192,7 +250,7 @@ def show(method: str, found: dict[str, Any]) -> None:
         low, high = figures["seconds_spread"]
         ratio = f"{figures['seconds_median'] / own:8.1f} ×" if name != "spolia" else " " * 10
         print(
-            f"{method:7} {name:52} {figures['seconds_median']:8.2f} s ({low:.2f} … {high:.2f}) {ratio}"
+            f"{method:12} {name:52} {figures['seconds_median']:8.2f} s ({low:.2f} … {high:.2f}) {ratio}"
             f" {figures['memory_mb']:7.0f} MB",
             flush=True,
         )
