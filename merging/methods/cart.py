@@ -1,8 +1,8 @@
-"""CART: low-rank arithmetic around the mean of updates rather than around the base.
+"""CART: low-rank arithmetic around the mean of updates rather than around the base (arXiv 2412.12153).
 
 ΔW = mean + λ Σ_t w_t trunc_k(ΔW_t − mean): what tasks share is kept whole, what is their own is cut to its k leading
-directions. The formula is the field's summary of the paper, whose text was not read; weights are ours (the paper has
-none).
+directions. The paper's abstract says centred task vectors, cut to low rank; the formula is the field's summary of it, as
+its equations could not be read. Weights are ours (the paper has none).
 """
 
 from typing import Annotated
@@ -15,7 +15,7 @@ from merging.method import merge_method
 from merging.sparsify import weighted_sum
 
 
-@merge_method("cart", space="core", ranks="chosen", source="CART: mean + λ Σ trunc_k(ΔW_t − mean)")
+@merge_method("cart", space="core", ranks="chosen", source="CART, arXiv 2412.12153: mean + λ Σ trunc_k(ΔW_t − mean)")
 def cart(
     cores: Tensor,
     weights: list[float],

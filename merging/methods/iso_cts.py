@@ -1,10 +1,11 @@
 """Iso-CTS: shared directions of the sum and each task's own, with a flat spectrum (arXiv 2502.04959).
 
-Keep the top directions of the weighted sum (the common subspace); for every source take its residual outside that
-subspace and its own leading directions there; stack both, make them orthonormal (Procrustes, as TSV-M does), and give
-all directions the mean of their singular values. `common` is the share of the rank that the common subspace gets; the
-rest is divided evenly among the sources. The paper's mean runs over a full-rank spectrum; here over the directions
-kept (ours).
+Keep the top directions of the weighted sum (the common subspace); from every source take away what lies in their
+output space, (I − U Uᵀ) ΔW_t, and keep the leading directions of the rest; stack both, make them orthonormal
+(Procrustes, as TSV-M does), and give all of them the mean of their singular values. `common` is the share of the rank
+that the common subspace gets; the rest is divided evenly among the sources, rounded as the authors' code does
+(danielm1405/iso-merging@d34010a). Ours: weights; at least one direction is common; the mean runs over the directions
+kept, where the paper's runs over a full-rank spectrum.
 """
 
 from typing import Annotated
@@ -29,21 +30,22 @@ def iso_cts(
     """The sum's leading directions and each source's own, orthogonal to each other, all at one singular value."""
     w = torch.tensor(weights, dtype=cores.dtype)
     total = min(rank, *cores.shape[1:])
-    own = int((1 - common) * total) // len(cores)
+    # As many own directions as divide evenly, none beyond the rank.
+    own = min(round((total - int(common * total)) / len(cores)), (total - 1) // len(cores))
     U, S, Vh = torch.linalg.svd(weighted_sum(cores, w), full_matrices=False)
     shared = min(total - own * len(cores), int((S[0] * ZERO < S).sum()))
-    if shared == 0:
-        return torch.zeros_like(cores[0])
     left, values, right = [U[:, :shared]], [S[:shared]], [Vh[:shared].T]
     if own:
-        outside_left = cores - U[:, :shared] @ (U[:, :shared].T @ cores)
-        residuals = (outside_left - (outside_left @ Vh[:shared].T) @ Vh[:shared]) * w[:, None, None]
+        residuals = (cores - U[:, :shared] @ (U[:, :shared].T @ cores)) * w[:, None, None]
+        scale = float(torch.linalg.matrix_norm(cores).max())
         for residual in residuals:
             U_t, S_t, Vh_t = torch.linalg.svd(residual, full_matrices=False)
-            live = min(own, int((S_t > S[0] * ZERO).sum()))
+            live = min(own, int((S_t > scale * ZERO).sum()))
             left.append(U_t[:, :live])
             values.append(S_t[:live])
             right.append(Vh_t[:live].T)
+    if not torch.cat(values).numel():
+        return torch.zeros_like(cores[0])
     strength = torch.cat(values).mean()
     flat: Tensor = strength * orthogonal(torch.cat(left, dim=1)) @ orthogonal(torch.cat(right, dim=1)).T
     return flat

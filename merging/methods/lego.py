@@ -13,6 +13,10 @@ and the raw features come from two independent reimplementations that agree with
 could not be read). Ours: the scale is folded by its root on both sides; `r_ref` is the mean rank where sources differ;
 weights other than 1 multiply the pieces (√|w| on both sides, the sign on b); `canonicalise` (off by default) makes
 pieces comparable that differ only by (a, b) → (c·a, b/c) or by both signs; a seed and an order-free start.
+
+With one source and rank below its own, LEGO compresses that adapter (the paper's pruning use). It cannot come closer to
+the update than `sum`, the truncated SVD, which is the optimum, and usually stays far behind: pieces are averaged, not
+rotated. It keeps what is repeated among the ranks as they were trained.
 """
 
 import warnings

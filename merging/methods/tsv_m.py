@@ -2,8 +2,8 @@
 
 From each ΔW_t keep the top k = rank/T singular triples; stack them; whiten the stacked U and V by Procrustes (the
 nearest matrices with orthonormal columns, UVᵀ of their SVD), so that tasks no longer overlap; ΔW = U⊥ Σ V⊥ᵀ.
-Everything is invariant to the choice of bases, hence exact on the cores. Weights multiply the singular values (the
-paper has none).
+Everything is invariant to the choice of bases, hence exact on the cores. Ours: weights, which multiply the singular
+values; and directions that coincide count once, where a full Procrustes would fill up with arbitrary ones.
 """
 
 import torch
@@ -30,7 +30,8 @@ def tsv_m(cores: Tensor, weights: list[float], rank: int) -> Tensor:
 
 
 def orthogonal(columns: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns: U Vᵀ of the SVD."""
-    U, _, Vh = torch.linalg.svd(columns, full_matrices=False)
-    nearest: Tensor = U @ Vh
+    """The nearest matrix with orthonormal columns: U Vᵀ of the SVD. Dependent columns share the directions there are."""
+    U, S, Vh = torch.linalg.svd(columns, full_matrices=False)
+    live = int((S > ZERO).sum())  # columns have norm 1
+    nearest: Tensor = U[:, :live] @ Vh[:live]
     return nearest

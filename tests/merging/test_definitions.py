@@ -51,6 +51,40 @@ def test_pico_equals_the_svd_form() -> None:
     close(apply("pico", sources, [1.0] * 4, 8)[0], expected * wanted / torch.linalg.norm(expected))
 
 
+def test_stf_keeps_every_feature_of_every_source() -> None:
+    """The defining property: at input v_i the result answers along u_i as the source did, times its weight."""
+    sources, weights = independent(3), [1.0, 0.5, -2.0]
+    found, _ = apply("stf", sources, weights, 6)
+    for source_, weight in zip(sources, weights, strict=True):
+        U, S, Vh = torch.linalg.svd(dense(source_), full_matrices=False)
+        answers = torch.stack([U[:, i] @ found @ Vh[i] for i in range(2)])
+        torch.testing.assert_close(answers, weight * S[:2], rtol=1e-5, atol=1e-6)
+
+
+def test_methods_on_the_update_do_not_see_how_it_is_factored() -> None:
+    """Mixing the ranks of each source by an invertible matrix leaves its update, and so the merge, as it was."""
+    sources = independent(3)
+    rng = torch.Generator().manual_seed(1)
+    mixed = []
+    for f in sources:
+        M = torch.randn(2, 2, generator=rng) + 2 * torch.eye(2)
+        mixed.append(Factors(M @ f.A, f.B @ torch.linalg.inv(M)))
+    for name in ("svc", "stf", "tsv_m", "iso_c", "iso_cts", "cart", "subspace_boosting", "ctm"):
+        weights = [1.0, 0.5, 2.0]
+        close(apply(name, mixed, weights, 6)[0], apply(name, sources, weights, 6)[0], 1e-4)
+
+
+def test_share_is_the_sum_projected_on_both_bases() -> None:
+    sources, weights = independent(3), [1.0, 0.5, -2.0]
+    left = torch.linalg.svd(torch.cat([f.B.double() for f in sources], dim=1)).U[:, :4]
+    right = torch.linalg.svd(torch.cat([f.A.double().T for f in sources], dim=1)).U[:, :4]
+    total = torch.stack([w * dense(f) for f, w in zip(sources, weights, strict=True)]).sum(dim=0)
+    found, merged = apply("share", sources, weights, 4)
+    close(found, left @ left.T @ total @ right @ right.T)
+    assert all(0 < share < 1 for share in merged.details["energy_inside"])
+    close(apply("share", sources, weights, 6)[0], total)
+
+
 def test_iso_cts_gives_orthogonal_directions_of_one_strength() -> None:
     sources = independent(2, rank=3)
     found, _ = apply("iso_cts", sources, [1.0, 1.0], 6, common=0.5)

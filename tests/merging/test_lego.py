@@ -58,6 +58,32 @@ def test_canonicalise_recognises_a_rescaled_and_flipped_copy(sources: list[Facto
     close(apply("lego", [one, copy], [1.0, 1.0], one.rank, canonicalise=True)[0], dense(one), 1e-4)
 
 
+@given(source_lists(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_lego_compresses_one_adapter(sources: list[Factors], data: st.DataObject) -> None:
+    """One source at a smaller rank: every piece finds a cluster, and no rank is better used than by the SVD."""
+    one = sources[0]
+    k = data.draw(st.integers(1, one.rank))
+    found, merged = apply("lego", [one], [1.0], k)
+    assert merged.factors.rank == k
+    assert sum(merged.details["cluster_sizes"]) == one.rank
+    assert merged.details["r_ref"] == one.rank  # so the output is scaled up by √(r/k)
+    spectrum = torch.linalg.svdvals(dense(one))
+    best = float(torch.linalg.norm(spectrum[k:]))
+    assert float(torch.linalg.norm(found - dense(one))) >= best - 1e-5 * float(spectrum[0])
+    if k == one.rank:
+        close(found, dense(one))
+
+
+def test_lego_compression_drops_repeated_ranks_only() -> None:
+    """Four pieces, two of them twice: at rank 2 the clusters are the copies, and only the output scale differs."""
+    one = source([([1, 0, 0], [0, 1, 0]), ([0, 2, 0], [1, 0, 0]), ([1, 0, 0], [0, 1, 0]), ([0, 2, 0], [1, 0, 0])])
+    found, merged = apply("lego", [one], [1.0], 2)
+    assert merged.details["cluster_sizes"] == [2, 2]
+    close(found, 2**0.5 * dense(one) / 2)
+    close(apply("lego", [one], [1.0], 2, output_reweight=False)[0], dense(one) / 2)
+
+
 def test_cancelling_pieces_do_not_explode() -> None:
     """A cluster whose members cancel has no direction to restore; its factor stays 1."""
     found, merged = apply("lego", [source([([1, 2], [1, 0])]), source([([-1, -2], [-1, 0])])], [1, 1], 1)

@@ -98,6 +98,29 @@ ORACLES = [
     Oracle("ctm", [FOUR, TWO], [1, 1], 2, [[4, 0], [0, 2]], {"beta": 0.0}),
     Oracle("ctm", [FOUR, TWO], [1, 1], 1, [[4, 0], [0, 0]], {"beta": 0.0}),
     Oracle("ctm", [FOUR, TWO], [1, 1], 2, [[3, 0], [0, 3]], {"beta": 1.0}),  # both at the mean norm 3
+    # diag(4, 0) twice: σ = 8, the sum answers twice what each source does, s = 2, γ = 2/(2 + 2)
+    Oracle("svc", [FOUR, FOUR], [1, 1], 2, [[4, 0], [0, 0]]),
+    # nothing is shared: s = 1 for the one that answers, 0 for the other: γ = 2/(1 + α)
+    Oracle("svc", [FOUR, TWO], [1, 1], 2, [[4, 0], [0, 2]]),
+    Oracle("svc", [FOUR, TWO], [1, 1], 2, [[4 / 0.75, 0], [0, 2 / 0.75]], {"alpha": 0.5}),
+    # features 4 e1e1ᵀ and 2 e2e2ᵀ do not overlap: each keeps its weight
+    Oracle("stf", [FOUR, TWO], [1, 3], 2, [[4, 0], [0, 6]]),
+    # the same feature twice: one system, 2c = 4
+    Oracle("stf", [FOUR, FOUR], [1, 1], 2, [[4, 0], [0, 0]]),
+    # u = e1 for both, v = [1 0] and [0.6 0.8], σ = 1 and 2: c₁ + 0.6 c₂ = 1, 0.6 c₁ + c₂ = 2, so c = (−0.3125, 2.1875)
+    Oracle("stf", [[([1, 0], [1, 0])], [([1.2, 1.6], [1, 0])]], [1, 1], 2, [[1, 1.75], [0, 0]]),
+    Oracle("share", [FOUR, TWO], [1, 1], 2, [[4, 0], [0, 2]]),
+    # stacks [2 0; 0 √2] on both sides: the leading direction is e1
+    Oracle("share", [FOUR, TWO], [1, 1], 1, [[4, 0], [0, 0]]),
+    # centred, the columns [2 0] and [0 √2] are ±[1 −√½]: d = [√2 −1]/√3, dᵀ diag(4, 2) d = 10/3
+    Oracle(
+        "share",
+        [FOUR, TWO],
+        [1, 1],
+        1,
+        [[20 / 9, -10 / 9 * 2**0.5], [-10 / 9 * 2**0.5, 10 / 9]],
+        {"center": True},
+    ),
     # [ΔW_1 ΔW_2] = diag(4, 2) [V_1 V_2], V_1 = e1e1ᵀ, V_2 = e2e2ᵀ: no entry is shared, so TIES takes each as it is
     Oracle("knots", [FOUR, TWO], [1, 1], 2, [[4, 0], [0, 2]], {"density": 1.0}),
     # 2·[1 0]ᵀ[1 0] − 1·[0 1]ᵀ[3 0]
