@@ -17,7 +17,7 @@ from merging.errors import BadWeights
 from merging.method import resolve_method
 
 # Part of every digest: raised when the same recipe would give other bytes than before.
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 RankChoice = Literal["max", "sum"]

@@ -1,8 +1,8 @@
 """CART: low-rank arithmetic around the mean of updates rather than around the base (arXiv 2412.12153).
 
 ΔW = mean + λ Σ_t w_t trunc_k(ΔW_t − mean): what tasks share is kept whole, what is their own is cut to its k leading
-directions. The paper's abstract says centred task vectors, cut to low rank; the formula is the field's summary of it, as
-its equations could not be read. Weights are ours (the paper has none).
+directions. The paper's abstract says centred task vectors, cut to low rank; the formula is the field's summary of it,
+as its equations could not be read. Weights are ours (the paper has none).
 """
 
 from typing import Annotated

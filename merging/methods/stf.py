@@ -33,7 +33,7 @@ def stf(
 ) -> Tensor:
     """All singular features of all sources, with coefficients that let each answer as it did in its own source."""
     U, S, Vh = torch.linalg.svd(cores, full_matrices=False)
-    live = S > ZERO * S[:, :1]
+    live = ZERO * S[:, :1] < S
     left = U.transpose(1, 2)[live]  # [n, b], one row for each feature
     right = Vh[live]  # [n, a]
     wanted = (S * torch.tensor(weights, dtype=cores.dtype)[:, None])[live]

@@ -1,4 +1,4 @@
-"""Subspace methods against what their authors' own code returned (`fixtures/make_subspace.py` says which, and made it)."""
+"""Subspace methods against what their authors' own code returned; `fixtures/make_subspace.py` made it and says which."""
 
 import json
 from pathlib import Path
