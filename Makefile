@@ -17,7 +17,7 @@ SHELL := /bin/bash
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix image bench-merge clean
+.PHONY: help demo serve test check fix docs image bench-merge clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ check: $(VENV)/.dev ## Format, lint, types and the import contract
 fix: $(VENV)/.dev ## Format and mend what the linter can mend
 	@$(BIN)/ruff format $(TEXT)
 	@$(BIN)/ruff check --fix $(TEXT)
+
+docs: $(VENV)/.run ## Make the pages of all merge methods again (docs/methods)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m merging.pages docs/methods
 
 bench-merge: $(VENV)/.dev ## Merge eight adapters side by side with PEFT
 	@$(BIN)/python -m benchmarks.merge_speed

@@ -30,7 +30,7 @@ def tsv_m(cores: Tensor, weights: list[float], rank: int) -> Tensor:
 
 
 def orthogonal(columns: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns, U Vᵀ of the SVD; dependent columns share the directions there are."""
+    """The nearest matrix with orthonormal columns, U Vᵀ of the SVD; dependent columns share their directions."""
     U, S, Vh = torch.linalg.svd(columns, full_matrices=False)
     live = int((S > ZERO).sum())  # columns have norm 1
     nearest: Tensor = U[:, :live] @ Vh[:live]

@@ -1,4 +1,4 @@
-"""Subspace methods against what their authors' own code returned; `fixtures/make_subspace.py` made it and says which."""
+"""Subspace methods against what their authors' own code returned (`fixtures/make_subspace.py` made it)."""
 
 import json
 from pathlib import Path
