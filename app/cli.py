@@ -11,6 +11,7 @@ import typer
 from app.cli_context import Connection
 from app.cli_generate import generate
 from app.cli_merge import compare, jobs, merge, methods
+from app.cli_online import join
 from app.cli_output import error_sentence, fail
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
 from app.cli_serve import serve
@@ -19,7 +20,7 @@ from app.client_http import SpoliaError
 cli = typer.Typer(
     name="spolia", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for verb in (serve, push, pull, ls, show, compare, merge, generate, jobs, methods, alias, tag, rm):
+for verb in (serve, push, pull, ls, show, compare, merge, join, generate, jobs, methods, alias, tag, rm):
     cli.command()(verb)
 
 

@@ -34,7 +34,7 @@ def merge(
     recipe: dict[str, Any] = {
         "sources": [{"ref": ref, "weight": weight} for ref, weight in pairs],
         "method": method,
-        "rank": _number(rank),
+        "rank": number(rank),
         "params": dict(_param(one) for one in param or []),
         "space": space,
         "dtype": dtype,
@@ -116,9 +116,7 @@ def methods(
 ) -> None:
     """List the merge methods, or show one with its parameters."""
     with client(ctx) as spolia:
-        found = [method for method in spolia.methods() if name in (None, method["name"])]
-    if not found:
-        fail(f"there is no merge method {name!r}; `spolia methods` lists them.")
+        found = [spolia.method(name)] if name else spolia.methods()
     if as_json:
         return print_json(found[0] if name else found)
     if name is None:
@@ -135,6 +133,9 @@ def methods(
         shown.add_row(parameter, json.dumps(schema.get("default")), schema.get("description", ""))
     if properties:
         out.print(shown)
+    for section in ("evidence", "cost"):
+        if text := found[0]["notes"].get(section):
+            out.print(f"\n{section.capitalize()}\n{text}")
 
 
 def _job_table(found: list[dict[str, Any]]) -> None:
@@ -146,7 +147,7 @@ def _job_table(found: list[dict[str, Any]]) -> None:
     out.print(shown if found else "No jobs yet.")
 
 
-def _number(text: str | None) -> int | float | str | None:
+def number(text: str | None) -> int | float | str | None:
     """A rank or parameter as the number it looks like, else as it is."""
     for kind in (int, float):
         try:

@@ -171,6 +171,35 @@ class Client:
         items: Sequence[Json] = self._http.json("GET", "/v1/merge-methods")["items"]
         return items
 
+    def method(self, name: str) -> Json:
+        """One merge method, with what is known about it under `notes`: formula, evidence, cost."""
+        return self._http.json("GET", f"/v1/merge-methods/{part(name)}")
+
+    def join(
+        self,
+        new: str,
+        slots: Sequence[str],
+        *,
+        budget: int,
+        threshold: float | None = None,
+        method: str = "sum",
+        rank: int | float | str | None = None,
+        dry_run: bool = False,
+        on_progress: Progress | None = None,
+    ) -> Json:
+        """Let a new adapter join the slot that it resembles most, or take one of its own (K-Merge).
+
+        The answer says which (`slot`, None for one of its own) and why (`slots`); `job` is the finished merge, None
+        if there was nothing to merge or with `dry_run`.
+        """
+        body: Json = {"new": new, "slots": list(slots), "budget": budget, "threshold": threshold}
+        body |= {"method": method, "rank": rank}
+        query = {"dry_run": "true"} if dry_run else {}
+        answer: Json = self._http.json("POST", "/v1/online-merges", json=body, params=query)
+        if answer["job"]:
+            answer["job"] = self.wait(answer["job"]["id"], on_progress=on_progress)
+        return answer
+
     def merge(
         self,
         name: str,

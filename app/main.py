@@ -17,7 +17,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 from transformers.utils.logging import disable_progress_bar
 
-from app.api import adapters, chat, compare, completions, files, health, jobs, merges, models, uploads
+from app.api import adapters, chat, compare, completions, files, health, jobs, merges, models, online, uploads
 from app.error_handlers import install_error_handlers
 from app.house import House
 from app.jobs import EmbeddedJobEngine
@@ -32,7 +32,7 @@ from serving.engine import Engine
 log = logging.getLogger("spolia")
 
 BASE_DETAILS = ("origin", "architecture", "parameters", "context_length")
-ROUTERS = (health, models, chat, completions, adapters, uploads, files, merges, compare, jobs)
+ROUTERS = (health, models, chat, completions, adapters, uploads, files, merges, online, compare, jobs)
 
 
 class RemoteRefused(SystemExit):

@@ -5,10 +5,14 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from app.api.access import HouseDep
+from app.errors import sentence
 from app.merging_service import answer_from_registry, draft_merge, result_json
 from app.presenting import job_json
+from app.problems import Refusal
 from app.schemas import MergeBody
+from merging.errors import UnknownMethod
 from merging.method import methods
+from merging.notes import notes_on
 
 router = APIRouter(prefix="/v1", tags=["merges"])
 
@@ -17,6 +21,15 @@ router = APIRouter(prefix="/v1", tags=["merges"])
 def list_methods() -> dict[str, Any]:
     """Every merge method with its parameters' schema and its source."""
     return {"items": [method.describe() for method in methods().values()]}
+
+
+@router.get("/merge-methods/{name}")
+def get_method(name: str) -> dict[str, Any]:
+    """One merge method, with what is known about it: formula, evidence for and against, cost."""
+    if name not in methods():
+        known = list(methods())
+        raise Refusal(404, "unknown-method", sentence(str(UnknownMethod(name, known))), known=known)
+    return {**methods()[name].describe(), "notes": notes_on(name)}
 
 
 @router.post("/merges", status_code=202)

@@ -230,3 +230,9 @@ def test_methods_describe_themselves(service: Service) -> None:
     assert {"sum", "cat", "linear", "lego"} <= found.keys()
     assert found["lego"]["params"]["properties"]
     assert all(method["summary"] and method["source"] for method in found.values())
+    one = service.http.get("/v1/merge-methods/ties").json()
+    assert one["params"] == found["ties"]["params"]
+    assert "0.386" in one["notes"]["evidence"]
+    assert one["notes"].keys() == {"formula", "evidence", "cost"}
+    refused = problem(service.http.get("/v1/merge-methods/tees"), 404, "unknown-method")
+    assert "There is no merge method 'tees'; known are average" in refused["detail"]

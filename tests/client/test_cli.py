@@ -90,7 +90,21 @@ def test_jobs_and_methods(shell: Shell, pushed: list[str]) -> None:
     assert "succeeded" in shell.text("jobs", job["id"], "--follow")
     assert job["id"] in shell.text("jobs")
     assert {"sum", "cat", "linear", "lego"} <= {method["name"] for method in shell.json("methods")}
-    assert "[a, b]" in shell.text("methods", "lego")
+    page = shell.text("methods", "lego")
+    assert all(part in page for part in ("[a, b]", "Evidence", "62.21", "Cost"))
+
+
+def test_join_says_which_slot_and_why(shell: Shell, pushed: list[str], tmp_path: Path) -> None:
+    slot, other = pushed
+    assert "shell/b@1 takes a slot of its own" in shell.text("join", other, slot, "--budget", 2)
+    assert "shell/b@1 would join shell/a@1" in shell.text("join", other, slot, "--budget", 1, "--dry-run")
+    folder = make_adapter(tmp_path / "kept", seed=33, rank=2)
+    kept = shell.json("push", folder, "shell/kept")["ref"]
+    done = shell.json("join", other, kept, "--budget", 1, "--rank", "sum")
+    assert (done["slot"], done["weights"], done["job"]["result"]["ref"]) == (kept, [0.5, 0.5], "shell/kept@2")
+    text = shell.text("join", slot, "shell/kept", "--budget", 1)
+    assert "shell/kept@2" in text
+    assert "joined shell/kept@2, which is now shell/kept@3" in text
 
 
 def test_alias_tag_rm(shell: Shell, pushed: list[str]) -> None:

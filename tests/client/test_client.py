@@ -99,6 +99,21 @@ def test_a_merge_is_planned_run_reported_and_remembered(spolia: Client, two: tup
     assert again["result"] == job["result"]
 
 
+def test_a_method_and_what_is_known_about_it(spolia: Client) -> None:
+    assert "13.0 %" in spolia.method("svc")["notes"]["evidence"]
+
+
+def test_joining_a_slot(spolia: Client, two: tuple[str, str]) -> None:
+    seen: list[tuple[int, int]] = []
+    plan = spolia.join(two[1], [two[0]], budget=1, dry_run=True)
+    assert (plan["slot"], plan["weights"], plan["job"]) == (two[0], [0.5, 0.5], None)
+    done = spolia.join(two[1], [two[0]], budget=1, on_progress=lambda done, total: seen.append((done, total)))
+    assert done["job"]["state"] == "succeeded"
+    assert seen[-1][0] == seen[-1][1]
+    free = spolia.join(two[1], [two[0]], budget=2, threshold=1.0)
+    assert (free["slot"], free["job"]) == (None, None)
+
+
 def test_a_job_can_be_followed_listed_and_cancelled(spolia: Client, two: tuple[str, str]) -> None:
     job = spolia.merge("merged/followed", list(two), method="cat", wait=False)
     events = list(spolia.events(job["id"]))
