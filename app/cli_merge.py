@@ -34,7 +34,7 @@ def merge(
     recipe: dict[str, Any] = {
         "sources": [{"ref": ref, "weight": weight} for ref, weight in pairs],
         "method": method,
-        "rank": number(rank),
+        "rank": _number(rank),
         "params": dict(_param(one) for one in param or []),
         "space": space,
         "dtype": dtype,
@@ -147,7 +147,7 @@ def _job_table(found: list[dict[str, Any]]) -> None:
     out.print(shown if found else "No jobs yet.")
 
 
-def number(text: str | None) -> int | float | str | None:
+def _number(text: str | None) -> int | float | str | None:
     """A rank or parameter as the number it looks like, else as it is."""
     for kind in (int, float):
         try:

@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from app.cli_context import AsJson, client
-from app.cli_merge import number
 from app.cli_output import out, print_json, progress, table
 
 
@@ -18,7 +17,7 @@ def join(
         float | None, typer.Option(help="Cosine from which NEW joins a slot although one is free.")
     ] = None,
     method: Annotated[str, typer.Option(help="How the slot and NEW are merged; see `spolia methods`.")] = "sum",
-    rank: Annotated[str | None, typer.Option(help="Rank of the slot, as for `spolia merge`.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the slot; the larger of both if not given.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which slot it would be.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +29,7 @@ def join(
             budget=budget,
             threshold=threshold,
             method=method,
-            rank=number(rank),
+            rank=rank,
             dry_run=dry_run,
             on_progress=move,
         )

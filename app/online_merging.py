@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
+from app.complaints import invalid_request
 from app.merging_service import common_base
 from app.problems import Refusal
 from app.schemas import MergeBody, OnlineMergeBody
@@ -62,14 +65,16 @@ def choose(shelves: Shelves, body: OnlineMergeBody) -> Joining:
     merge = None
     if joined is not None:
         slot, weights = slots[joined], running_mean(counts[joined])
-        merge = MergeBody.model_validate(
-            {
-                "name": f"{slot.namespace}/{slot.name}",
-                "sources": [{"ref": ref, "weight": w} for ref, w in zip((slot.ref, new.ref), weights, strict=True)],
-                "method": body.method,
-                "rank": body.rank,
-            }
-        )
+        recipe = {
+            "name": f"{slot.namespace}/{slot.name}",
+            "sources": [{"ref": ref, "weight": w} for ref, w in zip((slot.ref, new.ref), weights, strict=True)],
+            "method": body.method,
+            "rank": body.rank,
+        }
+        try:
+            merge = MergeBody.model_validate(recipe)
+        except ValidationError as error:
+            raise invalid_request(error.errors(include_url=False, include_input=False)) from None
     return Joining(new, slots, found, counts, joined, merge)
 
 

@@ -81,26 +81,6 @@ def _as_sources(value: object) -> object:
 Sources = Annotated[list[SourceBody], BeforeValidator(_as_sources)]
 
 
-def _rank(value: object) -> object:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (value is None or number or value in RANK_WORDS):
-        raise ValueError('a rank is a whole number from 1, "max", "sum" or a share of the energy below 1')
-    return value
-
-
-class OnlineMergeBody(Body):
-    """A new adapter, the slots that there are, and how many there may be."""
-
-    new: Text = Field(description="Reference of the adapter that arrives.")
-    slots: list[Text] = Field(default_factory=list, description="References of the adapters kept so far.")
-    budget: int = Field(ge=1, description="How many slots there may be.")
-    threshold: float | None = Field(
-        None, ge=-1, le=1, description="Cosine from which the new one joins a slot although one is free."
-    )
-    method: Text = Field("sum", description="How a slot and the new adapter are merged, at n/(n+1) and 1/(n+1).")
-    rank: Annotated[int | float | str | None, BeforeValidator(_rank)] = Field(None, description="As for a merge.")
-
-
 class MergeBody(Body):
     """A recipe and the name that its result shall have."""
 
@@ -121,7 +101,10 @@ class MergeBody(Body):
     @field_validator("rank", mode="before")
     @classmethod
     def _rank_is_a_number_or_a_word(cls, value: object) -> object:
-        return _rank(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (value is None or number or value in RANK_WORDS):
+            raise ValueError('a rank is a whole number from 1, "max", "sum" or a share of the energy below 1')
+        return value
 
     @field_validator("params")
     @classmethod
@@ -131,3 +114,16 @@ class MergeBody(Body):
         except ValueError:
             raise ValueError("every number must be finite; found NaN or Inf") from None
         return value
+
+
+class OnlineMergeBody(Body):
+    """A new adapter, the slots that there are, and how many there may be."""
+
+    new: Text = Field(description="Reference of the adapter that arrives.")
+    slots: list[Text] = Field(default_factory=list, description="References of the adapters kept so far.")
+    budget: int = Field(ge=1, description="How many slots there may be.")
+    threshold: float | None = Field(
+        None, ge=-1, le=1, description="Cosine from which the new one joins a slot although one is free."
+    )
+    method: Text = Field("sum", description="How a slot and the new adapter are merged, at n/(n+1) and 1/(n+1).")
+    rank: Any = Field(None, description="Rank of the slot, as for a merge.")

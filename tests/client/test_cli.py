@@ -100,7 +100,7 @@ def test_join_says_which_slot_and_why(shell: Shell, pushed: list[str], tmp_path:
     assert "shell/b@1 would join shell/a@1" in shell.text("join", other, slot, "--budget", 1, "--dry-run")
     folder = make_adapter(tmp_path / "kept", seed=33, rank=2)
     kept = shell.json("push", folder, "shell/kept")["ref"]
-    done = shell.json("join", other, kept, "--budget", 1, "--rank", "sum")
+    done = shell.json("join", other, kept, "--budget", 1, "--rank", 5)
     assert (done["slot"], done["weights"], done["job"]["result"]["ref"]) == (kept, [0.5, 0.5], "shell/kept@2")
     text = shell.text("join", slot, "shell/kept", "--budget", 1)
     assert "shell/kept@2" in text
