@@ -14,7 +14,8 @@ INHERITED = ("task_type", "fan_in_fan_out", "auto_mapping", "revision")
 
 
 def peft_config(plan: Plan, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The config of the result whose modules have `ranks` (name → rank)."""
+    """The config of the result whose modules have `ranks` (name → rank); a module of rank 0 is not in it."""
+    ranks = {name: rank for name, rank in ranks.items() if rank}
     common = Counter(sorted(ranks.values(), reverse=True)).most_common(1)[0][0]
     pattern = {name: rank for name, rank in sorted(ranks.items()) if rank != common}
     raws = [adapter.config.raw for adapter in plan.adapters]

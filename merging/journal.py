@@ -1,7 +1,8 @@
 """Finished modules of a running merge, on disk: what makes it survive a kill.
 
 An append-only file of records: [8 bytes size of the head][head: JSON][the factors' bytes][sha256 of all that]. The
-first record names the plan, so that another plan's modules are never taken over. A record that was cut short by a
+first record names the plan, so that another plan's modules are never taken over. Under a rank budget, a record of
+each module's spectrum comes before the modules (`merging/spectra.py`). A record that was cut short by a
 kill fails its checksum; it and whatever follows is cut off, and only its module is done again.
 """
 
@@ -31,6 +32,7 @@ class Journal:
     def __init__(self, path: Path, plan_id: str) -> None:
         self._lock = threading.Lock()
         self.records: dict[str, Record] = {}
+        self.spectra: dict[str, Record] = {}
         self._file = path.open("r+b" if path.exists() else "w+b")
         end = self._recover(plan_id)
         self._file.truncate(end)
@@ -43,9 +45,21 @@ class Journal:
         with self._lock:
             self.records[module] = self._write({"module": module, **head}, payload)
 
+    def append_spectra(self, module: str, head: dict[str, Any], payload: bytes) -> None:
+        """Add what the first pass found out about a module."""
+        with self._lock:
+            self.spectra[module] = self._write({"spectra": module, **head}, payload)
+
     def read(self, module: str) -> bytes:
         """The factors' bytes of a finished module."""
-        record = self.records[module]
+        return self._payload(self.records[module])
+
+    def read_spectra(self, module: str) -> tuple[dict[str, Any], bytes]:
+        """Head and payload of a module's first pass."""
+        record = self.spectra[module]
+        return record.head, self._payload(record)
+
+    def _payload(self, record: Record) -> bytes:
         return os.pread(self._file.fileno(), record.size, record.offset)
 
     def close(self) -> None:
@@ -67,6 +81,8 @@ class Journal:
                 return 0
             if "module" in record.head:
                 self.records[record.head["module"]] = record
+            elif "spectra" in record.head:
+                self.spectra[record.head["spectra"]] = record
             end = after
         return end
 

@@ -43,6 +43,7 @@ class ModuleInputs:
     rng: torch.Generator  # seeded by the recipe's seed and the module's name
     cores: Tensor  # [T, b, a] float64, in the joint bases; in space "dense" the updates [T, out, in] float32
     joint: Joint  # the bases themselves
+    depth: float  # where the module lies in the model: 0 (first block) … 1 (last)
 
 
 NEEDS = frozenset(ModuleInputs.__dataclass_fields__)

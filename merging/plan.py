@@ -1,7 +1,8 @@
-"""What a merge will do, decided before anything is computed: modules, shapes, ranks, size, memory, warnings.
+"""What a merge will do, decided before anything is computed: modules, shapes, weights, ranks, size, memory, warnings.
 
 The rule for modules that only some sources have: the others contribute ΔW = 0 there. Sums and concatenations are
-then exact; methods that average or vote do so among the sources that have the module.
+then exact; methods that average or vote do so among the sources that have the module. A source whose weight varies
+over the model and is 0 for a module counts as not having it; a module that no source is left in is left out.
 """
 
 from collections import Counter
@@ -12,18 +13,31 @@ from typing import Any
 from pydantic import BaseModel
 
 from deltas.adapter import Adapter
-from merging.errors import BadRank, BadSpace, BaseMismatch, ModuleMismatch, NotMergeable
+from merging.depth import count_blocks, depth_of
+from merging.errors import BadRank, BadSpace, BadWeights, BaseMismatch, ModuleMismatch, NotMergeable
 from merging.method import Method, resolve_method
+from merging.pattern import matches
+from merging.ranks import Budget, RankRule, RankValue, has_rank_gradient, plain_rank, rank_at, rank_filters
 from merging.recipe import Recipe
+from merging.weights import has_gradient, weight_at, weight_filters
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # float64 copies alive at once for one module: balanced sources, stacks, bases, and what QR and SVD need beside them.
 WORKING_COPIES = 6
+# What the plan says to those who ask it.
+RULES = {
+    "partial_modules": "a source without a module contributes no change there; methods that average or vote do so"
+    " among the sources that have it",
+    "zero_weights": "a source whose varying weight is 0 for a module counts as not having it; a module that no source"
+    " is left in is left out of the result",
+}
+
+AnyRank = RankValue | tuple[RankRule, ...] | Budget
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedModule:
-    """One module: who has it, its shape, the ranks that come in, and the largest that can go out."""
+    """One module: who shapes it and how much, its shape, the ranks that come in, and the largest that can go out."""
 
     name: str
     sources: tuple[int, ...]  # indices into the recipe's sources
@@ -31,6 +45,14 @@ class PlannedModule:
     out_features: int
     in_features: int
     target_rank: int
+    weights: tuple[float, ...]  # of `sources`, for this module
+    depth: float  # 0 (first block) … 1 (last)
+    rank: int | float | str  # as asked for this module; under a budget its full rank
+
+    @property
+    def rank_parameters(self) -> int:
+        """The parameters of one rank."""
+        return self.in_features + self.out_features
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +62,8 @@ class Plan:
     params: BaseModel
     adapters: tuple[Adapter, ...]
     modules: tuple[PlannedModule, ...]
-    rank: int | float | str
+    left_out: tuple[str, ...]  # modules in which every source's weight is 0
+    rank: AnyRank
     space: str
     dtype: str
     base_model: str | None
@@ -52,9 +75,30 @@ class Plan:
         return len(self.modules)
 
     @property
+    def passes(self) -> int:
+        """How often every module is gone through: under a budget once for its spectrum, and once to be written."""
+        return 2 if isinstance(self.rank, Budget) else 1
+
+    @property
+    def budget_parameters(self) -> int | None:
+        """What a budget can be spent on in all; None without a budget."""
+        return _budget_parameters(self.rank, self.modules)
+
+    @property
+    def mean_weights(self) -> list[float]:
+        """One number for each source: its weight, or the mean of a varying weight over the modules that it has."""
+        sums = [0.0] * len(self.adapters)
+        for module in self.modules:
+            for source, weight in zip(module.sources, module.weights, strict=True):
+                sums[source] += weight
+        pairs = zip(self.recipe.sources, self.adapters, sums, strict=True)
+        return [s.weight if isinstance(s.weight, float) else total / len(a.modules) for s, a, total in pairs]
+
+    @property
     def size_bytes(self) -> int:
-        """Size of the result's weights, header aside; an upper bound when the rank is a share of the energy."""
-        return sum(m.target_rank * (m.in_features + m.out_features) for m in self.modules) * ITEM_BYTES[self.dtype]
+        """Size of the result's weights, header aside; an upper bound when ranks depend on the energy."""
+        most = sum(m.target_rank * m.rank_parameters for m in self.modules)
+        return min(most, self.budget_parameters or most) * ITEM_BYTES[self.dtype]
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -70,19 +114,34 @@ class Plan:
             return 0
         return module.out_features * module.in_features * (4 * 3 * len(module.sources) + 8 * 2)
 
+    def _by_ref(self, sources: Sequence[int], weights: Sequence[float]) -> dict[str, float]:
+        """The weights by reference; a source that was named twice has their sum."""
+        found: dict[str, float] = {}
+        for source, weight in zip(sources, weights, strict=True):
+            ref = self.recipe.sources[source].ref
+            found[ref] = found.get(ref, 0.0) + weight
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as `?dry_run=true` answers it."""
         return {
             "method": self.method.name,
             "space": self.space,
             "params": self.params.model_dump(mode="json"),
-            "rank": self.rank,
+            "rank": plain_rank(self.rank),
+            "ranks_are": "exact" if all(isinstance(m.rank, int | str) for m in self.modules) else "at most",
+            "budget_parameters": self.budget_parameters,
             "dtype": self.dtype,
             "base_model": self.base_model,
             "sources": [
-                {"ref": s.ref, "weight": s.weight, "modules": len(a.modules)}
-                for s, a in zip(self.recipe.sources, self.adapters, strict=True)
+                {"ref": s.ref, "weight": weight, "mean_weight": mean, "modules": len(a.modules)}
+                for s, weight, mean, a in zip(
+                    self.recipe.sources, self.recipe.weights, self.mean_weights, self.adapters, strict=True
+                )
             ],
+            "layers": self.recipe.layers,
+            "rules": RULES,
+            "left_out": list(self.left_out),
             "total_modules": self.total,
             "size_bytes": self.size_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
@@ -92,6 +151,8 @@ class Plan:
                     "name": m.name,
                     "shape": [m.out_features, m.in_features],
                     "source_ranks": {self.recipe.sources[i].ref: r for i, r in zip(m.sources, m.ranks, strict=True)},
+                    "source_weights": self._by_ref(m.sources, m.weights),
+                    "depth": m.depth,
                     "target_rank": m.target_rank,
                 }
                 for m in self.modules
@@ -128,10 +189,14 @@ def plan_merge(
             raise NotMergeable(ref, adapter.obstacles)
         if adapter.config.base_model != adapters[0].config.base_model:
             raise BaseMismatch(refs[0], adapters[0].config.base_model, ref, adapter.config.base_model)
-    rank = method.default_rank if recipe.rank is None else recipe.rank
-    modules = tuple(
-        _plan_module(name, refs, adapters, rank) for name in sorted({n for a in adapters for n in a.modules})
-    )
+    rank: AnyRank = method.default_rank if recipe.rank is None else recipe.rank
+    names = sorted({n for a in adapters for n in a.modules})
+    blocks = _blocks(recipe, names, base_modules or {})
+    recipe = recipe.model_copy(update={"layers": blocks if _uses_depth(recipe, method) else None})
+    planned = [_plan_module(name, recipe, adapters, rank, depth_of(name, blocks)) for name in names]
+    modules = tuple(module for module in planned if module.sources)
+    if not any(any(module.weights) for module in modules):
+        raise BadWeights("all weights are zero in every module; the merge would be the base model itself")
     _check_rank(method, rank, modules)
     return Plan(
         recipe=recipe,
@@ -139,16 +204,30 @@ def plan_merge(
         params=params,
         adapters=tuple(adapters),
         modules=modules,
+        left_out=tuple(module.name for module in planned if not module.sources),
         rank=rank,
         space=space,
         dtype=_dtype(recipe.dtype, adapters),
         base_model=adapters[0].config.base_model,
         base_modules=base_modules,
-        warnings=tuple(_warnings(recipe, method, modules, rank) + _conversions(refs, adapters)),
+        warnings=tuple(_warnings(recipe, method, modules, names) + _conversions(refs, adapters)),
     )
 
 
-def _plan_module(name: str, refs: Sequence[str], adapters: Sequence[Adapter], rank: int | float | str) -> PlannedModule:
+def _uses_depth(recipe: Recipe, method: Method) -> bool:
+    """Whether the result depends on how many blocks the model has."""
+    gradients = has_rank_gradient(recipe.rank) or any(has_gradient(source.weight) for source in recipe.sources)
+    return gradients or "depth" in method.needs
+
+
+def _blocks(recipe: Recipe, names: Sequence[str], base_modules: Mapping[str, Any]) -> dict[str, int]:
+    """The blocks of each stack that the sources touch: as the recipe says, else the base's, else the sources' own."""
+    known = recipe.layers or count_blocks(base_modules)
+    return {stack: max(count, known.get(stack, 0)) for stack, count in count_blocks(names).items()}
+
+
+def _plan_module(name: str, recipe: Recipe, adapters: Sequence[Adapter], rank: AnyRank, depth: float) -> PlannedModule:
+    refs = [source.ref for source in recipe.sources]
     having = [i for i, adapter in enumerate(adapters) if name in adapter.modules]
     infos = [adapters[i].modules[name] for i in having]
     shape = (infos[0].out_features, infos[0].in_features)
@@ -156,8 +235,22 @@ def _plan_module(name: str, refs: Sequence[str], adapters: Sequence[Adapter], ra
         found = (info.out_features, info.in_features)
         if found != shape:
             raise ModuleMismatch(name, refs[having[0]], shape, refs[i], found)
-    ranks = tuple(info.rank for info in infos)
-    return PlannedModule(name, tuple(having), ranks, *shape, target_rank=_target_rank(rank, ranks, shape))
+    settings = [recipe.sources[i].weight for i in having]
+    weights = [weight_at(setting, name, depth) for setting in settings]
+    live = [k for k, setting in enumerate(settings) if weights[k] or isinstance(setting, float)]
+    ranks = tuple(infos[k].rank for k in live)
+    asked = 1.0 if isinstance(rank, Budget) else rank_at(rank, name, depth)  # a budget may buy all the energy
+    return PlannedModule(
+        name=name,
+        sources=tuple(having[k] for k in live),
+        ranks=ranks,
+        out_features=shape[0],
+        in_features=shape[1],
+        target_rank=_target_rank(asked, ranks, shape) if live else 0,
+        weights=tuple(weights[k] for k in live),
+        depth=depth,
+        rank=asked,
+    )
 
 
 def _target_rank(rank: int | float | str, ranks: Sequence[int], shape: tuple[int, int]) -> int:
@@ -169,7 +262,13 @@ def _target_rank(rank: int | float | str, ranks: Sequence[int], shape: tuple[int
     return sum(ranks) if rank == "sum" else min(sum(ranks), *shape)
 
 
-def _check_rank(method: Method, rank: int | float | str, modules: Sequence[PlannedModule]) -> None:
+def _budget_parameters(rank: AnyRank, modules: Sequence[PlannedModule]) -> int | None:
+    if not isinstance(rank, Budget):
+        return None
+    return int(rank.budget * sum(m.rank_parameters for m in modules))
+
+
+def _check_rank(method: Method, rank: AnyRank, modules: Sequence[PlannedModule]) -> None:
     most = max(sum(m.ranks) for m in modules)
     if isinstance(rank, float) and not 0 < rank < 1:
         raise BadRank(
@@ -178,6 +277,14 @@ def _check_rank(method: Method, rank: int | float | str, modules: Sequence[Plann
     if isinstance(rank, int) and not 1 <= rank <= most:
         limit = f"the ranks of all sources add up to {most}" if rank > most else "the smallest rank is 1"
         raise BadRank(f"rank {rank} cannot be given: {limit}; choose an integer from 1 to {most}")
+    parameters, dearest = _budget_parameters(rank, modules), max(m.rank_parameters for m in modules)
+    if parameters is not None and parameters < dearest:
+        raise BadRank(
+            f"a budget of rank {rank.budget:g} is {parameters} parameters, but one rank of one module costs up to"
+            f" {dearest}; choose a larger budget"
+        )
+    if not any(m.target_rank for m in modules):
+        raise BadRank("every module gets rank 0, so that nothing is left; give some modules a rank of 1 or more")
     if method.ranks != "chosen" and rank != method.ranks:
         ranks = sorted({sum(m.ranks) if method.ranks == "sum" else max(m.ranks) for m in modules})
         if isinstance(rank, int) and ranks == [rank]:
@@ -203,7 +310,7 @@ def _conversions(refs: Sequence[str], adapters: Sequence[Adapter]) -> list[str]:
     return [f"'{ref}' is converted: {adapter.conversion}" for ref, adapter in pairs if adapter.conversion]
 
 
-def _warnings(recipe: Recipe, method: Method, modules: Sequence[PlannedModule], rank: int | float | str) -> list[str]:
+def _warnings(recipe: Recipe, method: Method, modules: Sequence[PlannedModule], names: Sequence[str]) -> list[str]:
     found: list[str] = []
     count = len(recipe.sources)
     partial = [m for m in modules if len(m.sources) < count]
@@ -212,12 +319,27 @@ def _warnings(recipe: Recipe, method: Method, modules: Sequence[PlannedModule], 
             f"{len(partial)} of {len(modules)} modules are not in every source (for example '{partial[0].name}'); a"
             " source without a module contributes no change there"
         )
-    short = [m for m in modules if isinstance(rank, int) and sum(m.ranks) < rank]
+    short = [m for m in modules if isinstance(m.rank, int) and sum(m.ranks) < m.rank]
     if short:
+        asked = recipe.rank if isinstance(recipe.rank, int) else "the asked"
         found.append(
-            f"{len(short)} modules have fewer than {rank} ranks to give (for example '{short[0].name}' with"
+            f"{len(short)} modules have fewer than {asked} ranks to give (for example '{short[0].name}' with"
             f" {sum(short[0].ranks)}); they keep all they have"
         )
+    dropped = [m for m in modules if m.rank == 0]
+    if dropped:
+        found.append(
+            f"{len(dropped)} modules have rank 0 and are left out (for example '{dropped[0].name}'); the report counts"
+            " what is lost with them"
+        )
+    if len(modules) < len(names):
+        silent = sorted(set(names) - {m.name for m in modules})
+        found.append(
+            f"{len(silent)} modules are left out, since every source's weight is 0 there (for example '{silent[0]}')"
+        )
+    for text in dict.fromkeys(_filters(recipe)):
+        if not any(matches(text, name) for name in names):
+            found.append(f"no module's name holds the filter '{text}'; its rule decides nothing")
     if method.name == "linear" and count > 1:
         found.append(
             "linear adds A's and B's apart, as PEFT does: the result also holds cross terms of unrelated ranks and"
@@ -230,3 +352,8 @@ def _warnings(recipe: Recipe, method: Method, modules: Sequence[PlannedModule], 
     if repeats:
         found.append(f"'{repeats[0]}' appears more than once; its weights add up")
     return found
+
+
+def _filters(recipe: Recipe) -> list[str]:
+    """The filters of all rules, as they come."""
+    return [text for source in recipe.sources for text in weight_filters(source.weight)] + rank_filters(recipe.rank)

@@ -10,17 +10,18 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from deltas.adapter import CONVERSION_RANK
 from merging.errors import BadWeights
 from merging.method import resolve_method
+from merging.ranks import Rank, plain_rank
+from merging.weights import Weight, numbers_of, plain_weight
 
 # Part of every digest: raised when the same recipe would give other bytes than before.
 ENGINE_VERSION = 2
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-RankChoice = Literal["max", "sum"]
 SpaceChoice = Literal["core", "dense", "factors"]
 
 
@@ -30,23 +31,26 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ref: str = Field(min_length=1, max_length=400, description="adapter reference, for example team/spam@2")
-    weight: float = Field(default=1.0, description="merge coefficient; negative subtracts the update")
+    weight: Weight = Field(default=1.0, description="merge coefficient; negative subtracts the update")
 
 
 class Recipe(BaseModel):
     """Sources, method, target rank, parameters, dtype and seed.
 
     `rank`: an integer; "max" (the largest source rank of each module); "sum" (all ranks, exact); a share of the energy
-    between 0 and 1, such as 0.99 (per module, the smallest rank that keeps it); or null for the method's own default.
+    between 0 and 1, such as 0.99 (per module, the smallest rank that keeps it); what varies over the model
+    (`merging/ranks.py`); or null for the method's own default.
     `space`: where a coordinate-wise method runs, "core" (the joint bases of the sources) or "dense" (the papers' ΔW);
     null for the method's own.
+    `layers`: how many blocks each stack of the model has. The plan fills it in where a gradient or the method depends
+    on it, so that the recipe means the same wherever it is run again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     method: str = "sum"
-    rank: int | float | RankChoice | None = None
+    rank: Rank = None
     params: dict[str, Any] = {}
     space: SpaceChoice | None = None
     dtype: Dtype = "auto"
@@ -54,27 +58,23 @@ class Recipe(BaseModel):
         default=CONVERSION_RANK, ge=1, le=65_536, description="what a source's ΔW of full rank (DoRA, IA³, …) is cut to"
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-    @field_validator("rank", mode="before")
-    @classmethod
-    def _no_boolean_rank(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError('rank must be an integer, "max", "sum" or a share of the energy between 0 and 1')
-        return value
+    layers: dict[str, Annotated[int, Field(ge=1)]] | None = None
 
     @property
-    def weights(self) -> list[float]:
-        return [source.weight for source in self.sources]
+    def weights(self) -> list[Any]:
+        """The sources' weights as JSON says them: numbers, gradients, rules."""
+        return [plain_weight(source.weight) for source in self.sources]
 
     def check_weights(self) -> None:
         """
         Raises:
             BadWeights: if a weight is NaN or infinite, or all are zero.
         """
-        for source in self.sources:
-            if not math.isfinite(source.weight):
-                raise BadWeights(f"the weight of '{source.ref}' is {source.weight}; weights must be finite numbers")
-        if not any(self.weights):
+        numbers = [(source.ref, number) for source in self.sources for number in numbers_of(source.weight)]
+        for ref, number in numbers:
+            if not math.isfinite(number):
+                raise BadWeights(f"the weight of '{ref}' is {number}; weights must be finite numbers")
+        if not any(number for _, number in numbers):
             raise BadWeights("all weights are zero; the merge would be the base model itself")
 
     def canonical(self, source_digests: Sequence[str]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Recipe(BaseModel):
             UnknownMethod, BadParams: as `resolve_method`.
         """
         method, params = resolve_method(self.method, self.params)
-        pairs = zip(self.sources, source_digests, strict=True)
+        pairs = zip(self.weights, source_digests, strict=True)
         # Left out while it is the default, as digests from before it existed are.
         converted = {} if self.conversion_rank == CONVERSION_RANK else {"conversion_rank": self.conversion_rank}
         return {
@@ -94,10 +94,12 @@ class Recipe(BaseModel):
             "method": method.name,
             "params": params.model_dump(mode="json"),
             "space": self.space or method.space,
-            "rank": self.rank if self.rank is not None else method.default_rank,
+            "rank": plain_rank(self.rank) if self.rank is not None else method.default_rank,
             "dtype": self.dtype,
             "seed": self.seed,
-            "sources": [{"digest": digest, "weight": source.weight} for source, digest in pairs],
+            "sources": [{"digest": digest, "weight": weight} for weight, digest in pairs],
+            # Absent unless the bytes depend on it: recipes without gradients keep the digests that they had.
+            **({"layers": self.layers} if self.layers else {}),
         }
 
     def digest(self, source_digests: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from the factors as they are stored (after rounding to the result's dtype). With
 * sources[t]          cosine ⟨ΔW_t, ΔW⟩ / ‖ΔW_t‖‖ΔW‖; projection ⟨ΔW_t, ΔW⟩ / ‖ΔW_t‖² (1: the result acts on the
                       source's own direction as the source did); subspace: share of ‖ΔW_t‖² inside the result's row
                       and column spaces; removal ‖w_t ΔW_t‖ / ‖T‖, by how much T would change without the source;
+                      w_t is the module's own weight where weights vary over the model;
                       conversion_error: the relative error of the factors that a source of full rank was cut to
 * interference[i][j]  cosine of two sources, and the sign agreement of their cores: Σ|m_i m_j| over entries of equal
                       sign, divided by the sum over all entries
@@ -74,6 +75,7 @@ def measure_module(
         "_overlap": overlap.tolist(),
         "_inside": inside.tolist(),
         "_pairs": _packed(torch.stack([gram, agree, weight])),
+        "_weighted": [w * w * n for w, n in zip(weights, norm_sq.tolist(), strict=True)],
     }
 
 
@@ -92,7 +94,6 @@ def summarise(
     modules: Mapping[str, dict[str, Any]],
     members: Mapping[str, Sequence[int]],
     refs: Sequence[str],
-    weights: Sequence[float],
 ) -> dict[str, Any]:
     """The figures in all: sums over modules of numerators and denominators, so that large modules weigh more.
 
@@ -100,13 +101,14 @@ def summarise(
     """
     count = len(refs)
     pairs = torch.zeros(3, count, count, dtype=torch.float64)
-    overlap, inside = [0.0] * count, [0.0] * count
+    overlap, inside, weighted = [0.0] * count, [0.0] * count, [0.0] * count
     shared = [0] * count
     whole, cut = [0.0] * count, [0.0] * count
     for name, module in modules.items():
         for a, i in enumerate(members[name]):
             overlap[i] += module["_overlap"][a]
             inside[i] += module["_inside"][a]
+            weighted[i] += module["_weighted"][a]
             shared[i] += 1
             figures = module["sources"][a]
             lost = figures.get("conversion_error", 0.0) ** 2
@@ -134,7 +136,7 @@ def summarise(
                 "cosine": _ratio(overlap[i], (gram[i][i] * result) ** 0.5),
                 "projection": _ratio(overlap[i], gram[i][i]),
                 "subspace": min(1.0, _ratio(inside[i], gram[i][i])),
-                "removal": abs(weights[i]) * _ratio(gram[i][i], target) ** 0.5,
+                "removal": _ratio(weighted[i], target) ** 0.5,
                 **({"conversion_error": _ratio(cut[i], whole[i]) ** 0.5} if cut[i] else {}),
             }
             for i in range(count)
