@@ -1,10 +1,10 @@
 """Ranks under a total budget, by water-filling: rank goes where the energy is.
 
-Rank k of module m keeps the energy σ²_mk and costs in + out parameters. Ranks are bought in the order of σ²_mk / cost_m,
-the largest first, until the next one cannot be paid. Singular values fall, so that each module's ranks are bought in
-their order, and the energy kept is a concave function of the parameters spent: by exchange, no other choice of ranks
-with at most as many parameters keeps more (Everett 1963, generalised Lagrange multipliers). What is left over is less
-than the cost of one rank.
+Rank k of module m keeps the energy σ²_mk and costs in + out parameters. Ranks are bought in the order of σ²_mk /
+cost_m, the largest first, until the next one cannot be paid. Singular values fall, so that each module's ranks are
+bought in their order, and the energy kept is a concave function of the parameters spent: by exchange, no other choice
+of ranks with at most as many parameters keeps more (Everett 1963, generalised Lagrange multipliers). What is left over
+is less than the cost of one rank.
 """
 
 from collections.abc import Sequence

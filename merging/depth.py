@@ -10,14 +10,15 @@ at 0, where mergekit's gradients put them too.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 HEADS = frozenset(("lm_head", "embed_out", "score", "classifier", "proj_out"))
 # A longer number is no layer index; int() of one from a stranger's file could also be slow.
 MOST_DIGITS = 6
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Block:
     """The block that a module belongs to."""
 
     stack: str

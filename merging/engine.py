@@ -3,13 +3,16 @@
 Each worker thread holds one module: its sources' factors read through memory maps, their joint bases, the method's
 result, the report's figures. BLAS runs on one thread in each: on matrices this small, more threads only wait
 for each other. The result's bytes depend on the plan alone, whatever the number of workers and interruptions.
+
+Under a rank budget there are two passes: the first journals every module's spectrum; from all of them the ranks are
+chosen; the second merges each module just as if the recipe had asked for its rank.
 """
 
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,14 +25,17 @@ from deltas.adapter import Reading
 from deltas.dense import truncate_dense
 from deltas.errors import NonFiniteTensor
 from deltas.factors import Factors, Spectrum
-from deltas.joint import joint_bases
+from deltas.joint import Joint, joint_bases
 from deltas.writer import write_safetensors
+from merging.budget import Allocation, water_fill
 from merging.config import peft_config
-from merging.errors import MergeCancelled
-from merging.journal import Journal
+from merging.errors import BadRank, MergeCancelled
+from merging.journal import Journal, Record
 from merging.method import Merged, ModuleInputs
 from merging.plan import Plan, PlannedModule
+from merging.ranks import Budget, plain_rank
 from merging.report import measure_module, published, summarise
+from merging.spectra import ModuleSpectra, is_kept, unpack
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FILE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -61,6 +67,7 @@ def run_merge(
     Raises:
         MergeCancelled: between two modules, once `cancelled()` is true.
         NonFiniteTensor: if a source or the result holds NaN or Inf, naming the module.
+        BadRank: if a budget has nothing to be spent on, since the result is zero everywhere.
         OSError: as the file system says (a full disk, for example).
     """
     started = time.perf_counter()
@@ -69,7 +76,12 @@ def run_merge(
     try:
         resumed = len(journal.records)
         with _one_blas_thread():
-            _run_modules(plan, journal, workers, on_progress, cancelled)
+            spent = None
+            if isinstance(plan.rank, Budget):
+                _run_modules(plan, journal, journal.spectra, _find_spectra, workers, on_progress, cancelled)
+                spent = _spend(plan, plan.rank, journal)
+                plan = plan.with_ranks(spent.ranks)
+            _run_modules(plan, journal, journal.records, _do_module, workers, on_progress, cancelled)
         weights = folder / "adapter_model.safetensors"
         _write_weights(plan, journal, weights)
         reports = {m.name: journal.records[m.name].head["report"] for m in plan.modules}
@@ -80,14 +92,21 @@ def run_merge(
     report = {
         "method": plan.method.name,
         "space": plan.space,
-        "rank_asked": plan.rank,
+        "rank_asked": plain_rank(plan.rank),
+        "budget": spent and {"parameters": plan.budget_parameters, "spent": spent.parameters, "level": spent.level},
         "dtype": plan.dtype,
         "warnings": list(plan.warnings),
         "weights": plan.recipe.weights,
         "finite": True,  # a NaN or Inf in any input or output raises before this line
-        "totals": summarise(reports, members, [s.ref for s in plan.recipe.sources], plan.recipe.weights),
+        "totals": summarise(reports, members, [s.ref for s in plan.recipe.sources]),
         "modules": [
-            {"name": m.name, "source_indices": list(m.sources), **published(reports[m.name]), **details[m.name]}
+            {
+                "name": m.name,
+                "source_indices": list(m.sources),
+                "weights": list(m.weights),
+                **published(reports[m.name]),
+                **details[m.name],
+            }
             for m in plan.modules
         ],
         "seconds": time.perf_counter() - started,
@@ -100,12 +119,15 @@ def run_merge(
 def _run_modules(
     plan: Plan,
     journal: Journal,
+    finished: Mapping[str, Record],
+    work: Callable[[Plan, PlannedModule, Journal], None],
     workers: int,
     on_progress: Callable[[int, int], None],
     cancelled: Callable[[], bool],
 ) -> None:
-    todo = iter([m for m in plan.modules if m.name not in journal.records])
-    on_progress(len(journal.records), plan.total)
+    """One pass: `work` on every module that is not `finished`."""
+    todo = iter([m for m in plan.modules if m.name not in finished])
+    on_progress(len(journal.spectra) + len(journal.records), plan.total * plan.passes)
     with ThreadPoolExecutor(workers, thread_name_prefix="merge") as pool:
         running: set[Future[None]] = set()
         while True:
@@ -113,43 +135,97 @@ def _run_modules(
                 raise MergeCancelled  # leaving the block waits for the few modules that are running
             # Two a worker: none starves, and no more than those are finished after a cancel.
             while len(running) < 2 * workers and (module := next(todo, None)) is not None:
-                running.add(pool.submit(_do_module, plan, module, journal))
+                running.add(pool.submit(work, plan, module, journal))
             if not running:
                 return
             done, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
-            on_progress(len(journal.records), plan.total)
+            on_progress(len(journal.spectra) + len(journal.records), plan.total * plan.passes)
+
+
+def _find_spectra(plan: Plan, module: PlannedModule, journal: Journal) -> None:
+    """First pass under a budget: the spectra of the exact sum and, in core space, of the method's own result."""
+    sources = [_read(plan, i, module.name).factors for i in module.sources]
+    joint = joint_bases(sources)
+    target = _weighted_sum(module, joint)
+    exact = own = Spectrum(*torch.linalg.svd(target, full_matrices=False))
+    core = None
+    if plan.space == "core":
+        rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
+        full = module.target_rank
+        result = _call(plan, ModuleInputs(sources, list(module.weights), full, rng, joint.cores, joint, module.depth))
+        own = _core(result, target, exact)
+        core = own if is_kept(own) and "rank" not in plan.method.needs else None
+    head, payload = ModuleSpectra(exact.S, own.S, core).pack()
+    journal.append_spectra(module.name, head, payload)
+
+
+def _spend(plan: Plan, budget: Budget, journal: Journal) -> Allocation:
+    """The ranks that the budget buys."""
+    spectra = [unpack(*journal.read_spectra(m.name)).own for m in plan.modules]
+    costs = [m.rank_parameters for m in plan.modules]
+    found = water_fill(spectra, costs, plan.budget_parameters or 0, budget.share)
+    if not any(found.ranks):
+        raise BadRank("the result is zero in every module, so that a budget has nothing to be spent on")
+    return found
 
 
 def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
     readings = [_read(plan, i, module.name) for i in module.sources]
     sources = [reading.factors for reading in readings]
-    weights = [plan.recipe.sources[i].weight for i in module.sources]
     joint = joint_bases(sources)
-    target = torch.einsum("t,tba->ba", torch.tensor(weights, dtype=torch.float64), joint.cores)
-    exact = Spectrum(*torch.linalg.svd(target, full_matrices=False))
-    rank = _rank_from_energy(exact.S, plan.rank) if isinstance(plan.rank, float) else module.target_rank
-    rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
-    dense = plan.space == "dense"
-    stack = torch.stack([f.B @ f.A for f in sources]).float() if dense else joint.cores
-    inputs = ModuleInputs(sources, weights, rank, rng, stack, joint)
-    positional = [getattr(inputs, need) for need in plan.method.needs]
-    outcome = plan.method.function(*positional, **_options(plan))
-    if dense:
-        outcome = Merged(truncate_dense(outcome, rank, rng))
-    elif plan.method.space == "core":
-        same = torch.equal(outcome, target)  # as for the plain sum: one SVD serves both
-        core = exact if same else Spectrum(*torch.linalg.svd(outcome, full_matrices=False))
-        outcome = Merged(joint.lift(core, rank))
+    target = _weighted_sum(module, joint)
+    outcome, exact = _merge(plan, module, journal, sources, joint, target)
     stored = outcome.factors.to(TORCH_DTYPES[plan.dtype])
     _check_finite(stored, f"of the result in {plan.dtype}", module.name)
-    report = measure_module(joint, weights, target, exact.S, stored)
+    report = measure_module(joint, module.weights, target, exact, stored)
     for figures, reading in zip(report["sources"], readings, strict=True):
         if reading.relative_error:
             figures["conversion_error"] = reading.relative_error
     payload = _bytes(stored.A) + _bytes(stored.B)
     journal.append(module.name, {"report": report, "details": dict(outcome.details)}, payload)
+
+
+def _merge(
+    plan: Plan,
+    module: PlannedModule,
+    journal: Journal,
+    sources: list[Factors],
+    joint: Joint,
+    target: torch.Tensor,
+) -> tuple[Merged, torch.Tensor]:
+    """The method's result at the module's rank, and the singular values of the exact weighted sum."""
+    known = unpack(*journal.read_spectra(module.name)) if module.name in journal.spectra else None
+    if known and known.core:
+        return Merged(joint.lift(known.core, module.target_rank)), known.exact
+    exact = Spectrum(*torch.linalg.svd(target, full_matrices=False))
+    rank = _rank_from_energy(exact.S, module.rank) if isinstance(module.rank, float) else module.target_rank
+    if rank == 0:
+        return Merged(Factors(torch.zeros(0, module.in_features), torch.zeros(module.out_features, 0))), exact.S
+    rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
+    dense = plan.space == "dense"
+    stack = torch.stack([f.B @ f.A for f in sources]).float() if dense else joint.cores
+    outcome = _call(plan, ModuleInputs(sources, list(module.weights), rank, rng, stack, joint, module.depth))
+    if dense:
+        outcome = Merged(truncate_dense(outcome, rank, rng))
+    elif plan.method.space == "core":
+        outcome = Merged(joint.lift(_core(outcome, target, exact), rank))
+    return outcome, exact.S
+
+
+def _call(plan: Plan, inputs: ModuleInputs) -> Any:
+    """The method, handed what it asks for."""
+    return plan.method.function(*[getattr(inputs, need) for need in plan.method.needs], **_options(plan))
+
+
+def _core(result: torch.Tensor, target: torch.Tensor, exact: Spectrum) -> Spectrum:
+    """The SVD of a core; where it is the plain sum's, one SVD serves both."""
+    return exact if torch.equal(result, target) else Spectrum(*torch.linalg.svd(result, full_matrices=False))
+
+
+def _weighted_sum(module: PlannedModule, joint: Joint) -> torch.Tensor:
+    return torch.einsum("t,tba->ba", torch.tensor(module.weights, dtype=torch.float64), joint.cores)
 
 
 def _read(plan: Plan, source: int, module: str) -> Reading:
@@ -193,7 +269,7 @@ def _plan_id(plan: Plan) -> str:
         "params": plan.params.model_dump(mode="json"),
         "space": plan.space,
         "dtype": plan.dtype,
-        "modules": [(m.name, m.sources, m.ranks, m.target_rank) for m in plan.modules],
+        "modules": [(m.name, m.sources, m.ranks, m.target_rank, m.weights, m.depth) for m in plan.modules],
         "scales": [[adapter.modules[name].scale for name in adapter.modules] for adapter in plan.adapters],
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
@@ -204,12 +280,14 @@ def _write_weights(plan: Plan, journal: Journal, path: Path) -> None:
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for m in plan.modules:
         rank = journal.records[m.name].head["report"]["rank"]
+        if rank == 0:
+            continue
         shapes[f"base_model.model.{m.name}.lora_A.weight"] = (dtype, (rank, m.in_features))
         shapes[f"base_model.model.{m.name}.lora_B.weight"] = (dtype, (m.out_features, rank))
 
     def chunks() -> Iterator[bytes]:
         for m in plan.modules:
-            yield journal.read(m.name)  # A then B, as the shapes are listed
+            yield journal.read(m.name)  # A then B, as the shapes are listed; nothing at rank 0
 
     write_safetensors(path, shapes, chunks())
 

@@ -79,7 +79,7 @@ class Method:
         return (self.space, "dense") if self.dense else (self.space,)
 
     @property
-    def default_rank(self) -> str:
+    def default_rank(self) -> Literal["sum", "max"]:
         return "sum" if self.ranks == "sum" else "max"
 
     def describe(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ over the model and is 0 for a module counts as not having it; a module that no s
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -83,6 +83,11 @@ class Plan:
     def budget_parameters(self) -> int | None:
         """What a budget can be spent on in all; None without a budget."""
         return _budget_parameters(self.rank, self.modules)
+
+    def with_ranks(self, ranks: Sequence[int]) -> "Plan":
+        """The plan in which each module, in the plan's order, is asked for this rank."""
+        pairs = zip(self.modules, ranks, strict=True)
+        return replace(self, modules=tuple(replace(module, rank=rank, target_rank=rank) for module, rank in pairs))
 
     @property
     def mean_weights(self) -> list[float]:
@@ -277,12 +282,8 @@ def _check_rank(method: Method, rank: AnyRank, modules: Sequence[PlannedModule])
     if isinstance(rank, int) and not 1 <= rank <= most:
         limit = f"the ranks of all sources add up to {most}" if rank > most else "the smallest rank is 1"
         raise BadRank(f"rank {rank} cannot be given: {limit}; choose an integer from 1 to {most}")
-    parameters, dearest = _budget_parameters(rank, modules), max(m.rank_parameters for m in modules)
-    if parameters is not None and parameters < dearest:
-        raise BadRank(
-            f"a budget of rank {rank.budget:g} is {parameters} parameters, but one rank of one module costs up to"
-            f" {dearest}; choose a larger budget"
-        )
+    if isinstance(rank, Budget):
+        _check_budget(rank, modules)
     if not any(m.target_rank for m in modules):
         raise BadRank("every module gets rank 0, so that nothing is left; give some modules a rank of 1 or more")
     if method.ranks != "chosen" and rank != method.ranks:
@@ -292,6 +293,15 @@ def _check_rank(method: Method, rank: AnyRank, modules: Sequence[PlannedModule])
         raise BadRank(
             f"method '{method.name}' always gives the {'sum' if method.ranks == 'sum' else 'largest'} of the sources'"
             f" ranks (here {ranks[-1]}); leave rank out, or use method 'sum' to truncate optimally"
+        )
+
+
+def _check_budget(rank: Budget, modules: Sequence[PlannedModule]) -> None:
+    dearest, parameters = max(m.rank_parameters for m in modules), _budget_parameters(rank, modules)
+    if parameters is not None and parameters < dearest:
+        raise BadRank(
+            f"a budget of rank {rank.budget:g} is {parameters} parameters, but one rank of one module costs up to"
+            f" {dearest}; choose a larger budget"
         )
 
 

@@ -1,17 +1,17 @@
 """The target rank: one for all modules, or one that varies over the model, or a budget.
 
-    16, "max", "sum", 0.99                                 of every module; a share of its energy
-    [4, 16]                                                a gradient over depth, rounded (or of shares: [0.9, 0.99])
-    [{"filter": "mlp", "rank": 8}, {"rank": [4, 16]}]      by module name; the first match decides, the last is the rest
-    {"budget": 12}                                         as many parameters as rank 12 everywhere, spent where energy is
-    {"budget": 12, "share": 0.99}                          the same, but no module gets more than keeps 99 % of its energy
+    16, "max", "sum", 0.99                                every module's; a share of its energy
+    [4, 16]                                               a gradient over depth, rounded (of shares: [0.9, 0.99])
+    [{"filter": "mlp", "rank": 8}, {"rank": [4, 16]}]     by module name: the first match decides
+    {"budget": 12}                                        as many parameters as rank 12, spent where the energy is
+    {"budget": 12, "share": 0.99}                         … and none on what a module needs no more for that share
 
 A module whose rank is 0 is left out of the result, and the report counts what is lost with it.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -122,11 +122,11 @@ Rank = Annotated[
 
 def rank_at(rank: RankValue | tuple[RankRule, ...], module: str, depth: float) -> int | float | str:
     """The rank asked for one module at `depth` (0…1): an integer, a word, or (a float) a share of its energy."""
-    value: int | float | str | Sequence[Any] = rank
+    value: Any = rank
     if isinstance(value, tuple) and isinstance(value[0], RankRule):
         value = next(rule.rank for rule in value if matches(rule.filter, module))
-    if isinstance(value, int | float | str):
-        return value
+    if not isinstance(value, tuple):
+        return cast(int | float | str, value)
     found = interpolate(value, depth)
     return found if isinstance(value[0], float) else math.floor(found + 0.5)
 

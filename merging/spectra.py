@@ -1,8 +1,8 @@
-"""What the first pass of a merge under a budget finds out about a module, as bytes for the journal.
+"""What the first pass of a merge under a budget keeps of a module, as bytes for the journal.
 
-`exact`: the singular values of the exact weighted sum. `core`: the SVD of the method's own result in the joint bases,
-for methods that work there; the second pass truncates it instead of running the method again. It is Σr square, far
-smaller than the factors.
+`exact`: the singular values of the exact weighted sum. `own`: those of the method's result, where it has a core; ranks
+are bought from them. `core`: the SVD of that result, if the method gives the same one at every rank and it is small
+(Σr up to 256); the second pass then truncates it instead of doing the same work again.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,26 @@ from torch import Tensor
 
 from deltas.factors import Spectrum
 
+MOST_NUMBERS = 2**17  # of a core's U and Vh: a megabyte in the journal
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModuleSpectra:
-    """Singular values [n] of the exact weighted sum; U [b, k], S [k], Vh [k, a] of the result's core. float64."""
+    """Singular values [k] of the exact weighted sum and of the result; U [b, k], S [k], Vh [k, a]. float64."""
 
     exact: Tensor
+    own: Tensor
     core: Spectrum | None
-
-    @property
-    def filled(self) -> Tensor:
-        """The singular values that ranks are bought from: the result's own where it has a core."""
-        return self.exact if self.core is None else self.core.S
 
     def pack(self) -> tuple[dict[str, Any], bytes]:
         """The shapes, for a record's head, and the numbers, for its payload."""
-        parts = [self.exact, *(self.core or ())]
+        parts = [self.exact, self.own, *(self.core or ())]
         return {"shapes": [list(part.shape) for part in parts]}, b"".join(_bytes(part) for part in parts)
+
+
+def is_kept(core: Spectrum) -> bool:
+    """Whether a core's SVD is small enough for the journal."""
+    return core.U.numel() + core.Vh.numel() <= MOST_NUMBERS
 
 
 def unpack(head: dict[str, Any], payload: bytes) -> ModuleSpectra:
@@ -40,7 +43,7 @@ def unpack(head: dict[str, Any], payload: bytes) -> ModuleSpectra:
     for shape in head["shapes"]:
         parts.append(_tensor(payload, start, shape))
         start += 8 * parts[-1].numel()
-    return ModuleSpectra(parts[0], Spectrum(*parts[1:]) if len(parts) > 1 else None)
+    return ModuleSpectra(parts[0], parts[1], Spectrum(*parts[2:]) if parts[2:] else None)
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -50,4 +53,4 @@ def _bytes(tensor: Tensor) -> bytes:
 def _tensor(payload: bytes, start: int, shape: Sequence[int]) -> Tensor:
     count = torch.Size(shape).numel()
     piece = bytearray(payload[start : start + 8 * count])
-    return torch.frombuffer(piece, dtype=torch.float64).reshape(*shape) if count else torch.zeros(*shape).double()
+    return torch.frombuffer(piece, dtype=torch.float64).reshape(*shape)

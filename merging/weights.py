@@ -26,7 +26,7 @@ _RULE = {
     "additionalProperties": False,
 }
 SCHEMA: dict[str, Any] = {
-    "anyOf": [*_VALUE["anyOf"], {"type": "array", "items": _RULE, "minItems": 1}],  # type: ignore[list-item]
+    "anyOf": [*_VALUE["anyOf"], {"type": "array", "items": _RULE, "minItems": 1}],
     "description": "A number, a gradient over depth (first block … last block), or rules of which the first match"
     " decides; a filter is a part of the module's name, and the last rule has none.",
 }

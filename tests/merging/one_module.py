@@ -18,12 +18,19 @@ def source(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Factors:
 
 
 def apply(
-    name: str, sources: list[Factors], weights: Sequence[float], rank: int, seed: int = 0, **params: Any
+    name: str,
+    sources: list[Factors],
+    weights: Sequence[float],
+    rank: int,
+    seed: int = 0,
+    depth: float = 0.5,
+    **params: Any,
 ) -> tuple[torch.Tensor, Merged]:
     """The method on one module, as the engine calls it; dense ΔW in float64 and what it returned."""
     method, options = resolve_method(name, params)
     joint = joint_bases(sources)
-    inputs = ModuleInputs(sources, list(weights), rank, torch.Generator().manual_seed(seed), joint.cores, joint)
+    rng = torch.Generator().manual_seed(seed)
+    inputs = ModuleInputs(sources, list(weights), rank, rng, joint.cores, joint, depth)
     outcome = method.function(*[getattr(inputs, n) for n in method.needs], **options.model_dump())
     if method.space == "core":
         outcome = Merged(joint.lift(Spectrum(*torch.linalg.svd(outcome, full_matrices=False)), rank))

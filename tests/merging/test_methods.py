@@ -27,6 +27,7 @@ class Oracle:
     rank: int
     expected: Sequence[Sequence[float]]
     params: Mapping[str, Any] = field(default_factory=dict)
+    depth: float = 0.5
 
 
 def entries(*rows: Sequence[float]) -> list[tuple[Sequence[float], Sequence[float]]]:
@@ -123,6 +124,12 @@ ORACLES = [
     ),
     # [ΔW_1 ΔW_2] = diag(4, 2) [V_1 V_2], V_1 = e1e1ᵀ, V_2 = e2e2ᵀ: no entry is shared, so TIES takes each as it is
     Oracle("knots", [FOUR, TWO], [1, 1], 2, [[4, 0], [0, 2]], {"density": 1.0}),
+    # two sources: α = 1/2, β = 1/2. The mean in the first block, the sum in the last, three quarters half-way
+    Oracle("lines", [FOUR, TWO], [1, 1], 2, [[2, 0], [0, 1]], depth=0.0),
+    Oracle("lines", [FOUR, TWO], [1, 1], 2, [[4, 0], [0, 2]], depth=1.0),
+    Oracle("lines", [FOUR, TWO], [1, 1], 2, [[3, 0], [0, 1.5]]),
+    # the third block of five: 0.2 + 0.6 · 2/4 = 0.5, of 4 and 2·2
+    Oracle("lines", [FOUR, TWO], [1, 2], 2, [[2, 0], [0, 2]], {"alpha": 0.2, "beta": 0.6}),
     # 2·[1 0]ᵀ[1 0] − 1·[0 1]ᵀ[3 0]
     Oracle("sum", [[([1, 0], [1, 0])], [([3, 0], [0, 1])]], [2, -1], 2, [[2, 0], [-3, 0]]),
     # singular values 2 and 1: rank 1 keeps the larger
@@ -156,7 +163,7 @@ def test_every_method_has_an_oracle() -> None:
 
 @pytest.mark.parametrize("row", ORACLES, ids=lambda row: row.method)
 def test_oracle(row: Oracle) -> None:
-    found, _ = apply(row.method, [source(s) for s in row.sources], row.weights, row.rank, **row.params)
+    found, _ = apply(row.method, [source(s) for s in row.sources], row.weights, row.rank, depth=row.depth, **row.params)
     torch.testing.assert_close(found, torch.tensor(row.expected, dtype=torch.float64), atol=1e-6, rtol=1e-6)
 
 

@@ -38,8 +38,12 @@ def test_the_plan_lists_every_module_with_its_ranks(mixed: list[Path]) -> None:
         "name": "model.layers.1.q_proj",
         "shape": [6, 8],
         "source_ranks": {"t/a": 2, "t/b": 3, "t/c": 4},
+        "source_weights": {"t/a": 1.0, "t/b": 1.0, "t/c": 1.0},
+        "depth": 1.0,
         "target_rank": 4,
     }
+    assert (document["ranks_are"], document["left_out"], document["layers"]) == ("exact", [], None)
+    assert "contributes no change" in document["rules"]["partial_modules"]
     assert document["total_modules"] == 3
     assert document["size_bytes"] == 4 * 4 * (14 + 12 + 14)
     assert document["dtype"] == "float32"
