@@ -21,6 +21,7 @@ from deltas.adapter import Adapter
 from merging.engine import MergeResult, run_merge
 from merging.plan import Plan, plan_merge
 from merging.recipe import Recipe
+from merging.weights import Weight
 from store.jobs import Job
 from store.records import CONFIG_FILE, WEIGHTS_FILE, Base, NewVersion, Version
 from store.references import validate_name
@@ -76,7 +77,7 @@ def target_name(text: str) -> tuple[str, str]:
     return validate_name(namespace, "namespace"), validate_name(name, "name")
 
 
-def weighted_sources(body: MergeBody, most: int) -> list[tuple[str, float]]:
+def weighted_sources(body: MergeBody, most: int) -> list[tuple[str, Weight]]:
     """The references with their weights, however they were written."""
     count = len(body.sources)
     if count > most:
@@ -103,8 +104,8 @@ def _draft(shelves: Shelves, namespace: str, name: str, recipe: Recipe, versions
     base = common_base(shelves, versions)
     adapters = [shelves.open_adapter(version) for version in versions]
     plan = plan_merge(recipe, adapters, base.modules if base else None)
-    digest = recipe.digest([version.digest for version in versions])
-    return Draft(namespace, name, recipe, versions, plan, digest)
+    digest = plan.recipe.digest([version.digest for version in versions])  # the plan's says how deep the model is
+    return Draft(namespace, name, plan.recipe, versions, plan, digest)
 
 
 def common_base(shelves: Shelves, versions: Sequence[Version]) -> Base | None:
@@ -219,8 +220,8 @@ def _origin(draft: Draft) -> dict[str, Any]:
         "base_matched_by": "its sources, which all have this base" if first.base_fingerprint else None,
         "license": _common_license(draft.versions),
         "lineage": [
-            (version.id, source.weight, "source")
-            for version, source in zip(draft.versions, draft.recipe.sources, strict=True)
+            (version.id, weight, "source")
+            for version, weight in zip(draft.versions, draft.plan.mean_weights, strict=True)
         ],
         "recipe": recipe,
         "recipe_digest": draft.recipe_digest,

@@ -4,12 +4,14 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+
+from merging.ranks import Rank
+from merging.weights import Weight
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-RANK_WORDS = ("max", "sum")
 
 
 class Body(BaseModel):
@@ -65,7 +67,7 @@ class TagsBody(Body):
 
 
 class SourceBody(Body):
-    """One adapter and its weight in a merge or in a set."""
+    """One adapter and its weight in a set."""
 
     ref: Text = Field(description="namespace/name, namespace/name@3, namespace/name:alias or sha256:<hex>.")
     weight: float | None = Field(None, description="Factor of this adapter's update; 1 if it is not given.")
@@ -81,15 +83,35 @@ def _as_sources(value: object) -> object:
 Sources = Annotated[list[SourceBody], BeforeValidator(_as_sources)]
 
 
+def _finite(value: Any) -> Any:
+    """Numbers that vary over the model are finite already; a plain one has to be asked."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("every number must be finite; found NaN or Inf")
+    return value
+
+
+MergeWeight = Annotated[Weight, AfterValidator(_finite)]
+
+
+class MergeSourceBody(Body):
+    """One adapter and its weight in a merge."""
+
+    ref: Text = Field(description="namespace/name, namespace/name@3, namespace/name:alias or sha256:<hex>.")
+    weight: MergeWeight | None = Field(None, description="Factor of this adapter's update; 1 if it is not given.")
+
+
+MergeSources = Annotated[list[MergeSourceBody], BeforeValidator(_as_sources)]
+
+
 class MergeBody(Body):
     """A recipe and the name that its result shall have."""
 
     name: Text = Field(description="namespace/name of the result.")
-    sources: Sources = Field(min_length=1, description="References, or objects with ref and weight.")
-    weights: list[float] | None = Field(None, description="One weight a source, where sources have none.")
+    sources: MergeSources = Field(min_length=1, description="References, or objects with ref and weight.")
+    weights: list[MergeWeight] | None = Field(None, description="One weight a source, where sources have none.")
     method: Text = "sum"
-    rank: int | float | str | None = Field(
-        None, description='Rank of the result: a number, "max", "sum", or an energy share below 1.'
+    rank: Annotated[Rank, AfterValidator(_finite)] = Field(
+        None, description="Rank of the result, the same for all modules or varying; null: the method's own."
     )
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the method.")
     space: Literal["core", "dense", "factors"] | None = Field(
@@ -98,17 +120,9 @@ class MergeBody(Body):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
 
-    @field_validator("rank", mode="before")
-    @classmethod
-    def _rank_is_a_number_or_a_word(cls, value: object) -> object:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (value is None or number or value in RANK_WORDS):
-            raise ValueError('a rank is a whole number from 1, "max", "sum" or a share of the energy below 1')
-        return value
-
     @field_validator("params")
     @classmethod
-    def _finite(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _finite_params(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
             json.dumps(value, allow_nan=False)
         except ValueError:

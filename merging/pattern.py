@@ -9,7 +9,7 @@ exact as any. Rules are brought to a normal form when they are read (those that 
 that recipes that mean the same have the same digest.
 """
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 MOST_POINTS = 256
 MOST_RULES = 64
 MOST_FILTER_CHARACTERS = 200
+LARGEST = sys.float_info.max
 
 Value = TypeVar("Value")
 
@@ -62,11 +63,17 @@ def read_gradient(points: Sequence[Any], what: str) -> float | tuple[float, ...]
             f"a list of {what}s runs from the first block to the last and has 2 to {MOST_POINTS} numbers,"
             f" found {len(points)}"
         )
-    for point in points:
-        if isinstance(point, bool) or not isinstance(point, int | float) or not math.isfinite(point):
-            raise ValueError(f"every number of a list of {what}s must be a finite number")
-    found = tuple(float(point) for point in points)
+    found = tuple(read_number(point, f"every entry of a list of {what}s must be a finite number") for point in points)
     return found[0] if len(set(found)) == 1 else found
+
+
+def read_number(value: Any, sentence: str) -> float:
+    """A finite number. Raises ValueError with `sentence` for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer that no float can hold is as good as infinite; comparing it is safe, converting it is not.
+    if not number or not -LARGEST <= value <= LARGEST:
+        raise ValueError(sentence)
+    return float(value)
 
 
 def read_rules(entries: Sequence[Any], key: str, read: Callable[[Any], Value]) -> list[tuple[str | None, Value]]:

@@ -8,13 +8,12 @@ Where such a weight is 0, the source is left out of the module as if it did not 
 share ranks out then do so among the others. (A plain 0 keeps its source in every module, as a zero update.)
 """
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
 
-from merging.pattern import are_rules, interpolate, matches, read_gradient, read_rules
+from merging.pattern import are_rules, interpolate, matches, read_gradient, read_number, read_rules
 
 SENTENCE = "a weight is a number, a list of numbers (first to last block), or a list of {filter, value} rules"
 _NUMBER = {"type": "number"}
@@ -107,16 +106,9 @@ def has_gradient(weight: Weight) -> bool:
 def _rule_value(value: Any) -> float | tuple[float, ...]:
     if isinstance(value, list | tuple):
         return read_gradient(value, "weight")
-    number = _number(value)
-    if not math.isfinite(number):
-        raise ValueError("the weight of a rule must be a finite number")
-    return number
+    return read_number(value, "the value of a rule must be a finite number, or a list of them (first to last block)")
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(SENTENCE)
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError("a weight must be a finite number") from None
+    # Which source has a NaN or Inf for its weight is the recipe's to say.
+    return value if isinstance(value, float) else read_number(value, SENTENCE)
