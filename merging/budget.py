@@ -12,9 +12,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# A singular value below this share of its module's largest is rounding, and not worth a rank.
-ZERO = 1e-9
-
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
@@ -47,8 +44,8 @@ def water_fill(
 
 
 def _enough(spectrum: Tensor, share: float | None) -> int:
-    """How many ranks a module can use: those above rounding, or the fewest that keep `share` of its energy."""
-    live = int((spectrum[:1] * ZERO < spectrum).sum())
+    """How many ranks a module can use: those that are not zero, or the fewest that keep `share` of its energy."""
+    live = int((spectrum > 0).sum())
     if share is None or live == 0:
         return live
     energy = spectrum.double().square().cumsum(0)

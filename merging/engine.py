@@ -40,6 +40,7 @@ from merging.spectra import ModuleSpectra, is_kept, unpack
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FILE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 POLL_S = 0.1
+ZERO = 1e-9  # of the sources' norms: below it a singular value is rounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +158,11 @@ def _find_spectra(plan: Plan, module: PlannedModule, journal: Journal) -> None:
         result = _call(plan, ModuleInputs(sources, list(module.weights), full, rng, joint.cores, joint, module.depth))
         own = _core(result, target, exact)
         core = own if is_kept(own) and "rank" not in plan.method.needs else None
-    head, payload = ModuleSpectra(exact.S, own.S, core).pack()
+    # What is smaller is rounding, for instance where sources cancel each other, and not worth a rank.
+    norms = torch.linalg.vector_norm(joint.cores, dim=(1, 2)).tolist()
+    floor = ZERO * sum(abs(weight) * norm for weight, norm in zip(module.weights, norms, strict=True))
+    audible = torch.where(floor < own.S, own.S, 0.0)
+    head, payload = ModuleSpectra(exact.S, audible, core).pack()
     journal.append_spectra(module.name, head, payload)
 
 
@@ -245,7 +250,7 @@ def _check_finite(factors: Factors, whose: str, module: str) -> None:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()  # flat, or an empty one has no bytes' view
 
 
 def _options(plan: Plan) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 `exact`: the singular values of the exact weighted sum. `own`: those of the method's result, where it has a core; ranks
 are bought from them. `core`: the SVD of that result, if the method gives the same one at every rank and it is small
-(Σr up to 256); the second pass then truncates it instead of doing the same work again.
+(Σr up to 256); the second pass then truncates it instead of doing the same work again. It gets the matrices back in
+the memory layout that they had, since BLAS rounds differently for another one.
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,12 @@ class ModuleSpectra:
     core: Spectrum | None
 
     def pack(self) -> tuple[dict[str, Any], bytes]:
-        """The shapes, for a record's head, and the numbers, for its payload."""
+        """The shapes and layouts, for a record's head, and the numbers, for its payload."""
         parts = [self.exact, self.own, *(self.core or ())]
-        return {"shapes": [list(part.shape) for part in parts]}, b"".join(_bytes(part) for part in parts)
+        turned = [part.ndim == 2 and not part.is_contiguous() for part in parts]
+        pieces = [part.T if turn else part for part, turn in zip(parts, turned, strict=True)]
+        head = {"shapes": [list(piece.shape) for piece in pieces], "turned": turned}
+        return head, b"".join(piece.contiguous().numpy().tobytes() for piece in pieces)
 
 
 def is_kept(core: Spectrum) -> bool:
@@ -40,17 +44,14 @@ def unpack(head: dict[str, Any], payload: bytes) -> ModuleSpectra:
     """What `pack` made bytes of, number for number."""
     parts: list[Tensor] = []
     start = 0
-    for shape in head["shapes"]:
-        parts.append(_tensor(payload, start, shape))
-        start += 8 * parts[-1].numel()
+    for shape, turn in zip(head["shapes"], head["turned"], strict=True):
+        piece = _tensor(payload, start, shape)
+        start += 8 * piece.numel()
+        parts.append(piece.T if turn else piece)
     return ModuleSpectra(parts[0], parts[1], Spectrum(*parts[2:]) if parts[2:] else None)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().numpy().tobytes()
 
 
 def _tensor(payload: bytes, start: int, shape: Sequence[int]) -> Tensor:
     count = torch.Size(shape).numel()
     piece = bytearray(payload[start : start + 8 * count])
-    return torch.frombuffer(piece, dtype=torch.float64).reshape(*shape)
+    return torch.frombuffer(piece, dtype=torch.float64).reshape(*shape).clone()  # aligned as torch's own tensors are
