@@ -24,6 +24,14 @@ def client(ctx: typer.Context) -> Client:
     return Client(connection.url, connection.api_key)
 
 
+def weighted_over_depth(source: str) -> tuple[str, float | list[float]]:
+    """(reference, weight) of "ref", "ref=0.5" or "ref=0.2,0.8", a gradient from the first block to the last."""
+    ref, _, weight = source.partition("=")
+    if "," not in weight:
+        return weighted(source)
+    return ref, [weighted(f"{ref}={number}")[1] for number in weight.split(",")]
+
+
 def weighted(source: str) -> tuple[str, float]:
     """(reference, weight) of "ref" or "ref=0.5". Raises typer.BadParameter when the weight is no number."""
     ref, equals, weight = source.partition("=")

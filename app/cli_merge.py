@@ -2,53 +2,83 @@
 
 import json
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from app.cli_context import AsJson, client, weighted
+from app.cli_context import AsJson, client, weighted_over_depth
 from app.cli_output import fail, moment, out, print_json, progress, sheet, table
 from app.cli_report import comparison_page, plan_page, report_page, version_page
+from app.recipe_file import read_recipe
 
 
 def merge(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="namespace/name of the result.")],
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="References, each with =WEIGHT if not 1.")],
-    method: Annotated[str, typer.Option(help="See `spolia methods`.")] = "sum",
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="References, each with =WEIGHT if not 1; =0.2,0.8 runs from the first block to the last.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML or JSON file with sources, method and the rest, as POST /v1/merges takes them."
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="See `spolia methods`; sum if not given.")] = None,
     rank: Annotated[
-        str | None, typer.Option(help='Rank of the result: a number, "max", "sum", or a share of energy such as 0.99.')
+        str | None,
+        typer.Option(
+            help='Rank of the result: a number, "max", "sum", a share of energy such as 0.99, or 4,16: from the first'
+            " block to the last."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Average rank, spent on the modules where the energy is; --rank may give a share that is enough."
+        ),
     ] = None,
     param: Annotated[list[str] | None, typer.Option("--param", help="NAME=VALUE of the method; repeatable.")] = None,
     space: Annotated[
         str | None, typer.Option(help="core, dense or factors, where the method can choose; see `spolia methods`.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of what is random in the method.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="auto (the default), float32, float16 or bfloat16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of what is random in the method; 0 if not given.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Merge adapters into a new one and print the report."""
-    pairs = [weighted(source) for source in sources]
-    recipe: dict[str, Any] = {
-        "sources": [{"ref": ref, "weight": weight} for ref, weight in pairs],
+    words: dict[str, Any] = {
+        "sources": [{"ref": ref, "weight": weight} for ref, weight in map(weighted_over_depth, sources or [])],
         "method": method,
-        "rank": _number(rank),
+        "rank": _rank(rank, budget),
         "params": dict(_param(one) for one in param or []),
         "space": space,
         "dtype": dtype,
         "seed": seed,
     }
+    fields = {key: value for key, value in words.items() if value not in (None, [], {})}
+    if recipe is not None and fields:
+        fail(f"{recipe} says it all; leave {', '.join(fields)} out, or write it there.", 2)
+    if recipe is None and not sources:
+        fail("name the adapters to merge, or a file with --recipe.", 2)
+    if recipe is not None:
+        fields = read_recipe(recipe)
     with client(ctx) as spolia:
         if dry_run:
-            plan = spolia.merge(name, **recipe, dry_run=True)
+            plan = spolia.merge_recipe(name, fields, dry_run=True)
             return print_json(plan) if as_json else out.print(plan_page(plan))
         if not wait:
-            job = spolia.merge(name, **recipe, wait=False)
+            job = spolia.merge_recipe(name, fields, wait=False)
             return print_json(job) if as_json else out.print(f"Job {job['id']} is {job['state']}.")
-        with progress(f"merge by {method}", data=False, quiet=as_json) as move:
-            job = spolia.merge(name, **recipe, on_progress=move)
+        with progress(f"merge by {fields.get('method', 'sum')}", data=False, quiet=as_json) as move:
+            job = spolia.merge_recipe(name, fields, on_progress=move)
         if as_json:
             return print_json(job)
         ref = job["result"]["ref"]
@@ -145,6 +175,14 @@ def _job_table(found: list[dict[str, Any]]) -> None:
         count = f"{job['progress']['done']}/{job['progress']['total']}"
         shown.add_row(job["id"], job["kind"], job["state"], count, moment(job["created_at"]), ended)
     out.print(shown if found else "No jobs yet.")
+
+
+def _rank(text: str | None, budget: float | None) -> Any:
+    """The rank as the API takes it."""
+    rank = [_number(part) for part in text.split(",")] if text and "," in text else _number(text)
+    if budget is None:
+        return rank
+    return {"budget": budget} if rank is None else {"budget": budget, "share": rank}
 
 
 def _number(text: str | None) -> int | float | str | None:

@@ -14,6 +14,23 @@ Json = Mapping[str, Any]
 
 # A matrix of pairs wider than this does not fit on a line.
 MOST_IN_MATRIX = 8
+MOST_IN_PATTERN = 6
+
+
+def setting(value: Any, key: str = "value") -> str:
+    """A weight or rank in words: "0.5"; "0.2 → 0.8", first block to last; "mlp: 0.5; else: 1"."""
+    match value:
+        case float():
+            return f"{value:g}"
+        case {"budget": budget}:
+            enough = f", none beyond {share(value['share'])} of a module's energy" if "share" in value else ""
+            return f"{budget:g} on average, where the energy is{enough}"
+        case [Mapping(), *_]:
+            return "; ".join(f"{rule.get('filter') or 'else'}: {setting(rule[key])}" for rule in value)
+        case [*points]:
+            return " → ".join(setting(point) for point in points)
+        case _:
+            return str(value)
 
 
 def version_page(version: Json) -> RenderableType:
@@ -22,7 +39,9 @@ def version_page(version: Json) -> RenderableType:
     known = f"known here, matched by {base['matched_by']}" if base["known"] else "not known here"
     recipe = version.get("recipe") or {}
     made_by = f"merge by {recipe.get('method', '?')}" if version["origin"] == "merge" else "upload"
-    patterns = [f"{name} {version[name]['pattern']}" for name in ("rank", "alpha") if version[name].get("pattern")]
+    patterns = [
+        f"{name} {_pattern(version[name]['pattern'])}" for name in ("rank", "alpha") if version[name]["pattern"]
+    ]
     rows = {
         "digest": version["digest"],
         "made": f"{moment(version['created_at'])} by {made_by}",
@@ -44,11 +63,17 @@ def version_page(version: Json) -> RenderableType:
     parts: list[RenderableType] = [Text(version["ref"], style="bold"), sheet(rows)]
     if version["sources"]:
         sources = table("Sources", "adapter", ">weight")
+        asked = {source["ref"]: source["weight"] for source in recipe.get("sources", ())}
         for source in version["sources"]:
-            sources.add_row(source["ref"], f"{source['weight']:g}")
+            sources.add_row(source["ref"], setting(asked.get(source["ref"], source["weight"])))
         parts.append(sources)
     parts += [Text(f"! {note}", style="yellow") for note in version["notes"]]
     return Group(*parts)
+
+
+def _pattern(pattern: Json) -> str:
+    """A pattern as it is, or how long it is where it would fill the page."""
+    return str(dict(pattern)) if len(pattern) <= MOST_IN_PATTERN else f"of {len(pattern)} modules"
 
 
 def plan_page(plan: Json) -> RenderableType:
@@ -57,9 +82,9 @@ def plan_page(plan: Json) -> RenderableType:
     rows = {
         "method": f"{plan['method']} {plan['params'] or ''}".strip(),
         "space": plan["space"],
-        "rank": f"{plan['rank']} (modules: {min(ranks)}–{max(ranks)})" if ranks else plan["rank"],
+        "rank": f"{setting(plan['rank'], 'rank')} (modules: {plan['ranks_are']} {min(ranks)}–{max(ranks)})",
         "dtype": plan["dtype"],
-        "modules": plan["total_modules"],
+        "modules": f"{plan['total_modules']}" + (f", {len(plan['left_out'])} left out" if plan["left_out"] else ""),
         "size": size(plan["size_bytes"]),
         "peak memory": f"{size(plan['peak_memory_bytes'])} a worker",
     }
@@ -67,9 +92,36 @@ def plan_page(plan: Json) -> RenderableType:
     for source in plan["sources"]:
         mine = {module["source_ranks"].get(source["ref"]) for module in plan["modules"]} - {None}
         shown = f"{min(mine)}–{max(mine)}" if len(mine) > 1 else f"{min(mine, default=0)}"
-        sources.add_row(source["ref"], f"{source['weight']:g}", str(source["modules"]), shown)
+        sources.add_row(source["ref"], setting(source["weight"]), str(source["modules"]), shown)
     warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
-    return Group(sheet(rows), sources, *warnings)
+    varying = [_by_kind(plan)] if _varies(plan) else []
+    return Group(sheet(rows), sources, *varying, *warnings)
+
+
+def _varies(plan: Json) -> bool:
+    """Whether there is more to say about the modules than the sheet says."""
+    weights = [source["weight"] for source in plan["sources"]]
+    return not all(isinstance(asked, int | float | str | None) for asked in [*weights, plan["rank"]])
+
+
+def _by_kind(plan: Json) -> Table:
+    """Ranks and weights by the last part of the modules' names; all modules are in the plan's JSON."""
+    refs = list(dict.fromkeys(source["ref"] for source in plan["sources"]))[:MOST_IN_MATRIX]
+    kinds: dict[str, list[Json]] = {}
+    for module in plan["modules"]:
+        kinds.setdefault(module["name"].rpartition(".")[2], []).append(module)
+    made = table("Weights, by module", "module", ">count", ">rank", *(f">{ref.rpartition('/')[2]}" for ref in refs))
+    for kind, modules in sorted(kinds.items()):
+        weights = ([m["source_weights"].get(ref) for m in modules] for ref in refs)
+        made.add_row(kind, str(len(modules)), _range([m["target_rank"] for m in modules]), *map(_range, weights))
+    return made
+
+
+def _range(numbers: Sequence[float | None]) -> str:
+    """The least and the largest of those that are there."""
+    found = [number for number in numbers if number is not None]
+    ends = dict.fromkeys(f"{number:g}" for number in (min(found), max(found))) if found else ["–"]
+    return " … ".join(ends)
 
 
 def comparison_page(found: Json) -> RenderableType:
@@ -97,7 +149,7 @@ def report_page(report: Json, *, worst: int = 5) -> RenderableType:
     totals, modules = report["totals"], report["modules"]
     rows = {
         "method": f"{report['method']} in {report['space']} space",
-        "rank": f"{spread(totals['rank'])} (asked: {report['rank_asked']})",
+        "rank": f"{spread(totals['rank'])} (asked: {setting(report['rank_asked'], 'rank')})",
         "error": f"{share(totals['relative_error'])} of the exact weighted sum",
         "best possible": f"{share(totals['energy_at_rank'])} of its energy fits this rank",
         "95 % / 99 %": f"of the energy need rank {spread(totals['rank_95'])} / {spread(totals['rank_99'])}",
@@ -115,13 +167,13 @@ def report_page(report: Json, *, worst: int = 5) -> RenderableType:
     return Group(*parts)
 
 
-def _sources(sources: Sequence[Json], weights: Sequence[float]) -> Table:
+def _sources(sources: Sequence[Json], weights: Sequence[Any]) -> Table:
     made = table(
         "What each source kept", "source", ">weight", ">modules", ">cosine", ">own direction", ">inside result"
     )
     for source, weight in zip(sources, weights, strict=True):
         figures = (f"{source['cosine']:.3f}", f"{source['projection']:.3f}", share(source["subspace"]))
-        made.add_row(source["ref"], f"{weight:g}", str(source["modules"]), *figures)
+        made.add_row(source["ref"], setting(weight), str(source["modules"]), *figures)
     return made
 
 

@@ -21,7 +21,10 @@ from urllib.parse import quote
 
 from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
 from app.client_inputs import (
+    MergeSources,
+    Rank,
     Sources,
+    Weight,
     adapter_files,
     adapter_path,
     message_list,
@@ -30,6 +33,7 @@ from app.client_inputs import (
     source_list,
     version_path,
 )
+from app.recipe_file import read_recipe
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
 
@@ -203,11 +207,11 @@ class Client:
     def merge(
         self,
         name: str,
-        sources: Sources,
+        sources: MergeSources,
         *,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[Weight] | None = None,
         method: str = "sum",
-        rank: int | float | str | None = None,
+        rank: Rank | None = None,
         params: Mapping[str, Any] | None = None,
         space: str | None = None,
         dtype: str = "auto",
@@ -221,7 +225,7 @@ class Client:
         The answer is the finished job, whose result holds the new version's `ref`; with `wait=False` the job as it is
         queued; with `dry_run=True` the plan. `on_progress` counts modules. Raises SpoliaError if the job fails.
         """
-        body: Json = {"name": name, "sources": source_list(sources), "method": method, "dtype": dtype, "seed": seed}
+        body: Json = {"sources": source_list(sources), "method": method, "dtype": dtype, "seed": seed}
         if weights is not None:
             body["weights"] = list(weights)
         if rank is not None:
@@ -230,6 +234,23 @@ class Client:
             body["params"] = dict(params)
         if space is not None:
             body["space"] = space
+        return self.merge_recipe(name, body, dry_run=dry_run, wait=wait, on_progress=on_progress)
+
+    def merge_recipe(
+        self,
+        name: str,
+        recipe: Mapping[str, Any] | Path | str,
+        *,
+        dry_run: bool = False,
+        wait: bool = True,
+        on_progress: Progress | None = None,
+    ) -> Json:
+        """Merge by a whole recipe: the fields of POST /v1/merges, or a YAML or JSON file that holds them.
+
+        The answer is `merge`'s.
+        """
+        fields = recipe if isinstance(recipe, Mapping) else read_recipe(recipe)
+        body: Json = {**fields, "name": name}
         if dry_run:
             plan: Json = self._http.json("POST", "/v1/merges", json=body, params={"dry_run": "true"})["plan"]
             return plan

@@ -10,6 +10,12 @@ from app.client_http import Json, problem_error
 
 Sources = Sequence[str] | Mapping[str, float] | Sequence[Mapping[str, Any]]
 """References; references with their weights; or the API's own {ref, weight} objects."""
+Weight = float | Sequence[float] | Sequence[Mapping[str, Any]]
+"""A number; a gradient over depth (first block … last block); or {filter, value} rules, of which the first decides."""
+MergeSources = Sequence[str] | Mapping[str, Weight] | Sequence[Mapping[str, Any]]
+"""As Sources, with weights that may vary over the model."""
+Rank = int | float | str | Sequence[float] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""A number, "max", "sum", an energy share; a gradient; {filter, rank} rules; or {"budget": average rank}."""
 
 
 def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path, Path, Path | None]:
@@ -61,7 +67,7 @@ def version_path(ref: str) -> str:
     return f"{adapter_path(ref)}/versions/{part(split_reference(ref)[2])}"
 
 
-def source_list(sources: Sources) -> Sequence[Any]:
+def source_list(sources: MergeSources) -> Sequence[Any]:
     """Sources as the API wants them."""
     if isinstance(sources, Mapping):
         return [{"ref": ref, "weight": weight} for ref, weight in sources.items()]

@@ -108,6 +108,47 @@ def test_a_dry_run_answers_with_the_plan_and_stores_nothing(service: Service, so
     assert service.stored() == before
 
 
+def test_weights_and_ranks_vary_over_the_model(service: Service, sources: Path, tmp_path: Path) -> None:
+    """The base is known here: it has 30 blocks, so that block 1 of the sources lies at depth 1/29."""
+    gradient, rules = [0.29, 2.9], [{"filter": "v_proj", "value": -1}, {"value": [0.5, 0.5]}]
+    recipe = {
+        "name": "m/varying",
+        "sources": [{"ref": "m/a", "weight": gradient}, {"ref": "m/b", "weight": rules}],
+        "rank": [{"filter": "q_proj", "rank": "sum"}, {"rank": [5, 5, 5]}],
+    }
+    plan = service.http.post("/v1/merges?dry_run=true", json=recipe).json()["plan"]
+    assert plan["layers"] == {"model.layers": 30}
+    weights = {module["name"]: module["source_weights"] for module in plan["modules"]}
+    assert weights["model.layers.0.self_attn.v_proj"] == {"m/a@1": 0.29, "m/b@1": -1.0}
+    assert weights["model.layers.1.self_attn.q_proj"] == {"m/a@1": pytest.approx(0.38), "m/b@1": 0.5}
+    service.merge(**recipe)
+    merged = service.download("m/varying@1", tmp_path / "merged")
+    for module in LAYERS:
+        first = 0.29 + 0.09 * int(module.split(".")[2])
+        exact = first * delta(sources / "a", module, 2)
+        exact += (-1 if "v_proj" in module else 0.5) * delta(sources / "b", module, 4 / 3**0.5)
+        assert torch.dist(delta(merged, module, 1), exact) <= 1e-5 * exact.norm()
+    version = service.http.get("/v1/adapters/m/varying/versions/1").json()
+    assert version["recipe"]["layers"] == {"model.layers": 30}
+    assert version["recipe"]["sources"][0]["weight"] == gradient
+    assert version["sources"][0]["weight"] == pytest.approx(0.335)  # the mean over its modules
+    assert service.http.post("/v1/merges", json=recipe).json()["cached"]
+    same = {**recipe, "rank": [{"filter": "q_proj", "rank": "sum"}, {"rank": 5}]}
+    assert service.http.post("/v1/merges", json=same).json()["cached"]
+
+
+def test_a_budget_is_spent_over_two_passes(service: Service, sources: Path) -> None:
+    recipe = {"name": "m/budget", "sources": ["m/a", "m/b"], "rank": {"budget": 2.5, "share": 0.999}}
+    done = service.merge(**recipe)
+    assert done["progress"] == {"done": 8, "total": 8}
+    report = service.http.get("/v1/adapters/m/budget/versions/1/report").json()
+    assert report["rank_asked"] == {"budget": 2.5, "share": 0.999}
+    assert report["budget"]["spent"] <= report["budget"]["parameters"]
+    ranks = {module["name"]: module["rank"] for module in report["modules"]}
+    version = service.http.get("/v1/adapters/m/budget/versions/1").json()
+    assert (version["rank"]["min"], version["rank"]["max"]) == (min(ranks.values()), max(ranks.values()))
+
+
 def events_of(service: Service, job: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     with service.http.stream("GET", f"/v1/jobs/{job['id']}/events") as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -189,6 +230,20 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "an energy share above 1": ({"rank": 1.5}, 422, "bad-rank", "share"),
     "a rank in words": ({"rank": "large"}, 422, "invalid-request", "rank"),
     "a rank that is true": ({"rank": True}, 422, "invalid-request", "rank"),
+    "weights without a default": (
+        {"sources": [{"ref": "m/a", "weight": [{"filter": "mlp", "value": 1}]}]}, 422, "invalid-request", "no default",
+    ),
+    "a weight that is a word": ({"weights": ["much", 1]}, 422, "invalid-request", "a list of {filter, value} rules"),
+    "a gradient of one number": ({"weights": [[1], 1]}, 422, "invalid-request", "2 to 256 numbers"),
+    "weights that are zero everywhere": (
+        {"weights": [[{"filter": "mlp", "value": 1}, {"value": 0}], 0]}, 422, "bad-weights", "zero in every module",
+    ),
+    "a budget of nothing": ({"rank": {"budget": 0}}, 422, "invalid-request", "greater than 0"),
+    "a budget below one rank": ({"rank": {"budget": 0.1}}, 422, "bad-rank", "choose a larger budget"),
+    "a budget for a method of fixed rank": ({"method": "cat", "rank": {"budget": 4}}, 422, "bad-rank", "always gives"),
+    "ranks that are all zero": (
+        {"rank": [{"filter": "mlp", "rank": 4}, {"rank": 0}]}, 422, "bad-rank", "every module gets rank 0",
+    ),
     "an unknown method": ({"method": "magic"}, 422, "unknown-method", "lego"),
     "an unknown parameter": ({"method": "lego", "params": {"spell": 1}}, 422, "bad-params", "spell"),
     "a parameter out of range": ({"method": "lego", "params": {"norm": "loud"}}, 422, "bad-params", "norm"),
@@ -218,7 +273,10 @@ def test_numbers_that_are_not_finite(service: Service, sources: Path, number: st
     for body in (
         '{"name": "m/bad", "sources": ["m/a", "m/b"], "weights": [1, %s]}',
         '{"name": "m/bad", "sources": [{"ref": "m/a", "weight": %s}]}',
+        '{"name": "m/bad", "sources": [{"ref": "m/a", "weight": [1, %s]}]}',
+        '{"name": "m/bad", "sources": ["m/a"], "weights": [[{"value": [%s, 1]}]]}',
         '{"name": "m/bad", "sources": ["m/a"], "rank": %s}',
+        '{"name": "m/bad", "sources": ["m/a"], "rank": {"budget": %s}}',
         '{"name": "m/bad", "sources": ["m/a"], "method": "lego", "params": {"x": %s}}',
     ):
         problem(service.http.post("/v1/merges", content=body % number, headers=headers), 422, "invalid-request")

@@ -85,6 +85,19 @@ def test_merge_prints_a_plan_then_the_report(shell: Shell, pushed: list[str]) ->
     assert shell.json(*words)["cached"]
 
 
+def test_merge_takes_gradients_budgets_and_recipe_files(shell: Shell, pushed: list[str], tmp_path: Path) -> None:
+    words = ["merge", "shell/varying", f"{pushed[0]}=0.2,0.8", pushed[1], "--rank", "1,3"]
+    assert "0.2 → 0.8" in shell.text(*words, "--dry-run")
+    assert "1 → 3" in shell.text(*words, "--dry-run")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"sources:\n- {{ref: {pushed[0]}, weight: [0.2, 0.8]}}\n- ref: {pushed[1]}\nrank: [1, 3]\n")
+    first, again = shell.json(*words), shell.json("merge", "shell/varying", "--recipe", file)
+    assert again["cached"]
+    assert again["result"] == first["result"]
+    budget = shell.json("merge", "shell/budget", *pushed, "--budget", 2, "--rank", 0.9, "--dry-run")
+    assert budget["rank"] == {"budget": 2.0, "share": 0.9}
+
+
 def test_jobs_and_methods(shell: Shell, pushed: list[str]) -> None:
     job = shell.json("merge", "shell/queued", *pushed, "--method", "cat", "--no-wait")
     assert "succeeded" in shell.text("jobs", job["id"], "--follow")
@@ -131,7 +144,11 @@ def test_generate_streams_text_and_knows_weighted_sets(shell: Shell, pushed: lis
         (["show", "nothing"], 1, "not a reference"),
         (["push", "/does/not/exist", "shell/x"], 1, "not a folder"),
         (["merge", "shell/x", "shell/y=heavy"], 2, "'heavy'"),
+        (["merge", "shell/x", "shell/y=0.2,heavy"], 2, "'heavy'"),
         (["merge", "shell/x", "shell/nothing"], 1, "shell/nothing"),
+        (["merge", "shell/x"], 2, "name the adapters to merge"),
+        (["merge", "shell/x", "shell/y", "--recipe", "r.yaml"], 2, "leave sources out"),
+        (["merge", "shell/x", "--recipe", "/does/not/exist.yaml"], 1, "/does/not/exist.yaml"),
         (["methods", "magic"], 1, "'magic'"),
         (["generate", "Hi", "--model", "shell/nothing"], 1, "shell/nothing"),
         (["rm", "shell/a"], 2, "shell/a@1"),

@@ -114,6 +114,22 @@ def test_joining_a_slot(spolia: Client, two: tuple[str, str]) -> None:
     assert (free["slot"], free["job"]) == (None, None)
 
 
+def test_a_recipe_may_vary_over_the_model_and_come_from_a_file(
+    spolia: Client, two: tuple[str, str], tmp_path: Path
+) -> None:
+    rules = [{"filter": "q_proj", "value": [0, 1]}, {"value": 0.5}]
+    job = spolia.merge("merged/varying", {two[0]: rules, two[1]: [1, 0]}, rank={"budget": 2})
+    report = spolia.report(job["result"]["ref"])
+    assert report["rank_asked"] == {"budget": 2.0}
+    recipe = {"sources": [{"ref": two[0], "weight": rules}, {"ref": two[1], "weight": [1, 0]}], "rank": {"budget": 2}}
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe))
+    for same in (recipe, file):
+        assert spolia.merge_recipe("merged/varying", same)["result"] == job["result"]
+    with pytest.raises(SpoliaError, match="'ranks' is not known"):
+        spolia.merge_recipe("merged/none", {**recipe, "ranks": 3})
+
+
 def test_a_job_can_be_followed_listed_and_cancelled(spolia: Client, two: tuple[str, str]) -> None:
     job = spolia.merge("merged/followed", list(two), method="cat", wait=False)
     events = list(spolia.events(job["id"]))
