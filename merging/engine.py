@@ -214,7 +214,7 @@ def _merge(
     outcome = _call(plan, ModuleInputs(sources, list(module.weights), rank, rng, stack, joint, module.depth))
     if dense:
         outcome = Merged(truncate_dense(outcome, rank, rng))
-    elif plan.method.space == "core":
+    elif plan.space == "core":
         outcome = Merged(joint.lift(_core(outcome, target, exact), rank))
     return outcome, exact.S
 

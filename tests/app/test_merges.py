@@ -133,7 +133,8 @@ def test_weights_and_ranks_vary_over_the_model(service: Service, sources: Path, 
     assert version["recipe"]["sources"][0]["weight"] == gradient
     assert version["sources"][0]["weight"] == pytest.approx(0.335)  # the mean over its modules
     assert service.http.post("/v1/merges", json=recipe).json()["cached"]
-    same = {**recipe, "rank": [{"filter": "q_proj", "rank": "sum"}, {"rank": 5}]}
+    same = {**recipe, "rank": [{"filter": "q_proj", "rank": "sum"}, {"rank": 5}], "sources": ["m/a", "m/b"]}
+    same["weights"] = [gradient, rules]
     assert service.http.post("/v1/merges", json=same).json()["cached"]
 
 

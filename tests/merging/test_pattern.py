@@ -123,6 +123,23 @@ def test_weights_that_mean_the_same_have_one_digest(weight: Any, same: Any) -> N
     assert digest(weight) == digest(same)
 
 
+FILTERS = st.one_of(st.none(), st.sampled_from(["*", "self_attn", "mlp", "layers.0.", "q_proj", "nothing"]))
+NUMBERS = st.integers(-2, 2)
+VALUES = st.one_of(NUMBERS, st.lists(NUMBERS, min_size=2, max_size=3))
+
+
+@given(st.lists(st.fixed_dictionaries({"filter": FILTERS, "value": VALUES}), max_size=5), VALUES)
+def test_the_normal_form_means_what_was_written(rules: list[dict[str, Any]], default: Any) -> None:
+    """Against the rules as they stand, tried one after another."""
+    written = [*rules, {"value": default}]
+    for module in (Q0, DOWN2, Q4, "lm_head"):
+        value = next(r["value"] for r in written if r.get("filter") in (None, "*") or r["filter"] in module)
+        points = value if isinstance(value, list) else [value, value]
+        expected = np.interp(depth_of(module, LAYERS), np.linspace(0, 1, len(points)), points)
+        assert weight(written, module) == pytest.approx(float(expected))
+    assert read_weight(read_weight(written)) == read_weight(written)
+
+
 def test_weights_that_differ_have_different_digests() -> None:
     rules = [{"filter": "a", "value": 1}, {"filter": "ab", "value": 2}, {"value": 3}]
     settings: list[Any] = [0.5, [0.5, 1], [1, 0.5], rules, [rules[1], rules[0], rules[2]], [rules[0], rules[2]]]
