@@ -155,7 +155,7 @@ def _find_spectra(plan: Plan, module: PlannedModule, journal: Journal) -> None:
     if plan.space == "core":
         rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
         full = module.target_rank
-        result = _call(plan, ModuleInputs(sources, list(module.weights), full, rng, joint.cores, joint, module.depth))
+        result = _call(plan, module, sources, full, rng, joint.cores, joint)
         own = _core(result, target, exact)
         core = own if is_kept(own) and "rank" not in plan.method.needs else None
     # What is smaller is rounding, for instance where sources cancel each other, and not worth a rank.
@@ -211,7 +211,7 @@ def _merge(
     rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
     dense = plan.space == "dense"
     stack = torch.stack([f.B @ f.A for f in sources]).float() if dense else joint.cores
-    outcome = _call(plan, ModuleInputs(sources, list(module.weights), rank, rng, stack, joint, module.depth))
+    outcome = _call(plan, module, sources, rank, rng, stack, joint)
     if dense:
         outcome = Merged(truncate_dense(outcome, rank, rng))
     elif plan.space == "core":
@@ -219,9 +219,19 @@ def _merge(
     return outcome, exact.S
 
 
-def _call(plan: Plan, inputs: ModuleInputs) -> Any:
+def _call(
+    plan: Plan,
+    module: PlannedModule,
+    sources: list[Factors],
+    rank: int,
+    rng: torch.Generator,
+    stack: torch.Tensor,
+    joint: Joint,
+) -> Any:
     """The method, handed what it asks for."""
-    return plan.method.function(*[getattr(inputs, need) for need in plan.method.needs], **_options(plan))
+    scales = [plan.adapters[i].modules[module.name].scale for i in module.sources]
+    inputs = ModuleInputs(sources, list(module.weights), rank, rng, stack, joint, module.depth, scales)
+    return plan.method.run(plan.space, inputs, _options(plan))
 
 
 def _core(result: torch.Tensor, target: torch.Tensor, exact: Spectrum) -> Spectrum:

@@ -10,6 +10,8 @@ is all it says:
   optimally. `space="factors"`: returns `Merged` factors itself;
 * `dense=True`: a core method whose rule is coordinate by coordinate, so that it gives another result on the dense ΔW. A
   recipe may then ask for `space: "dense"`, where `cores` are the dense updates [T, out, in], as in the papers;
+* `factors=f`: a core method that also has PEFT's form on A and B apart: `f`, with the same options and needs of its
+  own, returns `Merged`. A recipe asks for it with `space: "factors"`; sources must then agree in rank (`apart.py`);
 * `ranks` says which target ranks it can give: "chosen" (any), "sum" (always Σr) or "max" (always the largest).
 """
 
@@ -44,6 +46,7 @@ class ModuleInputs:
     cores: Tensor  # [T, b, a] float64, in the joint bases; in space "dense" the updates [T, out, in] float32
     joint: Joint  # the bases themselves
     depth: float  # where the module lies in the model: 0 (first block) … 1 (last)
+    scales: list[float]  # what each adapter multiplied its B @ A by (alpha / r), folded into `sources` already
 
 
 NEEDS = frozenset(ModuleInputs.__dataclass_fields__)
@@ -68,6 +71,7 @@ class Method:
     source: str
     needs: tuple[str, ...]
     params: type[BaseModel]
+    factors: Callable[..., Merged] | None = None
 
     @property
     def summary(self) -> str:
@@ -76,7 +80,22 @@ class Method:
     @property
     def spaces(self) -> tuple[Space, ...]:
         """Where the method can run; the first is the default."""
-        return (self.space, "dense") if self.dense else (self.space,)
+        others: tuple[tuple[Space, bool], ...] = (("dense", self.dense), ("factors", self.factors is not None))
+        return (self.space, *(space for space, runs in others if runs))
+
+    def adds_factors_apart(self, space: str) -> bool:
+        """Whether A's and B's are merged each for themselves, so that the result also holds cross terms."""
+        return self.name == "linear" or (space == "factors" and self.factors is not None)
+
+    def ranks_in(self, space: str) -> Ranks:
+        """The target ranks that the method can give there."""
+        return "max" if self.adds_factors_apart(space) else self.ranks
+
+    def run(self, space: str, inputs: ModuleInputs, options: Mapping[str, Any]) -> Any:
+        """The method on one module: a merged core (or dense update), or `Merged` in space "factors"."""
+        if space == "factors" and self.factors is not None:
+            return self.factors(*(getattr(inputs, need) for need in _needs(self.name, self.factors)), **options)
+        return self.function(*(getattr(inputs, need) for need in self.needs), **options)
 
     @property
     def default_rank(self) -> Literal["sum", "max"]:
@@ -101,38 +120,61 @@ _METHODS: dict[str, Method] = {}
 
 
 def merge_method(
-    name: str, *, space: Space, ranks: Ranks, source: str, exact: bool = False, dense: bool = False
+    name: str,
+    *,
+    space: Space,
+    ranks: Ranks,
+    source: str,
+    exact: bool = False,
+    dense: bool = False,
+    factors: Callable[..., Merged] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a merge method. `exact`: its result at full rank is the weighted sum of updates.
 
     Raises:
         TypeError: if the function asks for something that is not in `NEEDS`, has no docstring, or an option has no
-            default or no annotation.
+            default or no annotation; or if `factors` has other options than the function.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if not function.__doc__:
             raise TypeError(f"merge method '{name}' needs a docstring: its first sentence is what users read")
-        needs: list[str] = []
+        needs = _needs(name, function)
         options: dict[str, Any] = {}
-        for parameter in inspect.signature(function).parameters.values():
-            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-                if parameter.name not in NEEDS:
-                    raise TypeError(f"merge method '{name}' asks for '{parameter.name}'; known: {sorted(NEEDS)}")
-                needs.append(parameter.name)
-            elif parameter.default is parameter.empty or parameter.annotation is parameter.empty:
+        for parameter in _options(function):
+            if parameter.default is parameter.empty or parameter.annotation is parameter.empty:
                 raise TypeError(f"option '{parameter.name}' of merge method '{name}' needs a type and a default")
-            else:
-                options[parameter.name] = (parameter.annotation, parameter.default)
+            options[parameter.name] = (parameter.annotation, parameter.default)
+        if factors is not None:
+            _needs(name, factors)
+            if {parameter.name for parameter in _options(factors)} != set(options):
+                raise TypeError(f"merge method '{name}' must have the same options on factors: {sorted(options)}")
         params = create_model(
             f"{name.title()}Params",
             __config__=ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False),
             **options,
         )
-        _METHODS[name] = Method(name, function, space, dense, ranks, exact, source, tuple(needs), params)
+        _METHODS[name] = Method(name, function, space, dense, ranks, exact, source, needs, params, factors)
         return function
 
     return register
+
+
+def _needs(name: str, function: Callable[..., Any]) -> tuple[str, ...]:
+    found = tuple(
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    )
+    for need in found:
+        if need not in NEEDS:
+            raise TypeError(f"merge method '{name}' asks for '{need}'; known: {sorted(NEEDS)}")
+    return found
+
+
+def _options(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 @cache

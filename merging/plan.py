@@ -202,7 +202,7 @@ def plan_merge(
     modules = tuple(module for module in planned if module.sources)
     if not any(any(module.weights) for module in modules):
         raise BadWeights("all weights are zero in every module; the merge would be the base model itself")
-    _check_rank(method, rank, modules)
+    _check_rank(method, space, rank, modules, refs)
     return Plan(
         recipe=recipe,
         method=method,
@@ -215,7 +215,7 @@ def plan_merge(
         dtype=_dtype(recipe.dtype, adapters),
         base_model=adapters[0].config.base_model,
         base_modules=base_modules,
-        warnings=tuple(_warnings(recipe, method, modules, names) + _conversions(refs, adapters)),
+        warnings=tuple(_warnings(recipe, method, space, modules, names) + _conversions(refs, adapters)),
     )
 
 
@@ -273,7 +273,9 @@ def _budget_parameters(rank: AnyRank, modules: Sequence[PlannedModule]) -> int |
     return int(rank.budget * sum(m.rank_parameters for m in modules))
 
 
-def _check_rank(method: Method, rank: AnyRank, modules: Sequence[PlannedModule]) -> None:
+def _check_rank(
+    method: Method, space: str, rank: AnyRank, modules: Sequence[PlannedModule], refs: Sequence[str]
+) -> None:
     most = max(sum(m.ranks) for m in modules)
     if isinstance(rank, float) and not 0 < rank < 1:
         raise BadRank(
@@ -286,14 +288,30 @@ def _check_rank(method: Method, rank: AnyRank, modules: Sequence[PlannedModule])
         _check_budget(rank, modules)
     if not any(m.target_rank for m in modules):
         raise BadRank("every module gets rank 0, so that nothing is left; give some modules a rank of 1 or more")
-    if method.ranks != "chosen" and rank != method.ranks:
-        ranks = sorted({sum(m.ranks) if method.ranks == "sum" else max(m.ranks) for m in modules})
+    if space == "factors" and method.factors is not None:
+        _check_equal_ranks(method, modules, refs)
+    gives = method.ranks_in(space)
+    if gives != "chosen" and rank != gives:
+        ranks = sorted({sum(m.ranks) if gives == "sum" else max(m.ranks) for m in modules})
         if isinstance(rank, int) and ranks == [rank]:
             return
+        where = "" if space == method.space else f" in space '{space}'"
         raise BadRank(
-            f"method '{method.name}' always gives the {'sum' if method.ranks == 'sum' else 'largest'} of the sources'"
+            f"method '{method.name}'{where} always gives the {'sum' if gives == 'sum' else 'largest'} of the sources'"
             f" ranks (here {ranks[-1]}); leave rank out, or use method 'sum' to truncate optimally"
         )
+
+
+def _check_equal_ranks(method: Method, modules: Sequence[PlannedModule], refs: Sequence[str]) -> None:
+    for m in modules:
+        low, high = min(m.ranks), max(m.ranks)
+        if low != high:
+            one, other = (refs[m.sources[m.ranks.index(rank)]] for rank in (low, high))
+            raise BadRank(
+                f"method '{method.name}' in space 'factors' compares A's and B's entry by entry, as PEFT does, and so"
+                f" needs sources of one rank; module '{m.name}' has rank {low} in '{one}' and {high} in '{other}':"
+                " use space 'core' or 'dense'"
+            )
 
 
 def _check_budget(rank: Budget, modules: Sequence[PlannedModule]) -> None:
@@ -320,7 +338,9 @@ def _conversions(refs: Sequence[str], adapters: Sequence[Adapter]) -> list[str]:
     return [f"'{ref}' is converted: {adapter.conversion}" for ref, adapter in pairs if adapter.conversion]
 
 
-def _warnings(recipe: Recipe, method: Method, modules: Sequence[PlannedModule], names: Sequence[str]) -> list[str]:
+def _warnings(
+    recipe: Recipe, method: Method, space: str, modules: Sequence[PlannedModule], names: Sequence[str]
+) -> list[str]:
     found: list[str] = []
     count = len(recipe.sources)
     partial = [m for m in modules if len(m.sources) < count]
@@ -350,10 +370,11 @@ def _warnings(recipe: Recipe, method: Method, modules: Sequence[PlannedModule], 
     for text in dict.fromkeys(_filters(recipe)):
         if not any(matches(text, name) for name in names):
             found.append(f"no module's name holds the filter '{text}'; its rule decides nothing")
-    if method.name == "linear" and count > 1:
+    if method.adds_factors_apart(space) and count > 1:
+        where = "" if space == method.space else " in space 'factors'"
         found.append(
-            "linear adds A's and B's apart, as PEFT does: the result also holds cross terms of unrelated ranks and"
-            " differs from the weighted sum; see relative_error in the report"
+            f"{method.name}{where} adds A's and B's apart, as PEFT does: the result also holds cross terms of unrelated"
+            " ranks and differs from the weighted sum; see relative_error in the report"
         )
     zero = [s.ref for s in recipe.sources if s.weight == 0]
     if zero:

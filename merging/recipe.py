@@ -40,8 +40,8 @@ class Recipe(BaseModel):
     `rank`: an integer; "max" (the largest source rank of each module); "sum" (all ranks, exact); a share of the energy
     between 0 and 1, such as 0.99 (per module, the smallest rank that keeps it); what varies over the model
     (`merging/ranks.py`); or null for the method's own default.
-    `space`: where a coordinate-wise method runs, "core" (the joint bases of the sources) or "dense" (the papers' ΔW);
-    null for the method's own.
+    `space`: where a coordinate-wise method runs, "core" (the joint bases of the sources), "dense" (the papers' ΔW) or
+    "factors" (PEFT's arithmetic on A and B apart, an approximation); null for the method's own.
     `layers`: how many blocks each stack of the model has. The plan fills it in where a gradient or the method depends
     on it, so that the recipe means the same wherever it is run again.
     """

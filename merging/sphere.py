@@ -8,16 +8,33 @@ import torch
 from torch import Tensor
 
 PARALLEL = 1e-9  # sine below which two directions count as one, and interpolation is linear
+CANCELLED = 1e-7  # length below which a mean of unit vectors is rounding: a Gram matrix knows lengths to 1e-8
 
 
 def slerp_coefficients(gram: Tensor, t: float) -> Tensor:
-    """sin((1−t)Ω)/sinΩ and sin(tΩ)/sinΩ for two vectors at angle Ω (Shoemake 1985)."""
-    norms = gram.diagonal().clamp_min(1e-300).sqrt()
+    """sin((1−t)Ω)/sinΩ and sin(tΩ)/sinΩ for two vectors at angle Ω (Shoemake 1985), or for many such pairs at once.
+
+    `gram` [2, 2, …] gives coefficients [2, …].
+    """
+    norms = torch.stack([gram[0, 0], gram[1, 1]]).clamp_min(1e-300).sqrt()
     omega = torch.acos((gram[0, 1] / (norms[0] * norms[1])).clamp(-1, 1))
     sine = torch.sin(omega)
-    if float(sine) < PARALLEL:
-        return torch.tensor([1 - t, t], dtype=gram.dtype)
-    return torch.stack([torch.sin((1 - t) * omega), torch.sin(t * omega)]) / sine
+    parallel = sine < PARALLEL
+    safe = torch.where(parallel, 1.0, sine)
+    first = torch.where(parallel, 1 - t, torch.sin((1 - t) * omega) / safe)
+    second = torch.where(parallel, t, torch.sin(t * omega) / safe)
+    return torch.stack([first, second])
+
+
+def mean_direction_coefficients(gram: Tensor, shares: Tensor) -> Tensor:
+    """The weighted mean of the vectors' directions, at the weighted mean of their norms; `shares` [T] sum to 1.
+
+    Directions that cancel have no mean: the coefficients are then the shares themselves.
+    """
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    units = torch.where(norms > 0, shares / norms.clamp_min(1e-300), 0.0)
+    length = (units @ gram @ units).clamp_min(0).sqrt()
+    return units / length * (shares @ norms) if float(length) > CANCELLED else shares
 
 
 def karcher_coefficients(gram: Tensor, shares: Tensor, steps: int, tolerance: float) -> Tensor:

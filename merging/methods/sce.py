@@ -2,8 +2,9 @@
 
 Select keeps the `density` share of entries with the largest variance across sources; calculate gives each source the
 coefficient Σδ²/Σ_tΣδ² over the selected entries (one for each matrix); erase drops entries whose sign disagrees with
-the sum's; what remains is averaged with those coefficients. From FuseChat 3.0's SCE merging; in the joint core basis.
-Weights multiply the coefficients (the original has none).
+that of the plain sum; what remains is averaged with those coefficients (FuseChat, arXiv 2408.07990, as mergekit's
+`sce`). Weights multiply the updates in the vote and the coefficients in the mean (ours; the original has none). In the
+joint core basis by default.
 """
 
 from typing import Annotated
@@ -16,7 +17,7 @@ from merging.method import merge_method
 from merging.sparsify import elect_and_average
 
 
-@merge_method("sce", space="core", dense=True, ranks="chosen", source="SCE (FuseChat), in the core basis")
+@merge_method("sce", space="core", dense=True, ranks="chosen", source="SCE, FuseChat, arXiv 2408.07990")
 def sce(
     cores: Tensor,
     weights: list[float],
@@ -33,4 +34,4 @@ def sce(
         selected = cores * mask
     energy = selected.square().sum(dim=(1, 2))
     coefficients = energy / energy.sum().clamp_min(1e-300)
-    return elect_and_average(selected, w * coefficients)
+    return elect_and_average(selected, w, coefficients)

@@ -24,15 +24,16 @@ def apply(
     rank: int,
     seed: int = 0,
     depth: float = 0.5,
+    space: str | None = None,
     **params: Any,
 ) -> tuple[torch.Tensor, Merged]:
-    """The method on one module, as the engine calls it; dense ΔW in float64 and what it returned."""
+    """The method on one module in space "core" or "factors", as the engine calls it; ΔW in float64 and what it gave."""
     method, options = resolve_method(name, params)
     joint = joint_bases(sources)
     rng = torch.Generator().manual_seed(seed)
-    inputs = ModuleInputs(sources, list(weights), rank, rng, joint.cores, joint, depth)
-    outcome = method.function(*[getattr(inputs, n) for n in method.needs], **options.model_dump())
-    if method.space == "core":
+    inputs = ModuleInputs(sources, list(weights), rank, rng, joint.cores, joint, depth, [1.0] * len(sources))
+    outcome = method.run(space or method.space, inputs, options.model_dump())
+    if (space or method.space) == "core":
         outcome = Merged(joint.lift(Spectrum(*torch.linalg.svd(outcome, full_matrices=False)), rank))
     merged: Merged = outcome
     return merged.factors.B.double() @ merged.factors.A.double(), merged

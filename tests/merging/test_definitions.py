@@ -100,6 +100,16 @@ def test_karcher_of_two_equal_norms_is_slerp() -> None:
     close(apply("karcher", [one, other], weights, 4)[0], apply("slerp", [one, other], weights, 4)[0], 1e-4)
 
 
+def test_karcher_and_multislerp_of_two_equal_weights_are_one() -> None:
+    sources = independent(2)
+    close(apply("multislerp", sources, [1.0, 1.0], 4)[0], apply("karcher", sources, [1.0, 1.0], 4)[0], 1e-6)
+
+
+def test_multislerp_of_opposites_is_the_mean() -> None:
+    one = independent(1)[0]
+    close(apply("multislerp", [one, Factors(one.A, -3 * one.B)], [1.0, 1.0], 4)[0], -dense(one))
+
+
 def test_karcher_is_stationary() -> None:
     """At the mean, the weighted logarithm maps cancel: the definition of the Karcher mean."""
     sources = independent(4)
@@ -136,6 +146,8 @@ def test_della_drops_small_entries_more_often() -> None:
         ("slerp", [1.0, 1.0, 1.0], {}, BadWeights, "takes two sources, found 3"),
         ("slerp", [1.0, -1.0], {}, BadWeights, "weights of 0 and more"),
         ("karcher", [1.0, -1.0], {}, BadWeights, "weights of 0 and more"),
+        ("nuslerp", [1.0, 1.0, 1.0], {}, BadWeights, "takes two sources, found 3"),
+        ("multislerp", [1.0, -1.0], {}, BadWeights, "the sum of the weights, which is 0"),
         ("della", [1.0], {"density": 0.95, "epsilon": 0.5}, BadParams, "must lie within 0 and 1"),
     ],
 )
@@ -144,6 +156,17 @@ def test_what_a_method_cannot_do_is_said(
 ) -> None:
     with pytest.raises(error, match=sentence):
         apply(name, independent(len(weights)), weights, 2, **params)
+
+
+def test_nuslerp_follows_every_row_at_its_own_angle() -> None:
+    """Each output's row lies on the great circle between its sources' rows, at the rows' own norms."""
+    one, other = independent(2)
+    found, _ = apply("nuslerp", [one, other], [1.0, 2.0], 4, per="output")
+    for row, x, y in zip(found, dense(one), dense(other), strict=True):
+        omega = torch.acos(x @ y / x.norm() / y.norm())
+        close(row, (torch.sin(omega / 3) * x + torch.sin(omega * 2 / 3) * y) / torch.sin(omega))
+    columns = apply("nuslerp", [Factors(f.B.T, f.A.T) for f in (one, other)], [1.0, 2.0], 4, per="input")[0]
+    close(columns.T, found)
 
 
 # Coordinate-wise methods on the dense ΔW, as their papers define them, through the engine.

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from deltas.errors import NonFiniteTensor
 from merging.engine import MergeResult, run_merge
@@ -26,6 +26,7 @@ from merging.plan import Plan, plan_merge
 from merging.recipe import Recipe
 from tests.factory import TINY, write_adapter
 from tests.merging.conftest import dense_deltas, open_adapter
+from tests.merging.peft_models import peft_adapter, small_llama
 
 MANY = {f"model.layers.{i}.q_proj": (24, 32) for i in range(40)}
 
@@ -232,29 +233,7 @@ def test_short_target_names_only_where_they_cover_the_base(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=50,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def peft_adapter(model: LlamaForCausalLM, folder: Path, seed: int, **config: Any) -> Path:
-    """An adapter with random factors, saved by PEFT itself."""
-    torch.manual_seed(seed)
-    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", **config))
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.2)
-    wrapped.save_pretrained(folder)
-    return folder
+    return small_llama()
 
 
 def logits(model: Any, adapter: Path | None = None) -> torch.Tensor:

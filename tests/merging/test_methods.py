@@ -54,6 +54,13 @@ ORACLES = [
     Oracle("slerp", [FOUR, TWO], [1, 1], 2, [[4 * 0.5**0.5, 0], [0, 2 * 0.5**0.5]]),
     # t = 2/3: sin 30° and sin 60°
     Oracle("slerp", [FOUR, TWO], [1, 2], 2, [[4 * 0.5, 0], [0, 2 * 0.75**0.5]]),
+    # as slerp with t = 2/3; each row for itself: parallel to a zero row, so linear
+    Oracle("nuslerp", [FOUR, TWO], [1, 2], 2, [[4 * 0.5, 0], [0, 2 * 0.75**0.5]]),
+    Oracle("nuslerp", [FOUR, TWO], [1, 2], 2, [[4 * 0.5, 0], [0, 2 * 0.75**0.5]], {"per": "output"}),
+    # weights 2 and −1: t = −1 goes on backwards: sin 180° = 0 of the first, sin(−90°) of the second
+    Oracle("nuslerp", [FOUR, TWO], [2, -1], 2, [[0, 0], [0, -2]]),
+    # directions e1 and e2 with shares 1/3 and 2/3: (1, 2)/√5, at norm (4 + 2·2)/3
+    Oracle("multislerp", [FOUR, TWO], [1, 2], 2, [[8 / 3 / 5**0.5, 0], [0, 16 / 3 / 5**0.5]]),
     # directions e1 and e2, mean direction (e1 + e2)/√2, mean norm 3
     Oracle("karcher", [FOUR, TWO], [1, 1], 2, [[3 * 0.5**0.5, 0], [0, 3 * 0.5**0.5]]),
     # ΔW_1 = diag(1, 0), ΔW_2 = diag(1, 1): cosθ = 1/√2, t = √2/(1 + 1/√2), times the mean diag(1, 1/2)
@@ -78,6 +85,15 @@ ORACLES = [
     Oracle("della", [X, Y], [1, 1], 2, [[2, 1.5], [4, 0.5]], {"density": 1.0, "epsilon": 0.0}),
     # the largest of four dropped, the next two kept: X → 1, −2; Y → 1, 2
     Oracle("breadcrumbs", [X, Y], [1, 1], 2, [[1, 3], [-2, 0]], {"density": 0.5, "gamma": 0.25}),
+    # up to 1 is unchanged: X has 3 and −2, Y 2 and 4; −2 and 4 share one entry, whose mean is 1
+    Oracle("ram", [X, Y], [1, 1], 2, [[3, 2], [1, 0]], {"epsilon": 1.01}),
+    # each has one shared and one own: ρ = 1, cut to 0.5; own entries times 1 + 0.4 · 0.5
+    Oracle("ram_plus", [X, Y], [1, 1], 2, [[3.6, 2.4], [1, 0]], {"epsilon": 1.01, "r": 0.4, "alpha": 0.5}),
+    # sums 4, 3, 2, 0.4; |x| ≥ |y| and |y| ≥ |x| hold both nowhere; at least one everywhere
+    Oracle("consensus", [X, Y], [1, 1], 2, [[0, 0], [0, 0]], {"lambda_": 1.0}),
+    Oracle("consensus", [X, Y], [1, 1], 2, [[4, 3], [2, 0.4]], {"lambda_": 1.0, "k": 1}),
+    # at λ = 0.5: 1 ≥ 1.5 fails; 1 ≥ 1 and 2 ≥ 0.5; 2 ≥ 2 and 4 ≥ 1; 0.1 ≥ 0.25 fails (0.49 keeps off the borders)
+    Oracle("consensus", [X, Y], [1, 1], 2, [[0, 3], [2, 0]], {"lambda_": 0.49}),
     # energies 14.25 and 21.01: c = 0.40414067, 0.59585933; 3c₁ + c₂, c₁ + 2c₂; 4 and 0.5 alone have the sum's sign
     Oracle("sce", [X, Y], [1, 1], 2, [[1.80828134, 1.59585933], [4, 0.5]]),
     # variances 1, 0.25, 9, 0.09: half keeps (0, 0) and (1, 0); c = 13/30 and 17/30
@@ -170,11 +186,12 @@ def test_oracle(row: Oracle) -> None:
 # At these options a method drops nothing.
 WHOLE: dict[str, dict[str, Any]] = {
     **{name: {"density": 1.0} for name in ("dare", "dare_ties", "knots", "magnitude", "sce", "ties")},
+    **{name: {"epsilon": 0.0} for name in ("ram", "ram_plus")},
     "breadcrumbs": {"density": 1.0, "gamma": 0.0},
     "della": {"density": 1.0, "epsilon": 0.0},
 }
 RESHAPES_SPECTRUM = {"iso_c", "iso_cts", "subspace_boosting"}  # changes even a lone source, by design
-TWO_SOURCES = {"slerp"}
+TWO_SOURCES = {"slerp", "nuslerp"}
 NO_NEGATIVE = {"slerp", "karcher"}
 RANDOM = {"dare", "dare_ties", "della"}  # another order of sources draws other entries
 ORDER_FREE = sorted(set(methods()) - RANDOM - {"linear"})

@@ -70,7 +70,8 @@ def test_a_module_with_few_ranks_keeps_them_and_the_plan_says_so(mixed: list[Pat
         ({"method": "lego", "params": {"n_init": 0}}, BadParams, "greater than or equal to 1"),
         ({"method": "lego", "params": {"r_ref": float("nan")}}, BadParams, "'r_ref'"),
         ({"space": "dense"}, BadSpace, "'sum' does not run in space 'dense'; it runs in core"),
-        ({"method": "ties", "space": "factors"}, BadSpace, "it runs in core or dense"),
+        ({"method": "sce", "space": "factors"}, BadSpace, "it runs in core or dense"),
+        ({"method": "ties", "space": "factors"}, BadRank, "layers.0.q_proj' has rank 2 in 't/a' and 3 in 't/b'"),
         ({"rank": 0}, BadRank, "smallest rank is 1"),
         ({"rank": -3}, BadRank, "smallest rank is 1"),
         ({"rank": 10}, BadRank, "add up to 9; choose an integer from 1 to 9"),
@@ -137,6 +138,29 @@ def test_methods_describe_themselves() -> None:
         assert document["summary"].endswith((".", "result"))
         assert document["source"]
         assert document["params"]["additionalProperties"] is False
+
+
+def test_factors_space_gives_the_sources_rank_and_says_that_it_is_approximate(tmp_path: Path) -> None:
+    folders = [write_adapter(tmp_path / name, rank=3, seed=i) for i, name in enumerate("ab")]
+    for method in ("ties", "dare", "dare_ties", "magnitude"):
+        assert methods()[method].describe()["spaces"] == ["core", "dense", "factors"]
+        found = plan(folders, method=method, space="factors")
+        assert {m.target_rank for m in found.modules} == {3}
+        assert any(f"{method} in space 'factors' adds A's and B's apart" in w for w in found.warnings)
+        with pytest.raises(BadRank, match=r"in space 'factors' always gives the largest .* \(here 3\)"):
+            plan(folders, method=method, space="factors", rank=2)
+    assert plan(folders, method="ties", rank=2).warnings == ()
+
+
+def test_a_rule_on_factors_with_other_options_is_refused_when_it_is_written() -> None:
+    def rule(cores: Any, *, density: float = 1.0) -> None:
+        """Doc."""
+
+    def apart(sources: Any, *, share: float) -> Any: ...
+
+    with pytest.raises(TypeError, match=r"same options on factors: \['density'\]"):
+        merge_method("broken", space="core", ranks="chosen", source="none", factors=apart)(rule)
+    assert "broken" not in methods()
 
 
 @pytest.mark.parametrize("fault", ["asks for what is not known", "an option without default", "no docstring"])
