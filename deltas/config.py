@@ -72,6 +72,8 @@ class AdapterConfig:
 
     def targets(self, module: str) -> bool:
         """Whether PEFT, reading this config, would put factors on `module`."""
+        if self.raw.get("target_parameters"):
+            return True  # raw parameters have factors too, under names that PEFT nests; `obstacles` says so
         if isinstance(self.target_modules, str):
             if self.target_modules == "all-linear":
                 return True
