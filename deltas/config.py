@@ -1,8 +1,7 @@
 """`adapter_config.json`, read as a document from a stranger.
 
 Keeps what the algebra needs (ranks, alphas, their patterns, rsLoRA) and says by name what plain LoRA cannot express.
-The pattern rule is PEFT's: the first pattern (in the file's order) that matches the end of the module's name wins
-(huggingface/peft 0.21.2, `get_pattern_key`). Fields that are not known here count as harmless only while empty.
+Fields that are not known here count as harmless only while empty.
 """
 
 import json
@@ -10,13 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import regex
+from typing import Any
 
 from deltas.errors import BadConfig
 from deltas.header import Limits
-from deltas.strict_json import first_repeated
+from deltas.patterns import Budget, Expression, PatternTable, endings
+from deltas.strict_json import first_repeated, is_text
 
 # Fields of every PEFT config that do not change what a finished adapter computes.
 COMMON_FIELDS = frozenset(
@@ -39,10 +37,6 @@ HARMFUL = {
     "arrow_config": "Arrow routes between adapters by token",
     "megatron_config": "a Megatron-parallel adapter is stored in shards",
 }
-PATTERN_TIMEOUT_S = 0.2
-PLAIN = str.maketrans("", "", "._-")
-
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,15 +49,15 @@ class AdapterConfig:
     rank: int
     alpha: float
     use_rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
-    target_modules: tuple[str, ...] | str
+    rank_pattern: PatternTable[int]
+    alpha_pattern: PatternTable[float]
+    target_modules: frozenset[str] | Expression | None  # the endings of names, a pattern, or None for all linear layers
 
     def rank_of(self, module: str) -> int:
-        return _first_match(self.rank_pattern, module, self.rank)
+        return self.rank_pattern.first(module, self.rank)
 
     def alpha_of(self, module: str) -> float:
-        return _first_match(self.alpha_pattern, module, self.alpha)
+        return self.alpha_pattern.first(module, self.alpha)
 
     def scale_of(self, module: str) -> float:
         """alpha / r, or alpha / √r with rsLoRA (arXiv 2312.03732), with the module's own rank and alpha."""
@@ -74,11 +68,9 @@ class AdapterConfig:
         """Whether PEFT, reading this config, would put factors on `module`."""
         if self.raw.get("target_parameters"):
             return True  # raw parameters have factors too, under names that PEFT nests; `obstacles` says so
-        if isinstance(self.target_modules, str):
-            if self.target_modules == "all-linear":
-                return True
-            return _regex_matches(self.target_modules, module, "target_modules")
-        return any(module == t or module.endswith("." + t) for t in self.target_modules)
+        if isinstance(self.target_modules, Expression):
+            return self.target_modules.matches(module)
+        return self.target_modules is None or any(end in self.target_modules for end in endings(module))
 
     def obstacles(self, read: frozenset[str]) -> list[str]:
         """What this config asks for beyond the fields that its family reads: a sentence each."""
@@ -110,7 +102,8 @@ def read_config(source: Mapping[str, Any] | bytes | Path, limits: Limits = Limit
     if base is not None and not isinstance(base, str):
         raise BadConfig("base_model_name_or_path must be a string", "base_model_name_or_path")
     if peft_type not in NUMBERS:
-        return AdapterConfig(raw, peft_type, base or None, 1, 1.0, False, {}, {}, ())
+        none, nothing = PatternTable[int]({}, "rank_pattern"), PatternTable[float]({}, "alpha_pattern")
+        return AdapterConfig(raw, peft_type, base or None, 1, 1.0, False, none, nothing, frozenset())
     rank_field, alpha_field = NUMBERS[peft_type]
     return AdapterConfig(
         raw=raw,
@@ -119,8 +112,14 @@ def read_config(source: Mapping[str, Any] | bytes | Path, limits: Limits = Limit
         rank=_integer(raw.get(rank_field), rank_field, limits.rank) if rank_field else 1,
         alpha=_number(raw.get(alpha_field), alpha_field) if alpha_field else 1.0,
         use_rslora=_boolean(raw.get("use_rslora"), "use_rslora"),
-        rank_pattern={k: _integer(v, f"rank_pattern['{k}']", limits.rank) for k, v in _table(raw, "rank_pattern")},
-        alpha_pattern={k: _number(v, f"alpha_pattern['{k}']") for k, v in _table(raw, "alpha_pattern")},
+        rank_pattern=PatternTable(
+            {k: _integer(v, f"rank_pattern['{k[:80]}']", limits.rank) for k, v in _table(raw, "rank_pattern").items()},
+            "rank_pattern",
+        ),
+        alpha_pattern=PatternTable(
+            {k: _number(v, f"alpha_pattern['{k[:80]}']") for k, v in _table(raw, "alpha_pattern").items()},
+            "alpha_pattern",
+        ),
         target_modules=_targets(raw.get("target_modules")),
     )
 
@@ -142,6 +141,8 @@ def _parse(source: bytes | Path, limits: Limits) -> Mapping[str, Any]:
         raise BadConfig(f"adapter_config.json is not JSON{where}") from None
     if not isinstance(document, dict):
         raise BadConfig("adapter_config.json must be a JSON object")
+    if not is_text(source, document):
+        raise BadConfig("adapter_config.json holds half of a surrogate pair (such as \\ud800), which is no text")
     return document
 
 
@@ -174,22 +175,18 @@ def _boolean(value: Any, field: str) -> bool:
     raise BadConfig(f"{field} must be true or false, found {_shown(value)}", field)
 
 
-def _table(raw: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
+def _table(raw: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     value = raw.get(field) or {}
     if not isinstance(value, Mapping):
         raise BadConfig(f"{field} must be an object of module pattern to number, found {_shown(value)}", field)
-    for pattern in value:
-        _compiled(pattern, field)
-    return list(value.items())
+    return value
 
 
-def _targets(value: Any) -> tuple[str, ...] | str:
+def _targets(value: Any) -> frozenset[str] | Expression | None:
     if isinstance(value, str):
-        if value != "all-linear":
-            _compiled(value, "target_modules")
-        return value
+        return None if value == "all-linear" else Expression(value, Budget("target_modules"))
     if isinstance(value, list | tuple | set) and value and all(isinstance(v, str) and v for v in value):
-        return tuple(value)
+        return frozenset(value)
     raise BadConfig(
         f'target_modules must be a list of module names, a regular expression or "all-linear", found {_shown(value)}',
         "target_modules",
@@ -198,30 +195,3 @@ def _targets(value: Any) -> tuple[str, ...] | str:
 
 def _shown(value: Any) -> str:
     return "nothing" if value is None else repr(value)[:80]
-
-
-def _compiled(pattern: str, field: str) -> "regex.Pattern[str]":
-    if len(pattern) > 10_000:
-        raise BadConfig(f"{field} holds a pattern of {len(pattern)} characters; at most 10000 are accepted", field)
-    try:
-        return regex.compile(pattern)
-    except regex.error as error:
-        raise BadConfig(f"{field} holds '{pattern[:80]}', which is not a regular expression: {error}", field) from None
-
-
-def _regex_matches(pattern: str, module: str, field: str) -> bool:
-    """fullmatch with a time limit: a stranger's pattern may be exponential."""
-    try:
-        return _compiled(pattern, field).fullmatch(module, timeout=PATTERN_TIMEOUT_S) is not None
-    except TimeoutError:
-        raise BadConfig(f"{field} holds '{pattern[:80]}', which takes too long to match", field) from None
-
-
-def _first_match(patterns: Mapping[str, Number], module: str, default: Number) -> Number:
-    for pattern, value in patterns.items():
-        if pattern == module or module.endswith("." + pattern):
-            return value
-        literal = pattern.translate(PLAIN).isalnum()  # most are plain paths: skip the regex engine
-        if not literal and _regex_matches(rf"(.*\.)?({pattern})", module, "rank_pattern or alpha_pattern"):
-            return value
-    return default

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deltas.errors import BadFile
-from deltas.strict_json import first_repeated
+from deltas.strict_json import first_repeated, is_text
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -122,6 +122,8 @@ def _parse_json(raw: bytes) -> dict[str, Any]:
         ) from None
     if not isinstance(document, dict):
         raise BadFile("the safetensors header must be a JSON object of tensors")
+    if not is_text(raw, document):
+        raise BadFile("the safetensors header holds half of a surrogate pair (such as \\ud800), which is no text")
     return document
 
 
@@ -139,7 +141,7 @@ def _entry(name: str, entry: Any) -> TensorEntry:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise BadFile(f"tensor '{shown}' must have dtype, shape and data_offsets in the header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise BadFile(f"tensor '{shown}' has dtype {str(dtype)[:40]!r}; known are {', '.join(sorted(ITEM_BYTES))}")
     if not isinstance(shape, list) or len(shape) > 8 or not all(_is_count(n) for n in shape):
         raise BadFile(f"tensor '{shown}' must have a shape of at most 8 non-negative integers")

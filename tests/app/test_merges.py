@@ -86,6 +86,17 @@ def test_the_same_recipe_is_answered_at_once(service: Service, sources: Path) ->
     assert report.json() == service.http.get("/v1/adapters/m/again/versions/1/report").json()
 
 
+def test_a_taken_name_gets_its_next_version(service: Service, sources: Path, tmp_path: Path) -> None:
+    """Where PEFT leaves the old adapter as it was and says nothing."""
+    for number, weight in ((1, 1.0), (2, -1.0)):
+        job = service.merge(name="m/taken", sources=["m/a"], weights=[weight], method="cat")
+        assert job["result"]["ref"] == f"m/taken@{number}"
+        folder = service.download(f"m/taken@{number}", tmp_path / str(number))
+        for module in LAYERS:
+            exact = weight * delta(sources / "a", module, 2)
+            assert torch.dist(delta(folder, module, 1), exact) <= 1e-5 * exact.norm()
+
+
 def test_one_recipe_asked_twice_at_once_is_one_version(service: Service, sources: Path) -> None:
     recipe = {"name": "m/once", "sources": ["m/a", "m/b"], "method": "lego", "rank": 2}
     with ThreadPoolExecutor(6) as pool:

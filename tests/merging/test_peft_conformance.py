@@ -1,12 +1,12 @@
 """What PEFT's `add_weighted_adapter` gets wrong without a word is exact here, or refused by name.
 
-Each row is adapters that PEFT itself wrote. The oracle is each adapter alone, which PEFT computes rightly: its change of
-the whole model (`merge_and_unload`, in float64 where PEFT allows it), summed with weights. A row says what PEFT's merge
-makes of them (`wrong`) and what happens here: nothing (`refused=None`: the merge at rank "sum" equals the oracle), or a
-refusal with this sentence. A family that becomes convertible flips its row by dropping `refused`.
+Each row is adapters that PEFT itself wrote. The oracle is each adapter alone, which PEFT computes rightly: its change
+of the whole model (`merge_and_unload`, in float64 where PEFT allows it), summed with weights. A row says what PEFT's
+merge makes of them (`wrong`) and what happens here: nothing (`refused=None`: the merge at rank "sum" equals the
+oracle), or a refusal with this sentence. A family that becomes convertible flips its row by dropping `refused`.
 
-Two more of PEFT's silent errors are kept out before a recipe exists: a list of weights that is too short, and a name that
-is taken already (tests/app/test_merges.py).
+Two more of PEFT's silent errors are kept out before a recipe exists, over HTTP: a list of weights that is too short,
+and a name that is taken already (tests/app/test_merges.py).
 """
 
 import copy
