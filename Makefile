@@ -17,7 +17,7 @@ SHELL := /bin/bash
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix docs image bench-merge clean
+.PHONY: help demo serve test check fix fuzz docs image bench-merge clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,11 @@ fix: $(VENV)/.dev ## Format and mend what the linter can mend
 
 docs: $(VENV)/.run ## Make the pages of all merge methods again (docs/methods)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m merging.pages docs/methods
+
+START ?= 0
+COUNT ?= 100000
+fuzz: $(VENV)/.dev ## Read 100000 broken adapters with bounds on time and memory (START=… COUNT=… for a part)
+	@OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m tests.fuzz --start $(START) --count $(COUNT)
 
 bench-merge: $(VENV)/.dev ## Merge eight adapters side by side with PEFT
 	@$(BIN)/python -m benchmarks.merge_speed

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deltas.base import BaseWeights
 from deltas.config import AdapterConfig, read_config
 from deltas.dense import truncate_dense
-from deltas.errors import BadTensors, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
+from deltas.errors import BadFile, BadTensors, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
 from deltas.factors import Factors
 from deltas.families import recognise
 from deltas.families.family import DTYPES, Family
@@ -119,8 +119,15 @@ class Adapter:
 
     @cached_property
     def _file(self) -> Any:
-        """The memory map, opened when the first tensor is asked for and shared by threads (reads only)."""
-        return safe_open(self.weights, framework="pt")
+        """The memory map, opened when the first tensor is asked for and shared by threads (reads only).
+
+        Raises:
+            BadFile: if the safetensors library finds a fault that the header's check let pass (an odd number, say).
+        """
+        try:
+            return safe_open(self.weights, framework="pt")
+        except SafetensorError as error:
+            raise BadFile(f"the weights file cannot be read as safetensors: {str(error)[:200]}") from None
 
     @property
     def parameters(self) -> int:

@@ -76,15 +76,16 @@ class AdapterConfig:
         """What this config asks for beyond the fields that its family reads: a sentence each."""
         found = [reason for field, reason in HARMFUL.items() if field not in read and self.raw.get(field)]
         if self.raw.get("bias", "none") != "none":
-            found.append(f"bias '{self.raw['bias']}' trains biases, which low-rank factors cannot hold")
+            found.append(f"bias {_shown(self.raw['bias'])} trains biases, which low-rank factors cannot hold")
         if self.raw.get("lora_bias"):
             found.append("lora_bias adds a bias to lora_B, which low-rank factors cannot hold")
         if self.raw.get("modules_to_save"):
-            names = ", ".join(str(n) for n in self.raw["modules_to_save"])
-            found.append(f"modules_to_save ({names}) replaces whole modules, which low-rank factors cannot hold")
+            names = self.raw["modules_to_save"]
+            shown = ", ".join(map(str, names)) if isinstance(names, list | tuple | set) else str(names)
+            found.append(f"modules_to_save ({shown[:200]}) replaces whole modules, which low-rank factors cannot hold")
         known = COMMON_FIELDS | read | HARMFUL.keys()
         unknown = sorted(k for k, v in self.raw.items() if v and k not in known)
-        found.extend(f"field '{name}' of adapter_config.json is not known here" for name in unknown)
+        found.extend(f"field '{name[:80]}' of adapter_config.json is not known here" for name in unknown)
         return found
 
 

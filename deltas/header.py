@@ -113,7 +113,7 @@ def read_header(path: Path, limits: Limits = Limits()) -> Header:
 
 def _parse_json(raw: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except BadFile:
         raise
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -132,6 +132,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice is not None:
         raise BadFile(f"the safetensors header lists '{twice[:200]}' twice; each tensor may appear once")
     return dict(pairs)
+
+
+def _no_constant(text: str) -> float:
+    raise BadFile(f"the safetensors header holds {text}, which is no JSON")
 
 
 def _entry(name: str, entry: Any) -> TensorEntry:

@@ -21,7 +21,9 @@ MAX_DEPTH = 50  # of parentheses
 MATCH_TIMEOUT_S = 0.2  # for one name
 BUDGET_S = 2.0  # for all names together
 PLAIN = str.maketrans("", "", "._-")
-COUNT = regex.compile(r"\{(\d{0,6})(?:(,)(\d{0,6}))?\}")
+COUNT = regex.compile(r"\{(\d{0,6})(?:,(\d{0,6}))?\}")
+# What Python's re, which PEFT uses, knows behind "(?". Other engines' recursion would fill the memory.
+GROUP = regex.compile(r"\(\?(?:[:=!>#]|<[=!]|P[<=]|[aiLmsux-]+[:)])")
 
 Number = TypeVar("Number", bound=float)
 
@@ -139,7 +141,8 @@ def unrolled_size(pattern: str, field: str) -> int:
     """About how many units the expression has once its repeats are written out: x+ is xx*, x{2,5} is at most xxxxx.
 
     Raises:
-        BadConfig: if parentheses are too deep, or a brace is no count (where engines differ in what they make of it).
+        BadConfig: if parentheses are too deep, or of a kind that Python's re lacks, or if a brace is no count (engines
+            differ in what they make of it).
     """
     outer: list[int] = []  # sizes before each open parenthesis
     total, last, at = 0, 0, 0
@@ -149,6 +152,8 @@ def unrolled_size(pattern: str, field: str) -> int:
         if sign == "(":
             outer.append(total + last)
             total, last = 0, 0
+            if pattern.startswith("(?", at) and GROUP.match(pattern, at) is None:
+                raise BadConfig(f"{field} holds '{pattern[:80]}', in which a group is of no known kind", field)
             if len(outer) > MAX_DEPTH:
                 raise BadConfig(f"{field} holds '{pattern[:80]}', whose parentheses are nested too deeply", field)
         elif sign == ")":
@@ -159,7 +164,7 @@ def unrolled_size(pattern: str, field: str) -> int:
             count = COUNT.match(pattern, at)
             if count is None:
                 raise BadConfig(f"{field} holds '{pattern[:80]}', in which a brace is no count such as {{2}}", field)
-            last *= max(int(count[1] or 0), int(count[3] or 0)) + 1
+            last *= max(int(count[1] or 0), int(count[2] or 0)) + 1
             step = len(count[0])
         elif sign not in "*?|":
             total, last = total + last, 1
