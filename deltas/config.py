@@ -97,7 +97,7 @@ def read_config(source: Mapping[str, Any] | bytes | Path, limits: Limits = Limit
     """
     raw = source if isinstance(source, Mapping) else _parse(source, limits)
     peft_type = raw.get("peft_type")
-    if not isinstance(peft_type, str) or not peft_type.isidentifier():
+    if not isinstance(peft_type, str) or not peft_type.isidentifier() or len(peft_type) > 40:
         raise BadConfig('adapter_config.json must name its peft_type, for example "LORA"', "peft_type")
     base = raw.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):

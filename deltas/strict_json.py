@@ -7,9 +7,10 @@ from typing import Any
 
 
 def first_repeated(pairs: Sequence[tuple[str, Any]]) -> str | None:
-    """The first name that an object's members give more than once. Linear in their number."""
+    """The first name that an object's members give more than once, fit to be shown. Linear in their number."""
     counts = Counter(name for name, _ in pairs)
-    return next((name for name, count in counts.items() if count > 1), None)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    return None if twice is None else twice.encode(errors="replace").decode()
 
 
 def is_text(raw: bytes, document: Any) -> bool:

@@ -96,6 +96,6 @@ def changed_start(config: AdapterConfig) -> list[str]:
     if not isinstance(init, str) or not init.lower().startswith(MUTATING_INITS):
         return []
     return [
-        f"init_lora_weights '{init}' starts from a changed base weight, so lora_B @ lora_A is not ΔW; save it"
+        f"init_lora_weights '{init[:80]}' starts from a changed base weight, so lora_B @ lora_A is not ΔW; save it"
         " in PEFT with path_initial_model_for_weight_conversion to get plain LoRA"
     ]

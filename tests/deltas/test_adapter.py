@@ -169,6 +169,8 @@ def header_file(header: bytes, data: bytes = b"") -> bytes:
         (header_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32"}}', bytes(4)), "twice"),
         (header_file(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', bytes(4)), "needs 8 bytes"),
         (header_file(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', bytes(4)), "non-negative"),
+        (header_file(b'{"a":{"dtype":["F32"],"shape":[1],"data_offsets":[0,4]}}', bytes(4)), "dtype"),
+        (header_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"b":NaN}}', bytes(4)), "holds NaN"),
         (header_file(b'{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}', bytes(4)), "dtype"),
         (header_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', bytes(8)), "hole"),
         (header_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(9)), "belong to no tensor"),
@@ -193,6 +195,67 @@ def test_hostile_headers_cost_no_time(tmp_path: Path) -> None:
         folder = corrupted(write_adapter(tmp_path), header_file(header.encode()))
         with pytest.raises(BadFile, match=sentence):
             reopen(folder)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "((((a{99}){99}){99}){99}){99}",  # fills the memory when compiled
+        "(" * 30 + "a" + ")+" * 30,  # so does this: x+ is xx*
+        "(?:" * 500 + "a" + ")" * 500,  # recursion of the compiler
+        "(?R)",  # recursion of the matcher, which fills the memory
+        "(?:q_proj){e<=3}",  # an approximate match, which only some engines know
+        "a" * 10_001,
+    ],
+)
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "alpha_pattern"])
+def test_patterns_that_cost_too_much_are_refused(tmp_path: Path, field: str, pattern: str) -> None:
+    value: Any = pattern if field == "target_modules" else {f"{pattern}$": 2}
+    with pytest.raises(BadConfig, match=f"^{field} holds "):
+        reopen(write_adapter(tmp_path, config={field: value}))
+
+
+def test_many_expressions_are_refused_and_many_paths_are_not(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, config={"rank_pattern": {f"layers.{i}.none.*": 1 for i in range(3000)}})
+    with pytest.raises(BadConfig, match="regular expressions are too large: use fewer of them"):
+        reopen(folder)
+    many = {f"layers.{i}.none": 1 for i in range(30_000)} | {"layers.0.q_proj": 5.0}
+    adapter = reopen(write_adapter(tmp_path, config={"alpha_pattern": many}))
+    assert adapter.modules["model.layers.0.q_proj"].alpha == 5.0
+    assert adapter.modules["model.layers.1.q_proj"].alpha == 4.0
+
+
+@pytest.mark.parametrize(
+    ("patterns", "alpha"),
+    [
+        ({r"layers\.\d\.q_proj": 7, "q_proj": 9}, 7),  # the file's order decides, not the kind of the pattern
+        ({"q_proj": 9, r"layers\.\d\.q_proj": 7}, 9),
+        ({r"layers\.\d": 7, "0.q_proj": 9}, 9),  # a pattern has to reach the end of the name
+        ({"proj": 7, "_proj": 8}, 4),  # and to begin at its start or at a dot
+    ],
+)
+def test_the_first_pattern_that_matches_wins(tmp_path: Path, patterns: dict[str, float], alpha: float) -> None:
+    adapter = reopen(write_adapter(tmp_path, config={"alpha_pattern": patterns}))
+    assert adapter.modules["model.layers.0.q_proj"].alpha == alpha
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Half a surrogate pair is JSON, but nothing that a database, an answer or the safetensors library takes."""
+    folder = write_adapter(tmp_path, config={"revision": "\ud800"})
+    with pytest.raises(BadConfig, match="half of a surrogate pair"):
+        reopen(folder)
+    header = b'{"\\ud800":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+    with pytest.raises(BadFile, match="half of a surrogate pair"):
+        reopen(corrupted(write_adapter(tmp_path), header_file(header)))
+
+
+def test_faults_that_only_the_safetensors_library_sees(tmp_path: Path) -> None:
+    """A number that JSON allows and Rust does not, in a field that nobody reads."""
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4],"new":1' + "0" * 400 + "}"
+    header = f'{{"model.layers.0.q_proj.lora_magnitude_vector":{entry}}}'.encode()
+    adapter = reopen(corrupted(write_adapter(tmp_path), header_file(header, bytes(4))))
+    with pytest.raises(BadFile, match="cannot be read as safetensors"):
+        adapter.check_finite()
 
 
 def test_a_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
@@ -236,6 +299,7 @@ def test_mutated_files_never_crash(tmp_path: Path, data: st.DataObject) -> None:
         ({"rank_pattern": {"(": 2}}, "not a regular expression"),
         ({"target_modules": []}, "target_modules must be"),
         ({"peft_type": None}, "must name its peft_type"),
+        ({"peft_type": "L" * 5000}, "must name its peft_type"),
         ({"base_model_name_or_path": 3}, "must be a string"),
     ],
 )
