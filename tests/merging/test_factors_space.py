@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
@@ -16,7 +18,7 @@ from merging.apart import merge_apart
 from merging.engine import MergeResult
 from merging.sparsify import drop_and_rescale, weighted_sum
 from tests.merging.conftest import Deltas, dense_deltas
-from tests.merging.one_module import close, dense, independent
+from tests.merging.one_module import apply, close, dense, independent, source_lists
 from tests.merging.peft_models import peft_adapter, small_llama
 
 Merge = Callable[..., tuple[MergeResult, Path]]
@@ -110,6 +112,16 @@ def test_dense_space_equals_pefts_svd_types(
     found = dense_deltas(merge(equal_ranks, weights, method=method, rank=6, **options)[1])
     for name, delta in expected.items():
         close(found[name], delta)
+
+
+@pytest.mark.parametrize("name", ["ties", "magnitude", "dare", "dare_ties"])
+@given(one=source_lists(), weight=st.floats(-3, 3))
+@settings(max_examples=25)
+def test_one_source_that_loses_nothing_is_itself_times_its_weight(name: str, one: list[Factors], weight: float) -> None:
+    before = [(f.A.clone(), f.B.clone()) for f in one]
+    found, _ = apply(name, one[:1], [weight], one[0].rank, space="factors", density=1.0)
+    close(found, weight * dense(one[0]))
+    assert all(torch.equal(f.A, a) and torch.equal(f.B, b) for f, (a, b) in zip(one, before, strict=True))
 
 
 def test_lambda_multiplies_the_weights(equal_ranks: list[Path], merge: Merge) -> None:
