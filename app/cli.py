@@ -1,7 +1,7 @@
 """The command `spolia`: the service and its registry from the shell.
 
-Each verb is one function in cli_registry, cli_merge, cli_generate or cli_serve. Failures end with a status other than 0
-and one sentence on stderr.
+Each verb is one function in cli_registry, cli_explore, cli_merge, cli_generate or cli_serve. Failures end with a status
+other than 0 and one sentence on stderr.
 """
 
 from typing import Annotated
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from app.cli_context import Connection
+from app.cli_explore import lineage, nearest, verify, what_if
 from app.cli_generate import generate
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
@@ -20,8 +21,27 @@ from app.client_http import SpoliaError
 cli = typer.Typer(
     name="spolia", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-for verb in (serve, push, pull, ls, show, compare, merge, join, generate, jobs, methods, alias, tag, rm):
+for verb in (
+    serve,
+    push,
+    pull,
+    ls,
+    show,
+    lineage,
+    compare,
+    nearest,
+    verify,
+    merge,
+    join,
+    generate,
+    jobs,
+    methods,
+    alias,
+    tag,
+    rm,
+):
     cli.command()(verb)
+cli.command("what-if")(what_if)
 
 
 @cli.callback()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli_context import AsJson, client, weighted_over_depth
-from app.cli_output import fail, moment, out, print_json, progress, sheet, table
+from app.cli_output import fail, moment, number, out, print_json, progress, sheet, table
 from app.cli_report import comparison_page, plan_page, report_page, version_page
 from app.recipe_file import read_recipe
 
@@ -179,20 +179,10 @@ def _job_table(found: list[dict[str, Any]]) -> None:
 
 def _rank(text: str | None, budget: float | None) -> Any:
     """The rank as the API takes it."""
-    rank = [_number(part) for part in text.split(",")] if text and "," in text else _number(text)
+    rank = [number(part) for part in text.split(",")] if text and "," in text else number(text)
     if budget is None:
         return rank
     return {"budget": budget} if rank is None else {"budget": budget, "share": rank}
-
-
-def _number(text: str | None) -> int | float | str | None:
-    """A rank or parameter as the number it looks like, else as it is."""
-    for kind in (int, float):
-        try:
-            return None if text is None else kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _param(text: str) -> tuple[str, Any]:

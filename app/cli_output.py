@@ -98,3 +98,13 @@ def spread(values: Mapping[str, Any]) -> str:
 def moment(time: str | None) -> str:
     """An ISO time without its fractions."""
     return "" if time is None else time.replace("T", " ")[:19]
+
+
+def number(text: str | None) -> int | float | str | None:
+    """A rank or parameter as the number it looks like, else as it is."""
+    for kind in (int, float):
+        try:
+            return None if text is None else kind(text)
+        except ValueError:
+            continue
+    return text

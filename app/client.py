@@ -146,6 +146,23 @@ class Client:
         """How adapters relate: norms, cosines, sign agreement, shared subspaces, duplicates, layer by layer."""
         return self._http.json("GET", "/v1/compare", params={"refs": ",".join(refs)})
 
+    def nearest(self, ref: str, *, limit: int = 8) -> Json:
+        """The versions on the same base whose updates are most alike: exact cosines, duplicates flagged."""
+        return self._http.json("GET", f"{version_path(ref)}/nearest", params={"limit": limit})
+
+    def lineage(self, ref: str) -> Json:
+        """What a version was made from, through all merges on the way, and its share of each upload at the start."""
+        return self._http.json("GET", f"{version_path(ref)}/lineage")
+
+    def verify(self, ref: str, *, wait: bool = True, on_progress: Progress | None = None) -> Json:
+        """Check a version's files and, for a merge, replay its recipe and compare.
+
+        The answer is the finished job, whose result holds `outcome` (identical, equivalent, different, intact, damaged)
+        and `summary`; with `wait=False` the job as it is queued.
+        """
+        job = self._http.json("POST", f"{version_path(ref)}/verify")
+        return self.wait(job["id"], on_progress=on_progress) if wait else job
+
     def versions(self, ref: str) -> Sequence[Json]:
         """All versions of an adapter, newest first."""
         versions: Sequence[Json] = self._http.json("GET", adapter_path(ref))["all_versions"]
@@ -256,6 +273,25 @@ class Client:
             return plan
         job = self._http.json("POST", "/v1/merges", json=body)
         return self.wait(job["id"], on_progress=on_progress) if wait else job
+
+    def what_if(
+        self,
+        ref: str | None = None,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        weights: Mapping[str, float] | None = None,
+        drop: Sequence[str] = (),
+        add: Sources = (),
+        modules: bool = False,
+        **changes: Any,
+    ) -> Json:
+        """The report of a merged version (or of a `recipe`, as `merge` sends it) before and after changes; nothing is
+        made. `changes`: another method, rank, params, space, dtype or seed."""
+        body: Json = {"modules": modules, "drop": list(drop), "add": source_list(add), **changes}
+        body |= {"ref": ref} if ref is not None else {}
+        body |= {"recipe": dict(recipe)} if recipe is not None else {}
+        body |= {"weights": dict(weights)} if weights else {}
+        return self._http.json("POST", "/v1/what-if", json=body)
 
     def job(self, job_id: str) -> Json:
         """One job."""

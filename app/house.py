@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.exploring import Explorer
 from app.jobs import JobEngine
 from app.prompts import Prompts
 from app.settings import Settings
@@ -21,6 +22,7 @@ class House:
     engine: Engine
     prompts: Prompts
     job_engine: JobEngine
+    explorer: Explorer
 
     @property
     def settings(self) -> Settings:

@@ -17,8 +17,24 @@ from anyio import to_thread
 from fastapi import FastAPI
 from transformers.utils.logging import disable_progress_bar
 
-from app.api import adapters, chat, compare, completions, files, health, jobs, merges, models, online, uploads
+from app.api import (
+    adapters,
+    chat,
+    compare,
+    completions,
+    files,
+    health,
+    jobs,
+    merges,
+    models,
+    nearest,
+    online,
+    provenance,
+    uploads,
+    what_if,
+)
 from app.error_handlers import install_error_handlers
+from app.exploring import Explorer
 from app.house import House
 from app.jobs import EmbeddedJobEngine
 from app.limits import BodyLimits
@@ -32,7 +48,10 @@ from serving.engine import Engine
 log = logging.getLogger("spolia")
 
 BASE_DETAILS = ("origin", "architecture", "parameters", "context_length")
-ROUTERS = (health, models, chat, completions, adapters, uploads, files, merges, online, compare, jobs)
+ROUTERS = (
+    health, models, chat, completions, adapters, uploads, files, provenance, merges, online, what_if, compare,
+    nearest, jobs,
+)  # fmt: skip
 
 
 class RemoteRefused(SystemExit):
@@ -90,7 +109,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     engine.start()
     stack.callback(engine.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
-    return House(shelves, base, engine, Prompts(base.tokenizer), job_engine)
+    return House(shelves, base, engine, Prompts(base.tokenizer), job_engine, Explorer(shelves, shelves.cache))
 
 
 def settle(shelves: Shelves) -> None:

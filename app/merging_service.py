@@ -16,11 +16,13 @@ from app.facts import content_facts
 from app.problems import Refusal
 from app.schemas import MergeBody
 from app.shelves import Shelves
+from app.sketching import sketch_of
 from app.work import Work
 from deltas.adapter import Adapter
 from merging.engine import MergeResult, run_merge
+from merging.module_cache import ModuleCache
 from merging.plan import Plan, plan_merge
-from merging.recipe import Recipe
+from merging.recipe import ENGINE_VERSION, Recipe
 from merging.weights import Weight
 from store.jobs import Job
 from store.records import CONFIG_FILE, WEIGHTS_FILE, Base, NewVersion, Version
@@ -64,7 +66,7 @@ def draft_merge(shelves: Shelves, body: MergeBody) -> Draft:
         recipe = Recipe.model_validate({**fields, "sources": pinned})
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False, include_input=False)) from None
-    return _draft(shelves, namespace, name, recipe, versions)
+    return draft_stored(shelves, namespace, name, recipe, versions)
 
 
 def target_name(text: str) -> tuple[str, str]:
@@ -99,7 +101,8 @@ def weighted_sources(body: MergeBody, most: int) -> list[tuple[str, Weight]]:
     return [(source.ref, weight) for source, weight in zip(body.sources, body.weights, strict=True)]
 
 
-def _draft(shelves: Shelves, namespace: str, name: str, recipe: Recipe, versions: tuple[Version, ...]) -> Draft:
+def draft_stored(shelves: Shelves, namespace: str, name: str, recipe: Recipe, versions: tuple[Version, ...]) -> Draft:
+    """Plan a recipe whose sources are resolved, one version each. Raises MergeError, Refusal."""
     recipe.check_weights()
     base = common_base(shelves, versions)
     adapters = [shelves.open_adapter(version) for version in versions]
@@ -146,6 +149,11 @@ def _difference(shelves: Shelves, left: Version, right: Version) -> str:
     return ", although the modules that both adapt have the same shapes"
 
 
+def content_identity(version: Version) -> str:
+    """What decides a version's updates: its content and, for families that build on it, its base model's weights."""
+    return f"{version.digest}:{version.base_fingerprint or ''}"
+
+
 def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
     """The version that this recipe already made; under another name, the same bytes are published there at once."""
     same = shelves.registry.find_by_recipe(draft.recipe_digest, draft.namespace, draft.name)
@@ -154,9 +162,11 @@ def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
     other = shelves.registry.find_by_recipe(draft.recipe_digest)
     if other is None:
         return None
+    adapter = shelves.open_adapter(other)
     new = NewVersion(
-        **content_facts(shelves.open_adapter(other)),
+        **content_facts(adapter),
         **_origin(draft),
+        sketch=sketch_of(adapter),
         files={file.name: (file.digest, file.size_bytes) for file in other.files},
         report=shelves.registry.report(other),
     )
@@ -175,7 +185,7 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
     for version, digest in zip(versions, payload["digests"], strict=True):
         if version.digest != digest:
             raise Refusal(409, "source-changed", f"{version.ref} no longer has the content that was to be merged.")
-    draft = _draft(shelves, payload["namespace"], payload["name"], recipe, versions)
+    draft = draft_stored(shelves, payload["namespace"], payload["name"], recipe, versions)
     known = answer_from_registry(shelves, draft)
     if known is not None:
         return result_json(known)
@@ -185,13 +195,14 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
         workers=shelves.settings.merge_workers,
         on_progress=work.progress,
         cancelled=work.cancelled,
+        cache=ModuleCache(shelves.cache, [content_identity(version) for version in versions]),
     )
     return result_json(publish_merge(shelves, draft, result))
 
 
 def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Version:
     """Publish a finished merge: blobs first, then the row with lineage, recipe and report."""
-    config = {**result.config, "base_model_name_or_path": draft.versions[0].base_model}
+    config = merged_config(draft, result)
     with shelves.blobs.stage() as staging:
         with result.weights.open("rb") as file:
             while piece := file.read(1 << 20):
@@ -203,14 +214,21 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
         size = staging.size
         files = {CONFIG_FILE: (staging.commit(), size), WEIGHTS_FILE: weights}
     adapter = Adapter.open(config, result.weights, limits=shelves.limits)
-    new = NewVersion(**content_facts(adapter), **_origin(draft), files=files, report=result.report)
+    new = NewVersion(
+        **content_facts(adapter), **_origin(draft), files=files, report=result.report, sketch=sketch_of(adapter)
+    )
     return shelves.registry.publish(draft.namespace, draft.name, new)[0]
+
+
+def merged_config(draft: Draft, result: MergeResult) -> dict[str, Any]:
+    """The adapter_config.json that is published: it names the base model as the registry does."""
+    return {**result.config, "base_model_name_or_path": draft.versions[0].base_model}
 
 
 def _origin(draft: Draft) -> dict[str, Any]:
     """The fields of NewVersion that say where a merged version comes from."""
     first = draft.versions[0]
-    recipe = draft.recipe.model_dump(mode="json")
+    recipe = {"engine": ENGINE_VERSION, **draft.recipe.model_dump(mode="json")}
     for source, version in zip(recipe["sources"], draft.versions, strict=True):
         source["digest"] = f"sha256:{version.digest}"
     return {

@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import Any
 
+from merging.method import methods
 from store.jobs import Job
-from store.records import AdapterEntry, Version
+from store.records import AdapterEntry, Leaf, Lineage, Version
 
 Json = dict[str, Any]
 
@@ -52,9 +53,42 @@ def version_json(version: Version) -> Json:
         "servable": version.servable and version.base_known,
         "notes": notes,
         "sources": [{"ref": source.ref, "weight": source.weight} for source in version.sources],
+        "leaves": [leaf_json(leaf) for leaf in version.leaves],
         "recipe": version.recipe,
         "recipe_digest": version.recipe_digest and f"sha256:{version.recipe_digest}",
         "metrics": version.metrics,
+    }
+
+
+def leaf_json(leaf: Leaf) -> Json:
+    """A first origin of a merge and its weight in it, null with the reason where a weight says nothing."""
+    known = methods()
+    nonlinear = [name for name in leaf.methods if name not in known or not known[name].exact]
+    if not nonlinear:
+        return {"ref": leaf.ref, "weight": leaf.weight, "reason": None}
+    reason = f"its share went through {', '.join(nonlinear)}, which {'is' if len(nonlinear) == 1 else 'are'}"
+    return {"ref": leaf.ref, "weight": None, "reason": f"{reason} no weighted sum of updates"}
+
+
+def lineage_json(version: Version, lineage: Lineage) -> Json:
+    """All that a version was made from: versions, links between them, first origins."""
+    return {
+        "ref": version.ref,
+        "nodes": [
+            {
+                "ref": node.ref,
+                "digest": node.digest and f"sha256:{node.digest}",
+                "origin": node.origin,
+                "method": node.method,
+                "deleted": node.version_id is None,
+            }
+            for node in lineage.nodes
+        ],
+        "links": [
+            {"child": link.child, "parent": link.parent, "weight": link.weight, "role": link.role}
+            for link in lineage.links
+        ],
+        "leaves": [leaf_json(leaf) for leaf in version.leaves],
     }
 
 

@@ -141,3 +141,24 @@ class OnlineMergeBody(Body):
     )
     method: Text = Field("sum", description="How a slot and the new adapter are merged, at n/(n+1) and 1/(n+1).")
     rank: Any = Field(None, description="Rank of the slot, as for a merge.")
+
+
+class WhatIfBody(Body):
+    """A merged version or a recipe, and what shall be different. What is not given stays as it is."""
+
+    ref: Text | None = Field(None, description="A merged version, whose recipe is to be changed.")
+    recipe: MergeBody | None = Field(
+        None, description="Or a recipe, as POST /v1/merges takes it; nothing is made under its name."
+    )
+    weights: dict[Text, Any] = Field(default_factory=dict, description="New weights by source.")
+    drop: list[Text] = Field(default_factory=list, description="Sources to leave out.")
+    add: Sources = Field(default_factory=list, description="Sources to take in.")
+    method: Text = "sum"
+    rank: Any = Field(None, description="As in POST /v1/merges; null: the method's own.")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="All parameters of the method; another method starts from its own."
+    )
+    space: Literal["core", "dense", "factors"] | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**63)
+    modules: bool = Field(False, description="Whether the answer lists every module.")

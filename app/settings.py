@@ -53,6 +53,19 @@ class Settings(BaseSettings):
     max_models: int = Field(1000, ge=1, description="Most entries of /v1/models; adapters beyond are served unlisted.")
     max_page: int = Field(200, ge=1, description="Most items on one page of a list.")
 
+    merge_cache_bytes: int = Field(
+        GIB,
+        ge=0,
+        description="Disk for finished modules and condensed sources of earlier merges; the least recently used leave"
+        " first, 0 keeps none.",
+    )
+    verify_tolerance: float = Field(
+        1e-4,
+        ge=0,
+        description="Relative difference of a module's update up to which a replayed merge counts as equivalent; for"
+        " half precision at least the spacing of its numbers.",
+    )
+
     adapter_pool_bytes: int = Field(
         512 * MIB, ge=1, description="Memory for adapters in use; the least recently used leave first."
     )
@@ -85,6 +98,11 @@ class Settings(BaseSettings):
     def work_dir(self) -> Path:
         """Scratch folders of running jobs, one each, named by job id."""
         return self.data_dir / "work"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What can be computed again: finished modules, condensed sources."""
+        return self.data_dir / "cache"
 
     @property
     def spool_dir(self) -> Path:

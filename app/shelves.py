@@ -9,11 +9,13 @@ from app.settings import Settings
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from deltas.header import Limits
+from merging.file_cache import FileCache
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.jobs import JobTable
 from store.records import CONFIG_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
+from store.sketches import SketchTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +27,17 @@ class Shelves:
     blobs: Blobs
     registry: Registry
     jobs: JobTable
+    sketches: SketchTable
 
     @property
     def limits(self) -> Limits:
         """What is read of an adapter at most."""
         return Limits(header_bytes=self.settings.max_header_bytes, config_bytes=self.settings.max_config_bytes)
+
+    @property
+    def cache(self) -> FileCache:
+        """What merges and what-if questions keep for the next one."""
+        return FileCache(self.settings.cache_dir, self.settings.merge_cache_bytes)
 
     def open_adapter(self, version: Version) -> Adapter:
         """The adapter of a published version: its config and its weights' header are read, no tensor.
@@ -64,4 +72,4 @@ def open_shelves(settings: Settings) -> Shelves:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
     blobs = LocalBlobs(settings.blobs_dir)
-    return Shelves(settings, database, blobs, Registry(database, blobs), JobTable(database))
+    return Shelves(settings, database, blobs, Registry(database, blobs), JobTable(database), SketchTable(database))

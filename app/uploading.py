@@ -16,6 +16,7 @@ from app.facts import content_facts, match_base
 from app.problems import Refusal
 from app.schemas import VersionForm
 from app.shelves import Shelves
+from app.sketching import sketch_of
 from deltas.adapter import Adapter
 from deltas.header import read_header
 from store.blobs import Staging
@@ -130,6 +131,7 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
         "license": upload.form.license,
         "tags": upload.form.tags,
         "card": upload.card,
+        "sketch": sketch_of(adapter),
     }
 
 

@@ -22,14 +22,19 @@ from app.jobs import STOP
 from app.merging_service import run_merge_job
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
+from app.sketching import sketch_one_missing
+from app.verifying import run_verify_job
 from app.work import Work
 from merging.errors import MergeCancelled
-from store.errors import StorageBusy, UnknownJob
+from store.errors import StorageBusy, StoreError, UnknownJob
 from store.jobs import Job
 
 log = logging.getLogger("spolia.worker")
 
-KINDS: dict[str, Callable[[Shelves, Job, Work], dict[str, object]]] = {"merge": run_merge_job}
+KINDS: dict[str, Callable[[Shelves, Job, Work], dict[str, object]]] = {
+    "merge": run_merge_job,
+    "verify": run_verify_job,
+}
 _POLL_S = 1.0
 
 
@@ -49,10 +54,10 @@ class Worker:
         self._sweep()
         while not self.stop.is_set():
             self.wake.clear()
-            if (job := self._claim()) is None:
-                self.wake.wait(_POLL_S)
-            else:
+            if (job := self._claim()) is not None:
                 self.run_one(job)
+            elif not self._make_up_for():
+                self.wake.wait(_POLL_S)
 
     def _claim(self) -> Job | None:
         try:
@@ -60,6 +65,14 @@ class Worker:
         except StorageBusy as error:
             log.warning("%s", error)
             return None
+
+    def _make_up_for(self) -> bool:
+        """What can wait until nothing is queued: one missing sketch. Whether there was any."""
+        try:
+            return sketch_one_missing(self.shelves)
+        except StoreError as error:
+            log.warning("%s", error)
+            return False
 
     def run_one(self, job: Job) -> None:
         """Run a claimed job to its end, whatever it is; a worker that is told to stop leaves it as running."""

@@ -11,17 +11,25 @@ Everything is measured on the cores in the joint bases of the adapters that shar
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deltas.adapter import Adapter
+from deltas.factors import inner
 from deltas.joint import Joint, joint_bases
 from merging.errors import BaseMismatch, ModuleMismatch, NotMergeable
 from merging.report import agreements, cosines, sign_agreement
 
 DUPLICATE = 1 - 1e-6  # cosine from which two updates count as one
+
+
+class Resemblance(NamedTuple):
+    """How one update relates to another: their cosine, and the c for which c · left is nearest to the other."""
+
+    cosine: float
+    factor: float
 
 
 @dataclass(slots=True)
@@ -101,6 +109,31 @@ def compare(adapters: Sequence[Adapter], refs: Sequence[str]) -> dict[str, Any]:
             for layer, sums in sorted(layers.items(), key=lambda item: (item[0] is None, item[0] or 0))
         ],
     }
+
+
+def resemblances(left: Adapter, others: Sequence[Adapter]) -> list[Resemblance]:
+    """The exact cosine of `left`'s whole update with each other's, from [rank, rank] Gram matrices, module by module.
+
+    A module that one of two adapters lacks counts as ΔW = 0 there (`compare` looks at shared modules only).
+
+    Raises:
+        NotLowRank: if an adapter's updates cannot be read as factors.
+    """
+    own, dots, squares = 0.0, [0.0] * len(others), [0.0] * len(others)
+    for name in sorted({name for adapter in (left, *others) for name in adapter.modules}):
+        mine = left.factors(name) if name in left.modules else None
+        own += inner(mine, mine) if mine else 0.0
+        for i, other in enumerate(others):
+            if name not in other.modules:
+                continue
+            theirs = other.factors(name)
+            squares[i] += inner(theirs, theirs)
+            if mine and (mine.out_features, mine.in_features) == (theirs.out_features, theirs.in_features):
+                dots[i] += inner(mine, theirs)
+    return [
+        Resemblance(dot / (own * square) ** 0.5, dot / own) if own > 0 and square > 0 else Resemblance(0.0, 0.0)
+        for dot, square in zip(dots, squares, strict=True)
+    ]
 
 
 def _spaces(core: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,11 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from merging.config import peft_config
 from merging.errors import BadRank, MergeCancelled
 from merging.journal import Journal, Record
 from merging.method import Merged, ModuleInputs
+from merging.module_cache import ModuleCache
 from merging.plan import Plan, PlannedModule
 from merging.ranks import Budget, plain_rank
 from merging.report import measure_module, published, summarise
@@ -59,10 +61,12 @@ def run_merge(
     workers: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
+    cache: ModuleCache | None = None,
 ) -> MergeResult:
     """Do what the plan says, in the scratch folder `folder` (made if absent).
 
-    Called again on the same folder after a kill, it takes over the modules that were finished. `on_progress(done,
+    Called again on the same folder after a kill, it takes over the modules that were finished. With a `cache`, modules
+    that another merge finished before are taken from there: the same bytes, without the work. `on_progress(done,
     total)` and `cancelled()` are called from the calling thread, at least ten times a second.
 
     Raises:
@@ -80,17 +84,38 @@ def run_merge(
             spent = None
             if isinstance(plan.rank, Budget):
                 _run_modules(plan, journal, journal.spectra, _find_spectra, workers, on_progress, cancelled)
-                spent = _spend(plan, plan.rank, journal)
+                own = [unpack(*journal.read_spectra(m.name)).own for m in plan.modules]
+                spent = spend(plan, plan.rank, own)
                 plan = plan.with_ranks(spent.ranks)
-            _run_modules(plan, journal, journal.records, _do_module, workers, on_progress, cancelled)
+            work = partial(_do_module, cache=cache)
+            _run_modules(plan, journal, journal.records, work, workers, on_progress, cancelled)
         weights = folder / "adapter_model.safetensors"
         _write_weights(plan, journal, weights)
         reports = {m.name: journal.records[m.name].head["report"] for m in plan.modules}
         details = {m.name: journal.records[m.name].head["details"] for m in plan.modules}
+        reused = sum("reused" in record.head for record in journal.records.values())
     finally:
         journal.close()
-    members = {m.name: m.sources for m in plan.modules}
     report = {
+        **compose_report(plan, reports, details, spent),
+        "seconds": time.perf_counter() - started,
+        "modules_resumed": resumed,
+        "modules_reused": reused,
+    }
+    ranks = {name: module["rank"] for name, module in reports.items()}
+    return MergeResult(peft_config(plan, ranks), weights, report)
+
+
+def compose_report(
+    plan: Plan,
+    reports: Mapping[str, dict[str, Any]],
+    details: Mapping[str, Mapping[str, Any]],
+    spent: Allocation | None,
+) -> dict[str, Any]:
+    """The report of a merge whose modules have these figures (`measure_module`) and details of their method; `spent`:
+    the ranks that a budget bought."""
+    members = {m.name: m.sources for m in plan.modules}
+    return {
         "method": plan.method.name,
         "space": plan.space,
         "rank_asked": plain_rank(plan.rank),
@@ -110,11 +135,7 @@ def run_merge(
             }
             for m in plan.modules
         ],
-        "seconds": time.perf_counter() - started,
-        "modules_resumed": resumed,
     }
-    ranks = {name: module["rank"] for name, module in reports.items()}
-    return MergeResult(peft_config(plan, ranks), weights, report)
 
 
 def _run_modules(
@@ -146,8 +167,13 @@ def _run_modules(
 
 
 def _find_spectra(plan: Plan, module: PlannedModule, journal: Journal) -> None:
-    """First pass under a budget: the spectra of the exact sum and, in core space, of the method's own result."""
-    sources = [_read(plan, i, module.name).factors for i in module.sources]
+    """First pass under a budget."""
+    head, payload = find_spectra(plan, module, [_read(plan, i, module.name).factors for i in module.sources]).pack()
+    journal.append_spectra(module.name, head, payload)
+
+
+def find_spectra(plan: Plan, module: PlannedModule, sources: list[Factors]) -> ModuleSpectra:
+    """The spectra of a module's exact sum and, in core space, of the method's own result."""
     joint = joint_bases(sources)
     target = _weighted_sum(module, joint)
     exact = own = Spectrum(*torch.linalg.svd(target, full_matrices=False))
@@ -162,13 +188,15 @@ def _find_spectra(plan: Plan, module: PlannedModule, journal: Journal) -> None:
     norms = torch.linalg.vector_norm(joint.cores, dim=(1, 2)).tolist()
     floor = ZERO * sum(abs(weight) * norm for weight, norm in zip(module.weights, norms, strict=True))
     audible = torch.where(floor < own.S, own.S, 0.0)
-    head, payload = ModuleSpectra(exact.S, audible, core).pack()
-    journal.append_spectra(module.name, head, payload)
+    return ModuleSpectra(exact.S, audible, core)
 
 
-def _spend(plan: Plan, budget: Budget, journal: Journal) -> Allocation:
-    """The ranks that the budget buys."""
-    spectra = [unpack(*journal.read_spectra(m.name)).own for m in plan.modules]
+def spend(plan: Plan, budget: Budget, spectra: Sequence[torch.Tensor]) -> Allocation:
+    """The ranks that the budget buys; `spectra`: the singular values of every module's result.
+
+    Raises:
+        BadRank: if the result is zero everywhere.
+    """
     costs = [m.rank_parameters for m in plan.modules]
     found = water_fill(spectra, costs, plan.budget_parameters or 0, budget.share)
     if not any(found.ranks):
@@ -176,38 +204,58 @@ def _spend(plan: Plan, budget: Budget, journal: Journal) -> Allocation:
     return found
 
 
-def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
+def _do_module(plan: Plan, module: PlannedModule, journal: Journal, cache: ModuleCache | None) -> None:
+    if cache is not None and (known := cache.get(plan, module)) is not None:
+        head, payload = known
+        journal.append(module.name, {**head, "reused": True}, payload)
+        return
+    known_spectra = unpack(*journal.read_spectra(module.name)) if module.name in journal.spectra else None
     readings = [_read(plan, i, module.name) for i in module.sources]
+    stored, report, details = merge_module(plan, module, readings, known_spectra)
+    head, payload = {"report": report, "details": details}, _bytes(stored.A) + _bytes(stored.B)
+    journal.append(module.name, head, payload)
+    if cache is not None:
+        cache.put(plan, module, head, payload)
+
+
+def merge_module(
+    plan: Plan, module: PlannedModule, readings: list[Reading], known: ModuleSpectra | None = None
+) -> tuple[Factors, dict[str, Any], dict[str, Any]]:
+    """One module merged from what was read of its sources: what is stored, its figures, and its method's details.
+    `known`: what a first pass found out about it.
+
+    Raises:
+        NonFiniteTensor: if the result holds NaN or Inf in the dtype it is stored in.
+    """
     sources = [reading.factors for reading in readings]
     joint = joint_bases(sources)
     target = _weighted_sum(module, joint)
-    outcome, exact = _merge(plan, module, journal, sources, joint, target)
+    outcome, exact = _merge(plan, module, known, sources, joint, target)
     stored = outcome.factors.to(TORCH_DTYPES[plan.dtype])
     _check_finite(stored, f"of the result in {plan.dtype}", module.name)
     report = measure_module(joint, module.weights, target, exact, stored)
     for figures, reading in zip(report["sources"], readings, strict=True):
         if reading.relative_error:
             figures["conversion_error"] = reading.relative_error
-    payload = _bytes(stored.A) + _bytes(stored.B)
-    journal.append(module.name, {"report": report, "details": dict(outcome.details)}, payload)
+    return stored, report, dict(outcome.details)
 
 
 def _merge(
     plan: Plan,
     module: PlannedModule,
-    journal: Journal,
+    known: ModuleSpectra | None,
     sources: list[Factors],
     joint: Joint,
     target: torch.Tensor,
 ) -> tuple[Merged, torch.Tensor]:
     """The method's result at the module's rank, and the singular values of the exact weighted sum."""
-    known = unpack(*journal.read_spectra(module.name)) if module.name in journal.spectra else None
     if known and known.core:
         return Merged(joint.lift(known.core, module.target_rank)), known.exact
     exact = Spectrum(*torch.linalg.svd(target, full_matrices=False))
     rank = _rank_from_energy(exact.S, module.rank) if isinstance(module.rank, float) else module.target_rank
     if rank == 0:
-        return Merged(Factors(torch.zeros(0, module.in_features), torch.zeros(module.out_features, 0))), exact.S
+        width, height = sources[0].in_features, sources[0].out_features  # the module's, unless sources are condensed
+        return Merged(Factors(torch.zeros(0, width), torch.zeros(height, 0))), exact.S
     rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
     dense = plan.space == "dense"
     stack = torch.stack([f.B @ f.A for f in sources]).float() if dense else joint.cores

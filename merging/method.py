@@ -50,6 +50,9 @@ class ModuleInputs:
 
 
 NEEDS = frozenset(ModuleInputs.__dataclass_fields__)
+# What one module's sources, weights, rank, depth and seed decide: a method that needs no more gives the same result for
+# the same module, whatever merge it is part of (merging/module_cache.py).
+MODULE_NEEDS = frozenset({"sources", "weights", "rank", "rng", "cores", "joint", "depth"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,38 +1,89 @@
-"""Descent: what a version was made from, down to the versions that were made from nothing else."""
+"""Descent: what a version was made from, down to the versions that were made from nothing else.
+
+A version's sources exist before it and it never changes, so descent has no cycles. It may be deep and wide, so the
+database walks it (one recursive statement, every version once) and sums over paths run in topological order.
+"""
+
+from collections.abc import Collection, Iterable
+from graphlib import TopologicalSorter
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from store.models import AdapterRow, LineageRow, VersionRow
-from store.records import Source
+from store.models import AdapterRow, LineageRow, RecipeRow, VersionRow
+from store.records import Ancestor, Leaf, Lineage, Link
 
 
-def leaves(session: Session, version_id: str) -> list[Source]:
-    """The first origins of a version, in the order they are met; empty when it was made from nothing.
+def read_lineage(session: Session, version_ids: Collection[str]) -> Lineage:
+    """These versions, everything that they were made from, and how. A version deleted by force is there by its
+    reference alone, since nothing is known beyond it."""
+    up = select(VersionRow.id).where(VersionRow.id.in_(version_ids)).cte("up", recursive=True)
+    # UNION, not UNION ALL: a version that is reached on many paths is walked once.
+    up = up.union(
+        select(LineageRow.parent_id).join(up, LineageRow.child_id == up.c.id).where(LineageRow.parent_id.is_not(None))
+    )
+    found = session.execute(
+        select(
+            VersionRow.id,
+            AdapterRow.namespace,
+            AdapterRow.name,
+            VersionRow.number,
+            VersionRow.digest,
+            VersionRow.origin,
+            RecipeRow.recipe["method"].as_string().label("method"),
+        )
+        .join(up, VersionRow.id == up.c.id)
+        .join(AdapterRow, AdapterRow.id == VersionRow.adapter_id)
+        .outerjoin(RecipeRow, RecipeRow.digest == VersionRow.recipe_digest)
+        .order_by(VersionRow.created_at.desc(), VersionRow.id.desc())
+    ).all()
+    nodes = {
+        row.id: Ancestor(f"{row.namespace}/{row.name}@{row.number}", row.id, row.digest, row.origin, row.method)
+        for row in found
+    }
+    rows = session.scalars(
+        select(LineageRow).join(up, LineageRow.child_id == up.c.id).order_by(LineageRow.child_id, LineageRow.position)
+    ).all()
+    links = [Link(nodes[row.child_id].ref, row.parent_ref, row.weight, row.role) for row in rows]
+    gone = {row.parent_ref: Ancestor(row.parent_ref, None, None, None, None) for row in rows if row.parent_id is None}
+    return Lineage((*nodes.values(), *gone.values()), tuple(links))
 
-    A leaf's weight is the product of the weights on the way to it, summed over all ways: its share, if every merge
-    on the way was a weighted sum. A version deleted by force is a leaf, since nothing is known beyond it.
+
+def leaves(lineage: Lineage, ref: str) -> tuple[Leaf, ...]:
+    """The first origins of the version `ref`, in the order they are met; none when it was made from nothing.
+
+    A leaf's weight is the product of the weights on the way to it, summed over all ways.
     """
-    found: dict[str, Source] = {}
-    ahead: dict[str, Source] = {version_id: Source("", 1.0, "", version_id)}
-    first = True
-    while ahead:
-        links = session.scalars(
-            select(LineageRow).where(LineageRow.child_id.in_(ahead)).order_by(LineageRow.child_id, LineageRow.position)
-        ).all()
-        has_parents = {link.child_id for link in links}
-        if not first:
-            for child_id, child in ahead.items():
-                if child_id not in has_parents:
-                    _add(found, child)
-        first = False
-        beyond: dict[str, Source] = {}
+    of_child: dict[str, list[Link]] = {}
+    for link in lineage.links:
+        of_child.setdefault(link.child, []).append(link)
+    methods = {node.ref: node.method for node in lineage.nodes}
+    weights = {ref: 1.0}
+    through: dict[str, set[str]] = {ref: set()}
+    roles: dict[str, set[str]] = {ref: set()}
+    found: list[Leaf] = []
+    for node in _from_the_top(of_child, ref):
+        links = of_child.get(node, ())
+        if not links and node != ref:
+            found.append(Leaf(node, weights[node], tuple(sorted(through[node])), tuple(sorted(roles[node]))))
         for link in links:
-            weight = ahead[link.child_id].weight * link.weight
-            source = Source(link.parent_ref, weight, link.role, link.parent_id)
-            _add(found if link.parent_id is None else beyond, source)
-        ahead = {source.version_id: source for source in beyond.values() if source.version_id is not None}
-    return list(found.values())
+            weights[link.parent] = weights.get(link.parent, 0.0) + weights[node] * link.weight
+            through.setdefault(link.parent, set()).update(through[node], filter(None, [methods[node]]))
+            roles.setdefault(link.parent, set()).update(roles[node], [link.role])
+    return tuple(found)
+
+
+def _from_the_top(of_child: dict[str, list[Link]], ref: str) -> Iterable[str]:
+    """The version, then everything it was made from, nothing before all that was made from it."""
+    reached, ahead = {ref: set[str]()}, [ref]
+    while ahead:
+        node = ahead.pop()
+        for link in of_child.get(node, ()):
+            if link.parent not in reached:
+                reached[link.parent] = set()
+                ahead.append(link.parent)
+            reached[link.parent].add(node)
+    return TopologicalSorter(reached).static_order()
 
 
 def needs(session: Session, version: VersionRow) -> list[str]:
@@ -47,9 +98,3 @@ def needs(session: Session, version: VersionRow) -> list[str]:
         .order_by(AdapterRow.namespace, AdapterRow.name, VersionRow.number)
     )
     return reasons + [f"{row.namespace}/{row.name}@{row.number} was made from it" for row in children]
-
-
-def _add(sources: dict[str, Source], source: Source) -> None:
-    before = sources.get(source.ref)
-    weight = source.weight + (before.weight if before else 0.0)
-    sources[source.ref] = Source(source.ref, weight, source.role, source.version_id)

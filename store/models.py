@@ -4,6 +4,7 @@ base_models                            adapters ─┬─ tags
                                                  └─ versions ─┬─ version_files ── (blob, by digest)
 recipes ── versions                                           ├─ version_targets
                                                               ├─ aliases
+                                                              ├─ sketches
 jobs                                                          └─ lineage ── versions (the parent)
 """
 
@@ -229,6 +230,16 @@ class LineageRow(Model):
     parent_ref: Mapped[str] = mapped_column(String(210))
     weight: Mapped[float]
     role: Mapped[str] = mapped_column(String(32))
+
+
+class SketchRow(Model):
+    """What stands for a version's updates in the search of near adapters; ``kind`` says how it was made."""
+
+    __tablename__ = "sketches"
+
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[int]
+    data: Mapped[bytes]
 
 
 class JobRow(Model):

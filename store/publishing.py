@@ -12,6 +12,7 @@ from store.models import (
     AdapterRow,
     LineageRow,
     RecipeRow,
+    SketchRow,
     VersionFileRow,
     VersionRow,
     VersionTargetRow,
@@ -85,6 +86,8 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
     )
     session.add(row)
     session.flush()
+    if new.sketch is not None:
+        session.add(SketchRow(version_id=row.id, kind=new.sketch.kind, data=new.sketch.data))
     return row
 
 

@@ -32,6 +32,13 @@ class Parent(NamedTuple):
     role: str = "source"
 
 
+class Sketch(NamedTuple):
+    """What stands for a version's updates when near adapters are looked for; ``kind`` says how it was made."""
+
+    kind: int
+    data: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVersion:
     """Everything a version is, before the registry numbers it.
@@ -73,6 +80,7 @@ class NewVersion:
     recipe: Mapping[str, Any] | None = None
     recipe_digest: str | None = None
     report: Mapping[str, Any] | None = None
+    sketch: Sketch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,46 @@ class Source:
     weight: float
     role: str
     version_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """One version of a lineage; only its ``ref`` is known once it was deleted by force. ``method`` made a merge."""
+
+    ref: str
+    version_id: str | None
+    digest: str | None
+    origin: str | None
+    method: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A version (``child``) was made from another (``parent``), each by pinned reference."""
+
+    child: str
+    parent: str
+    weight: float
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Versions and how they descend from each other, without cycles."""
+
+    nodes: tuple[Ancestor, ...]
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A first origin of a version. ``weight``: the product of the weights on the way to it, summed over all ways: its
+    share, if every merge on the way was a weighted sum. ``methods`` and ``roles`` are all that lie on the ways."""
+
+    ref: str
+    weight: float
+    methods: tuple[str, ...]
+    roles: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +182,7 @@ class Version:
     metrics: dict[str, Any]
     origin: Origin
     sources: tuple[Source, ...]
+    leaves: tuple[Leaf, ...]
     recipe: dict[str, Any] | None
     recipe_digest: str | None
 

@@ -13,7 +13,7 @@ from ulid import ULID
 from store.blobs import Blobs
 from store.database import Database
 from store.errors import VersionInUse
-from store.lineage import leaves, needs
+from store.lineage import needs, read_lineage
 from store.listing import list_adapters
 from store.models import (
     AdapterRow,
@@ -26,7 +26,18 @@ from store.models import (
     now,
 )
 from store.publishing import add_version
-from store.records import AdapterEntry, Base, BlobRef, NewVersion, Page, Parent, Source, Version, version_digest
+from store.records import (
+    AdapterEntry,
+    Base,
+    BlobRef,
+    Lineage,
+    NewVersion,
+    Page,
+    Parent,
+    Source,
+    Version,
+    version_digest,
+)
 from store.references import Reference, parse_reference, validate_alias, validate_name, validate_tag
 from store.resolving import adapter_row, find_adapter, near_adapters, version_row
 from store.rows import base_record, read_entries, read_version, read_versions
@@ -177,10 +188,10 @@ class Registry:
             found = read_versions(session, statement.order_by(VersionRow.created_at, VersionRow.id).limit(1))
         return found[0] if found else None
 
-    def sources(self, version: Version) -> list[Source]:
-        """What a version was first made from, through all merges on the way; empty for an upload."""
+    def lineage(self, version: Version) -> Lineage:
+        """The version, everything that it was made from, through all merges on the way, and how."""
         with self.database.reading() as session:
-            return leaves(session, version.id)
+            return read_lineage(session, [version.id])
 
     def report(self, version: Version) -> dict[str, Any] | None:
         """The report stored with a version, if it has one."""

@@ -6,8 +6,9 @@ from typing import cast
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, joinedload, selectinload
 
+from store.lineage import leaves, read_lineage
 from store.models import AdapterRow, AliasRow, BaseModelRow, VersionRow
-from store.records import AdapterEntry, Base, Origin, Source, Version, VersionFile
+from store.records import AdapterEntry, Base, Lineage, Origin, Source, Version, VersionFile
 
 
 def read_versions(session: Session, statement: Select[VersionRow]) -> list[Version]:
@@ -27,7 +28,9 @@ def read_versions(session: Session, statement: Select[VersionRow]) -> list[Versi
     ).all()
     names = {row.base_model for row in found if row.base_model is not None}
     known = set(session.scalars(select(BaseModelRow.name).where(BaseModelRow.name.in_(names))))
-    return [_version(row, row.base_model in known) for row in found]
+    merged = [row.id for row in found if row.parents]
+    lineage = read_lineage(session, merged) if merged else Lineage((), ())
+    return [_version(row, row.base_model in known, lineage) for row in found]
 
 
 def read_version(session: Session, version_id: str) -> Version:
@@ -83,7 +86,8 @@ def base_record(row: BaseModelRow) -> Base:
     return Base(row.name, row.fingerprint, modules, row.details)
 
 
-def _version(row: VersionRow, base_known: bool) -> Version:
+def _version(row: VersionRow, base_known: bool, lineage: Lineage) -> Version:
+    ref = f"{row.adapter.namespace}/{row.adapter.name}@{row.number}"
     return Version(
         id=row.id,
         namespace=row.adapter.namespace,
@@ -121,6 +125,7 @@ def _version(row: VersionRow, base_known: bool) -> Version:
         metrics=row.metrics,
         origin=cast("Origin", row.origin),
         sources=tuple(Source(link.parent_ref, link.weight, link.role, link.parent_id) for link in row.parents),
+        leaves=leaves(lineage, ref) if row.parents else (),
         recipe=None if row.recipe is None else row.recipe.recipe,
         recipe_digest=row.recipe_digest,
     )

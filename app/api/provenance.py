@@ -1,0 +1,32 @@
+"""Where a version comes from, and whether that is so."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.api.access import HouseDep
+from app.api.adapters import resolve_version
+from app.presenting import job_json, lineage_json
+from app.verifying import draft_replay
+
+router = APIRouter(prefix="/v1/adapters", tags=["provenance"])
+
+
+@router.get("/{namespace}/{name}/versions/{version}/lineage")
+def get_lineage(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
+    """What a version was made from, through all merges on the way, and its share of each upload at the beginning."""
+    found = resolve_version(house.registry, namespace, name, version)
+    return lineage_json(found, house.registry.lineage(found))
+
+
+@router.post("/{namespace}/{name}/versions/{version}/verify", status_code=202)
+def post_verify(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
+    """Queue a check: files against their digests and, for a merge, a replay of its recipe. The outcome is the job's
+    result."""
+    found = resolve_version(house.registry, namespace, name, version)
+    if found.origin == "merge":
+        draft_replay(house.shelves, found)  # refused now, not in the job, where its sources are gone
+    payload = {"ref": found.ref, "digest": found.digest}
+    job, _ = house.jobs.enqueue("verify", payload, f"verify:{found.id}")
+    house.job_engine.wake()
+    return job_json(job)
