@@ -85,14 +85,29 @@ def run_verify_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
     version = shelves.registry.resolve(job.payload["ref"])
     if version.digest != job.payload["digest"]:
         raise Refusal(409, "source-changed", f"{version.ref} no longer has the content that was to be verified.")
-    return verify(shelves, version, work, workers=shelves.settings.merge_workers)
+    return verify(
+        shelves,
+        version,
+        work.folder,
+        workers=shelves.settings.merge_workers,
+        on_progress=work.progress,
+        cancelled=work.cancelled,
+    )
 
 
-def verify(shelves: Shelves, version: Version, work: Work, *, workers: int) -> dict[str, Any]:
-    """Check files, then replay a merge; the outcome as the job's result shows it."""
+def verify(
+    shelves: Shelves,
+    version: Version,
+    folder: Path,
+    *,
+    workers: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Check files, then replay a merge in the scratch folder `folder`; the outcome as the job's result shows it."""
 
     def stop() -> None:
-        if work.cancelled():
+        if cancelled():
             raise MergeCancelled
 
     damaged = damages(shelves, version, stop)
@@ -101,14 +116,15 @@ def verify(shelves: Shelves, version: Version, work: Work, *, workers: int) -> d
         return {**answer, "outcome": "damaged", "summary": " ".join(damaged)}
     if version.origin == "upload":
         shelves.open_adapter(version).check_finite()
-        work.progress(1, 1)
+        on_progress(1, 1)
         summary = f"All {len(version.files)} files have the digests they were stored under; every number is finite."
         return {**answer, "outcome": "intact", "summary": summary}
     draft = draft_replay(shelves, version)
     for source in {version.digest: version for version in draft.versions}.values():
         if damaged := damages(shelves, source, stop):
             raise Refusal(409, "sources-damaged", f"The merge cannot be replayed: {' '.join(damaged)}")
-    result = run_merge(draft.plan, work.folder, workers=workers, on_progress=work.progress, cancelled=work.cancelled)
+    # Without the cache of finished modules: every module is done afresh.
+    result = run_merge(draft.plan, folder, workers=workers, on_progress=on_progress, cancelled=cancelled)
     return {**answer, **_compared(shelves, version, draft, result, stop)}
 
 
