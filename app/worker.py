@@ -36,6 +36,7 @@ KINDS: dict[str, Callable[[Shelves, Job, Work], dict[str, object]]] = {
     "verify": run_verify_job,
 }
 _POLL_S = 1.0
+_MAKE_UP_EVERY_S = 10.0  # looking for missing sketches goes through all versions
 
 
 class Worker:
@@ -45,6 +46,7 @@ class Worker:
         self.shelves = shelves
         self.wake = threading.Event()
         self.stop = threading.Event()
+        self._look_again_at = 0.0
 
     def run(self) -> None:
         """Go on with what was interrupted, then take jobs until told to stop."""
@@ -68,11 +70,16 @@ class Worker:
 
     def _make_up_for(self) -> bool:
         """What can wait until nothing is queued: one missing sketch. Whether there was any."""
+        if time.monotonic() < self._look_again_at:
+            return False
         try:
-            return sketch_one_missing(self.shelves)
+            found = sketch_one_missing(self.shelves)
         except StoreError as error:
             log.warning("%s", error)
-            return False
+            found = False
+        if not found:
+            self._look_again_at = time.monotonic() + _MAKE_UP_EVERY_S
+        return found
 
     def run_one(self, job: Job) -> None:
         """Run a claimed job to its end, whatever it is; a worker that is told to stop leaves it as running."""

@@ -46,7 +46,8 @@ class SketchTable:
         )
         with self.database.reading() as session:
             for rows in session.execute(statement, execution_options={"yield_per": BATCH}).partitions():
-                yield [row.version_id for row in rows], b"".join(row.data for row in rows)
+                ids, data = zip(*rows, strict=True)
+                yield list(ids), b"".join(data)
 
     def missing(self, kind: int, limit: int) -> list[Version]:
         """Mergeable versions that have no sketch of this kind yet, oldest first."""

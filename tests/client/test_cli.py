@@ -168,3 +168,32 @@ def test_compare_shows_overlap(shell: Shell, pushed: list[str]) -> None:
     assert "Interference" in page
     assert "Shared subspace" in page
     assert shell.json("compare", *pushed)["refs"] == pushed
+
+
+def test_what_comes_out_can_be_checked_traced_and_changed(shell: Shell, pushed: list[str]) -> None:
+    ref = shell.json("merge", "shell/traced", f"{pushed[0]}=0.5", f"{pushed[1]}=2", "--rank", 2)["result"]["ref"]
+    assert f"{ref} is identical. The recipe was replayed" in shell.text("verify", ref)
+    assert shell.json("verify", pushed[0])["outcome"] == "intact"
+
+    over = shell.json("merge", "shell/over", f"{ref}=3", pushed[0])["result"]["ref"]
+    page = shell.text("lineage", over)
+    assert "First origins" in page
+    assert {leaf["ref"]: leaf["weight"] for leaf in shell.json("lineage", over)["leaves"]} == {
+        pushed[0]: 2.5,
+        pushed[1]: 6.0,
+    }
+    assert "made from nothing else" in shell.text("lineage", pushed[0])
+
+    words = ["what-if", ref, "--weight", "shell/a=1", "--drop", "shell/b", "--add", "shell/over=0.5", "--rank", 3]
+    page = shell.text(*words, "--modules")
+    assert all(word in page for word in ("before", "after", "nothing was made", "shell/over@1", "q_proj"))
+    found = shell.json(*words)
+    assert [source["ref"] for source in found["recipe"]["sources"]] == [pushed[0], over]
+    assert found["after"]["totals"]["rank"]["max"] == 3
+    code, sentence = shell.failure("what-if", ref, "--drop", "shell/nothing")
+    assert code == 1
+    assert "shell/nothing is not a source" in sentence
+
+    page = shell.text("nearest", over, "--limit", 2)
+    assert ref in page
+    assert [item["ref"] for item in shell.json("nearest", over, "--limit", 1)["items"]] == [ref]

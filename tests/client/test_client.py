@@ -174,3 +174,19 @@ def test_refusals_are_one_sentence_with_their_problem(spolia: Client, two: tuple
         spolia.show("just-a-name")
     with Client("http://127.0.0.1:9") as nobody, pytest.raises(SpoliaError, match="No service answers"):
         nobody.models()
+
+
+def test_a_merge_is_verified_traced_and_questioned(spolia: Client, two: tuple[str, str]) -> None:
+    ref = spolia.merge("merged/asked", {two[0]: 0.5, two[1]: 2.0})["result"]["ref"]
+    seen: list[tuple[int, int]] = []
+    job = spolia.verify(ref, on_progress=lambda done, of: seen.append((done, of)))
+    assert job["result"]["outcome"] == "identical"
+    assert seen[-1] == (4, 4)
+    assert spolia.verify(two[0], wait=False)["kind"] == "verify"
+    assert [leaf["weight"] for leaf in spolia.lineage(ref)["leaves"]] == [0.5, 2.0]
+    found = spolia.what_if(ref, weights={two[0]: 1}, drop=[two[1]], rank=2)
+    assert [source["ref"] for source in found["recipe"]["sources"]] == [two[0]]
+    assert found["before"]["totals"] == spolia.report(ref)["totals"]
+    recipe = {"name": "merged/none", "sources": list(two)}
+    assert spolia.what_if(recipe=recipe, add={ref: 0.1})["after"]["totals"]["norm"] > 0
+    assert spolia.nearest(ref, limit=1)["items"][0]["ref"] == two[1]

@@ -221,6 +221,25 @@ def test_descent_is_followed_to_its_origins(registry: Registry, blobs: LocalBlob
         registry.resolve("team/x")
 
 
+def test_a_long_and_narrow_descent_is_summed_over_all_its_paths(registry: Registry, blobs: LocalBlobs) -> None:
+    """Each of 60 merges takes the one before twice, so there are 2^60 paths; and the first upload once more."""
+    first, _ = registry.publish("team", "a", make_version(blobs, "a"))
+    below = first
+    for i in range(60):
+        parents = [Parent(below.id, 0.25), Parent(below.id, 0.5)] + ([Parent(first.id, 1.0)] if i == 30 else [])
+        recipe = {"recipe": RECIPE, "recipe_digest": RECIPE_DIGEST, "origin": "merge"}
+        below, _ = registry.publish("team", f"m{i}", make_version(blobs, f"m{i}", lineage=parents, **recipe))
+    (leaf,) = below.leaves
+    assert leaf.ref == "team/a@1"
+    assert leaf.weight == pytest.approx(0.75**60 + 0.75**29)
+    assert (leaf.methods, leaf.roles) == (("sum",), ("source",))
+    lineage = registry.lineage(below)
+    assert len(lineage.nodes) == 61
+    assert len(lineage.links) == 121
+    assert lineage.nodes[0].ref == below.ref
+    assert {node.method for node in lineage.nodes} == {"sum", None}
+
+
 def test_a_recipe_finds_its_result(registry: Registry, blobs: LocalBlobs) -> None:
     merged = {"recipe": RECIPE, "recipe_digest": RECIPE_DIGEST, "origin": "merge"}
     first, _ = registry.publish("team", "m", make_version(blobs, "m", report={"error": 0.25}, **merged))
