@@ -52,7 +52,8 @@ def nearest(
     shown = table(f"Nearest to {found['ref']}, of {found['searched']} searched", "adapter", ">cosine", ">times", "")
     for item in found["items"]:
         same = "the same files" if item["same_bytes"] else "the same update" if item["duplicate"] else ""
-        shown.add_row(item["ref"], f"{item['cosine']:+.4f}", f"{item['factor']:.3g}", same)
+        cosine = f"{item['cosine']:+.4f}" if item["exact"] else f"about {item['cosine']:+.2f}"
+        shown.add_row(item["ref"], cosine, f"{item['factor']:.3g}" if item["exact"] else "–", same)
     out.print(shown)
 
 

@@ -12,7 +12,7 @@ from anyio import CapacityLimiter
 from pydantic import ValidationError
 
 from app.complaints import invalid_request
-from app.merging_service import Draft, content_identity, draft_merge
+from app.merging_service import Draft, draft_merge
 from app.problems import Refusal
 from app.schemas import MergeBody, WhatIfBody
 from app.shelves import Shelves
@@ -48,8 +48,8 @@ class Explorer:
         condensed = CondensedSources(both, self.files)
         known = self.shelves.registry.report(version) if version is not None else None
         if known is None and changes:
-            known = foresee(before.plan, list(map(content_identity, before.versions)), condensed, cancelled)
-        found = foresee(after.plan, list(map(content_identity, after.versions)), condensed, cancelled)
+            known = foresee(before.plan, before.identities, condensed, cancelled)
+        found = foresee(after.plan, after.identities, condensed, cancelled)
         made = self.shelves.registry.find_by_recipe(after.recipe_digest)
         return {
             "ref": version and version.ref,
@@ -116,7 +116,7 @@ def differences(before: Recipe, after: Recipe) -> list[Json]:
 
 def _named(draft: Draft) -> Mapping[str, Any]:
     """The draft's adapters by what names their content."""
-    return dict(zip(map(content_identity, draft.versions), draft.plan.adapters, strict=True))
+    return dict(zip(draft.identities, draft.plan.adapters, strict=True))
 
 
 def _position(draft: Draft, ref: str, field: str) -> int:

@@ -39,6 +39,15 @@ class Draft:
     versions: tuple[Version, ...]
     plan: Plan
     recipe_digest: str
+    base: Base | None
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """For each source, what decides its updates: content, and for families that build on them the base's weights
+        and the rank of conversion."""
+        fingerprint = self.base.fingerprint if self.base else ""
+        pairs = zip(self.versions, self.plan.adapters, strict=True)
+        return tuple(f"{version.digest}:{fingerprint}:{adapter.conversion_rank}" for version, adapter in pairs)
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def draft_stored(shelves: Shelves, namespace: str, name: str, recipe: Recipe, ve
     adapters = [shelves.open_adapter(version) for version in versions]
     plan = plan_merge(recipe, adapters, base.modules if base else None)
     digest = plan.recipe.digest([version.digest for version in versions])  # the plan's says how deep the model is
-    return Draft(namespace, name, plan.recipe, versions, plan, digest)
+    return Draft(namespace, name, plan.recipe, versions, plan, digest, base)
 
 
 def common_base(shelves: Shelves, versions: Sequence[Version]) -> Base | None:
@@ -147,11 +156,6 @@ def _difference(shelves: Shelves, left: Version, right: Version) -> str:
     if not a.keys() & b.keys():
         return ", which share no adapted module"
     return ", although the modules that both adapt have the same shapes"
-
-
-def content_identity(version: Version) -> str:
-    """What decides a version's updates: its content and, for families that build on it, its base model's weights."""
-    return f"{version.digest}:{version.base_fingerprint or ''}"
 
 
 def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
@@ -195,7 +199,7 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
         workers=shelves.settings.merge_workers,
         on_progress=work.progress,
         cancelled=work.cancelled,
-        cache=ModuleCache(shelves.cache, [content_identity(version) for version in versions]),
+        cache=ModuleCache(shelves.cache, draft.identities),
     )
     return result_json(publish_merge(shelves, draft, result))
 

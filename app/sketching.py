@@ -72,10 +72,8 @@ def nearest_adapters(shelves: Shelves, version: Version, limit: int) -> dict[str
     estimates = {near.name: near.cosine for near in nearest(asked, batches(), CANDIDATES * limit + 1)}
     estimates.pop(version.id, None)
     others = shelves.sketches.versions(list(estimates))
-    found = resemblances(shelves.open_adapter(version), [shelves.open_adapter(other) for other in others.values()])
-    items = [
-        _item(version, other, exact, estimates[other.id]) for other, exact in zip(others.values(), found, strict=True)
-    ]
+    exact = _compared_exactly(shelves, version, list(others.values()))
+    items = [_item(version, other, exact.get(name), estimates[name]) for name, other in others.items()]
     items.sort(key=lambda item: (-round(abs(item["cosine"]), 9), item["ref"]))
     return {
         "ref": version.ref,
@@ -86,13 +84,33 @@ def nearest_adapters(shelves: Shelves, version: Version, limit: int) -> dict[str
     }
 
 
-def _item(version: Version, other: Version, exact: Resemblance, estimate: float) -> dict[str, Any]:
+def _compared_exactly(shelves: Shelves, version: Version, others: list[Version]) -> dict[str, Resemblance]:
+    """By version id. Adapters that would have to be converted first, which may take minutes, are left out."""
+    mine = _plain(shelves, version)
+    opened = {other.id: adapter for other in others if (adapter := _plain(shelves, other)) is not None}
+    if mine is None:
+        return {}
+    return dict(zip(opened, resemblances(mine, list(opened.values())), strict=True))
+
+
+def _plain(shelves: Shelves, version: Version) -> Adapter | None:
+    try:
+        adapter = shelves.open_adapter(version)
+    except (DeltaError, MissingBlob) as error:
+        log.warning("%s cannot be read: %s", version.ref, error)
+        return None
+    return None if adapter.obstacles or adapter.conversion else adapter
+
+
+def _item(version: Version, other: Version, exact: Resemblance | None, estimate: float) -> dict[str, Any]:
     half = any("16" in one.dtype for one in (version, other))
+    cosine = estimate if exact is None else exact.cosine
     return {
         "ref": other.ref,
-        "cosine": exact.cosine,
+        "cosine": cosine,
+        "exact": exact is not None,
         "estimate": estimate,
-        "factor": exact.factor,
-        "duplicate": abs(exact.cosine) >= (HALF_DUPLICATE if half else DUPLICATE),
+        "factor": exact and exact.factor,
+        "duplicate": abs(cosine) >= (HALF_DUPLICATE if half else DUPLICATE),
         "same_bytes": other.digest == version.digest,
     }

@@ -131,7 +131,8 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
         "license": upload.form.license,
         "tags": upload.form.tags,
         "card": upload.card,
-        "sketch": sketch_of(adapter),
+        # A conversion may take minutes: its sketch is made later, by an idle worker.
+        "sketch": None if adapter.conversion else sketch_of(adapter),
     }
 
 

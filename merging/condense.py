@@ -50,7 +50,7 @@ class CondensedSources:
             tensors = load(kept)
             stack, errors = Factors(tensors["A"], tensors["B"]), tensors["errors"]
         ranks = [info.rank for info in infos]
-        parts = zip(stack.A.split(ranks), stack.B.split(ranks, dim=1), errors.tolist(), strict=True)
+        parts = zip(torch.split(stack.A, ranks), torch.split(stack.B, ranks, dim=1), errors.tolist(), strict=True)
         found = {name: Reading(Factors(A, B), error) for name, (A, B, error) in zip(members, parts, strict=True)}
         return [found[identity] for identity in wanted]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from sqlalchemy import text
 
 from app.house import House
@@ -91,6 +92,14 @@ def small_adapter(folder: Path, **options: Any) -> Path:
     # Full names: with short ones PEFT would also put factors on the other 28 layers.
     config = {"target_modules": sorted(modules), **options.pop("config", {})}
     return write_adapter(folder, modules, base=options.pop("base", BASE), size=0.1, config=config, **options)
+
+
+def dora_adapter(folder: Path, **options: Any) -> Path:
+    """A DoRA of the same modules: its ΔW has full rank, and is cut to factors with the base model's weights."""
+    modules = options.pop("modules", LAYERS)
+    keys = {f"base_model.model.{name}.lora_magnitude_vector": torch.ones(shape[0]) for name, shape in modules.items()}
+    config = {"use_dora": True, "target_modules": sorted(modules)}
+    return small_adapter(folder, modules=modules, config=config, extra_tensors=keys, **options)
 
 
 def problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:

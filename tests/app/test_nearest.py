@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sqlalchemy import text
 
 from merging.sketch import FORMAT
-from tests.app.service import LAYERS, Service, problem, small_adapter
+from tests.app.service import LAYERS, Service, dora_adapter, problem, small_adapter
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,23 @@ def test_versions_without_a_sketch_get_one_when_nothing_is_queued(service: Servi
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert service.http.get("/v1/adapters/n/a/versions/1/nearest").json()["items"][0]["duplicate"]
+
+
+def test_what_must_be_converted_is_sketched_later_and_estimated(service: Service, family: Path, tmp_path: Path) -> None:
+    shelves = service.house.shelves
+    for seed, name in ((5, "one"), (5, "two"), (6, "three")):
+        modules = dict(list(LAYERS.items())[: 1 if name == "three" else 2])
+        version = service.push(f"n/dora-{name}", dora_adapter(tmp_path / name, modules=modules, rank=2, seed=seed))
+        assert version["mergeable"]
+    deadline = time.monotonic() + 60
+    while shelves.sketches.missing(FORMAT, 1):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    found = service.http.get("/v1/adapters/n/dora-one/versions/1/nearest", params={"limit": 2}).json()["items"]
+    assert [item["ref"] for item in found] == ["n/dora-two@1", "n/dora-three@1"]
+    assert (found[0]["duplicate"], found[0]["exact"], found[0]["factor"]) == (True, False, None)
+    assert found[0]["cosine"] == found[0]["estimate"] == pytest.approx(1)
+    assert not found[1]["duplicate"]
 
 
 def test_what_has_no_factors_cannot_be_compared(service: Service, tmp_path: Path) -> None:

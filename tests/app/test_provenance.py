@@ -11,7 +11,7 @@ from app.facts import content_facts
 from app.verifying import verify
 from store.records import WEIGHTS_FILE, NewVersion
 from store.registry import Registry
-from tests.app.service import Service, problem, small_adapter
+from tests.app.service import LAYERS, Service, dora_adapter, problem, small_adapter
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +199,13 @@ def test_questions_about_what_is_not_there(service: Service, merged: str, path: 
     problem(service.http.get(f"/v1/adapters/v/nothing/versions/1/{path}"), 404, "unknown-reference")
     problem(service.http.get(f"/v1/adapters/v/a/versions/7/{path}"), 404, "unknown-reference")
     problem(service.http.post("/v1/adapters/v/a/versions/7/verify"), 404, "unknown-reference")
+
+
+def test_a_converted_source_is_replayed_and_foreseen_with_its_error(service: Service, tmp_path: Path) -> None:
+    service.push("v/dora", dora_adapter(tmp_path / "dora", modules=dict(list(LAYERS.items())[:2])))
+    ref = service.merge(name="v/with-dora", sources=["v/a", "v/dora"], rank=8)["result"]["ref"]
+    assert verified(service, ref)["outcome"] == "identical"
+    answer = service.http.post("/v1/what-if", json={"ref": ref, "weights": {"v/dora": 0.5}, "modules": True}).json()
+    sides = [answer[side]["modules"][0]["sources"][1]["conversion_error"] for side in ("before", "after")]
+    assert 0 < sides[0] < 1
+    assert sides[1] == pytest.approx(sides[0])
