@@ -20,7 +20,7 @@ LAYERS = {
     for layer in range(2)
     for name, shape in (("q_proj", (576, 576)), ("v_proj", (192, 576)))
 }
-TABLES = ("base_models", "adapters", "versions", "aliases", "tags", "lineage", "recipes", "sketches", "jobs")
+TABLES = ("base_models", "adapters", "versions", "aliases", "tags", "lineage", "recipes", "jobs")
 _seeds = itertools.count(1000)
 
 
