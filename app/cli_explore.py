@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from app.cli_context import AsJson, client, weighted
+from app.cli_context import AsJson, client, weighted_over_depth
 from app.cli_output import fail, number, out, print_json, progress, share, sheet, spread, table
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="namespace/name, namespace/name@3 or namespace/name:alias.")]
@@ -85,9 +85,9 @@ def what_if(
     with client(ctx) as spolia:
         found = spolia.what_if(
             ref,
-            weights=dict(weighted(one) for one in weight or []),
+            weights=dict(weighted_over_depth(one) for one in weight or []),
             drop=drop or [],
-            add=[{"ref": one, "weight": value} for one, value in map(weighted, add or [])],
+            add=[{"ref": one, "weight": value} for one, value in map(weighted_over_depth, add or [])],
             modules=modules,
             **{name: value for name, value in changes.items() if value is not None},
         )

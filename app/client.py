@@ -279,7 +279,7 @@ class Client:
         ref: str | None = None,
         *,
         recipe: Mapping[str, Any] | None = None,
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, Any] | None = None,
         drop: Sequence[str] = (),
         add: Sources = (),
         modules: bool = False,

@@ -25,7 +25,7 @@ from merging.plan import Plan, plan_merge
 from merging.recipe import ENGINE_VERSION, Recipe
 from merging.weights import Weight
 from store.jobs import Job
-from store.records import CONFIG_FILE, WEIGHTS_FILE, Base, NewVersion, Version
+from store.records import CONFIG_FILE, VARYING, WEIGHTS_FILE, Base, NewVersion, Version
 from store.references import validate_name
 
 
@@ -242,8 +242,8 @@ def _origin(draft: Draft) -> dict[str, Any]:
         "base_matched_by": "its sources, which all have this base" if first.base_fingerprint else None,
         "license": _common_license(draft.versions),
         "lineage": [
-            (version.id, weight, "source")
-            for version, weight in zip(draft.versions, draft.plan.mean_weights, strict=True)
+            (version.id, mean, "source" if isinstance(source.weight, float) else VARYING)
+            for version, source, mean in zip(draft.versions, draft.recipe.sources, draft.plan.mean_weights, strict=True)
         ],
         "recipe": recipe,
         "recipe_digest": draft.recipe_digest,

@@ -11,7 +11,7 @@ from app.problems import Refusal
 from app.schemas import MergeBody, OnlineMergeBody
 from app.shelves import Shelves
 from merging.online import choose_slot, resemblance, running_mean
-from store.records import Version
+from store.records import VARYING, Version
 from store.registry import Registry
 
 
@@ -87,7 +87,7 @@ def adapters_inside(registry: Registry, version: Version) -> int:
     todo = [version]
     while todo:
         one = todo[-1]
-        sources = [source for source in one.sources if source.role == "source"]
+        sources = [source for source in one.sources if source.role in ("source", VARYING)]
         parents = [registry.resolve(source.ref) for source in sources if source.version_id is not None]
         waiting = [parent for parent in parents if parent.id not in counts]
         if waiting:

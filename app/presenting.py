@@ -5,7 +5,7 @@ from typing import Any
 
 from merging.method import methods
 from store.jobs import Job
-from store.records import AdapterEntry, Leaf, Lineage, Version
+from store.records import VARYING, AdapterEntry, Leaf, Lineage, Version
 
 Json = dict[str, Any]
 
@@ -64,6 +64,8 @@ def leaf_json(leaf: Leaf) -> Json:
     """A first origin of a merge and its weight in it, null with the reason where a weight says nothing."""
     known = methods()
     nonlinear = [name for name in leaf.methods if name not in known or not known[name].exact]
+    if not nonlinear and VARYING in leaf.roles:
+        return {"ref": leaf.ref, "weight": None, "reason": "a weight on the way varies over the model"}
     if not nonlinear:
         return {"ref": leaf.ref, "weight": leaf.weight, "reason": None}
     reason = f"its share went through {', '.join(nonlinear)}, which {'is' if len(nonlinear) == 1 else 'are'}"

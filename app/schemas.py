@@ -152,7 +152,7 @@ class WhatIfBody(Body):
     )
     weights: dict[Text, Any] = Field(default_factory=dict, description="New weights by source.")
     drop: list[Text] = Field(default_factory=list, description="Sources to leave out.")
-    add: Sources = Field(default_factory=list, description="Sources to take in.")
+    add: MergeSources = Field(default_factory=list, description="Sources to take in.")
     method: Text = "sum"
     rank: Any = Field(None, description="As in POST /v1/merges; null: the method's own.")
     params: dict[str, Any] = Field(

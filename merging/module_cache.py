@@ -1,9 +1,9 @@
 """Finished modules of earlier merges, found again by what they were made from.
 
 A module's bytes depend on its sources' content, its weights, its rank, the method with its parameters (and its depth,
-where the method looks at it), the dtype and the seed, and on nothing else of the recipe. So a merge that shares modules with an earlier one takes them over: when a
-source was added that changes other modules only, when one module's weight was changed, when a merge is done again after
-its version was deleted.
+where the method looks at it), the dtype and the seed, and on nothing else of the recipe. So a merge that shares modules
+with an earlier one takes them over: when a source was added that changes other modules only, when one module's weight
+was changed, when a merge is done again after its version was deleted.
 """
 
 import json

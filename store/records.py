@@ -13,6 +13,8 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 Item = TypeVar("Item")
 Origin = Literal["upload", "merge"]
 
+VARYING = "varying"  # the role of a source whose weight is not the same in all modules, kept as its mean
+
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
