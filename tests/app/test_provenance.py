@@ -209,3 +209,16 @@ def test_a_converted_source_is_replayed_and_foreseen_with_its_error(service: Ser
     sides = [answer[side]["modules"][0]["sources"][1]["conversion_error"] for side in ("before", "after")]
     assert 0 < sides[0] < 1
     assert sides[1] == pytest.approx(sides[0])
+
+
+@pytest.mark.parametrize("rank", [3, {"budget": 2}, [1, 3]], ids=str)
+def test_recipes_that_vary_over_the_model_are_replayed(service: Service, merged: str, rank: Any) -> None:
+    sources = [{"ref": "v/a", "weight": [0.2, 1.0]}, {"ref": "v/b", "weight": 2}]
+    job = service.merge(name="v/varying", sources=sources, rank=rank)
+    assert verified(service, job["result"]["ref"])["outcome"] == "identical"
+    name, _, number = job["result"]["ref"].partition("@")
+    leaves = service.http.get(f"/v1/adapters/{name}/versions/{number}").json()["leaves"]
+    assert [(leaf["ref"], leaf["weight"]) for leaf in leaves] == [("v/a@1", None), ("v/b@1", 2.0)]
+    assert "varies" in leaves[0]["reason"]
+    asked = {"ref": job["result"]["ref"], "weights": {"v/b": [{"filter": "q_proj", "value": 1}, {"value": 0}]}}
+    assert service.http.post("/v1/what-if", json=asked).json()["after"]["totals"]["sources"][1]["modules"] == 2

@@ -24,7 +24,7 @@ class Kitchen:
         self.tmp_path = tmp_path
         self.count = 0
 
-    def run(self, folders: list[Path], weights: list[float] | None = None, **recipe: Any) -> MergeResult:
+    def run(self, folders: list[Path], weights: list[Any] | None = None, **recipe: Any) -> MergeResult:
         """With the cache; the bytes and figures must be those of a merge without."""
         sources = [
             {"ref": f"t/{folder.name}", "weight": weight}
@@ -88,6 +88,27 @@ def test_whatever_decides_the_bytes_is_part_of_the_key(
         change = {"method": "ties", "params": {"density": 0.35}}
     # Both q_proj have three sources; in v_proj the third is missing, so a change of its own weight stays outside.
     assert kitchen.run(mixed, **change).report["modules_reused"] == 0
+
+
+def test_a_weight_that_changes_in_one_module_leaves_the_others_as_they_are(kitchen: Kitchen, mixed: list[Path]) -> None:
+    kitchen.run(mixed)
+    rule = [{"filter": "v_proj", "value": 0.5}, {"value": 1.0}]
+    assert kitchen.run(mixed, weights=[rule, 1.0, 1.0]).report["modules_reused"] == len(TINY) - 1
+
+
+def test_ranks_that_a_budget_bought_are_those_that_a_recipe_asks_for(kitchen: Kitchen, mixed: list[Path]) -> None:
+    bought = kitchen.run(mixed, rank={"budget": 2})
+    ranks = [{"filter": module["name"], "rank": module["rank"]} for module in bought.report["modules"]]
+    assert bought.report["modules_reused"] == 0
+    assert kitchen.run(mixed, rank=[*ranks, {"rank": 1}]).report["modules_reused"] == len(TINY)
+
+
+def test_a_method_that_looks_at_depth_is_kept_for_that_depth(kitchen: Kitchen, tmp_path: Path) -> None:
+    a, b = (write_adapter(tmp_path / name, seed=seed) for seed, name in enumerate("ab"))
+    deeper = write_adapter(tmp_path / "deeper", OTHERS, seed=7)
+    kitchen.run([a, b], method="lines")
+    # Its seventh block changes how deep the second lies, but not the first.
+    assert kitchen.run([a, b, deeper], method="lines").report["modules_reused"] == len(TINY) - 1
 
 
 def test_a_changed_source_is_not_mistaken_for_the_old_one(kitchen: Kitchen, tmp_path: Path) -> None:

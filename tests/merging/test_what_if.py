@@ -31,7 +31,7 @@ def folders(tmp_path: Path) -> list[Path]:
     ]
 
 
-def make_plan(folders: list[Path], weights: list[float], **recipe: Any) -> Plan:
+def make_plan(folders: list[Path], weights: list[Any], **recipe: Any) -> Plan:
     sources = [{"ref": f"t/{f.name}", "weight": w} for f, w in zip(folders, weights, strict=True)]
     return plan_merge(Recipe(sources=sources, **recipe), [open_adapter(f) for f in folders])
 
@@ -52,7 +52,8 @@ def close(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-QUESTIONS: list[tuple[list[int], list[float], dict[str, Any]]] = [
+ONLY_Q = [{"filter": ".q", "value": 0.5}, {"value": 0.0}]
+QUESTIONS: list[tuple[list[int], list[Any], dict[str, Any]]] = [
     ([0, 1, 2], [1.0, 1.0, 1.0], {}),
     ([0, 1, 2], [0.3, -1.0, 2.0], {}),
     ([0, 2], [0.3, 2.0], {}),
@@ -66,12 +67,17 @@ QUESTIONS: list[tuple[list[int], list[float], dict[str, Any]]] = [
     ([0, 1, 2], [1.0, 0.5, 1.0], {"method": "lego", "rank": 3}),
     ([0, 1, 2], [1.0, 0.5, 1.0], {"method": "knots", "rank": 3}),
     ([0, 1], [1.0, 0.5], {"method": "iso_c"}),
+    ([0, 1, 2], [[0.2, 1.0], 1.0, ONLY_Q], {}),
+    ([0, 1, 2], [1.0, 0.5, 1.0], {"rank": {"budget": 2}}),
+    ([0, 1, 2], [1.0, 0.5, 1.0], {"rank": {"budget": 0.5}}),
+    ([0, 1, 2], [1.0, 0.5, 1.0], {"rank": {"budget": 2}, "method": "lego"}),
+    ([0, 1, 2], [1.0, 0.5, 1.0], {"method": "lines"}),
 ]
 
 
 @pytest.mark.parametrize(("chosen", "weights", "recipe"), QUESTIONS, ids=str)
 def test_the_report_is_that_of_the_merge(
-    tmp_path: Path, folders: list[Path], chosen: list[int], weights: list[float], recipe: dict[str, Any]
+    tmp_path: Path, folders: list[Path], chosen: list[int], weights: list[Any], recipe: dict[str, Any]
 ) -> None:
     files = FileCache(tmp_path / "cache", 1 << 20)
     condensed = CondensedSources({f.name: open_adapter(f) for f in folders}, files)
