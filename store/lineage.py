@@ -1,11 +1,13 @@
 """Descent: what a version was made from, down to the versions that were made from nothing else.
 
 A version's sources exist before it and it never changes, so descent has no cycles. It may be deep and wide, so the
-database walks it (one recursive statement, every version once) and sums over paths run in topological order.
+database walks it (one recursive statement, every version once) and sums over paths run in topological order. That is
+done once, when a merge is published; its first origins then stay with it.
 """
 
 from collections.abc import Collection, Iterable
 from graphlib import TopologicalSorter
+from sys import float_info
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -67,7 +69,8 @@ def leaves(lineage: Lineage, ref: str) -> tuple[Leaf, ...]:
         if not links and node != ref:
             found.append(Leaf(node, weights[node], tuple(sorted(through[node])), tuple(sorted(roles[node]))))
         for link in links:
-            weights[link.parent] = weights.get(link.parent, 0.0) + weights[node] * link.weight
+            share = weights.get(link.parent, 0.0) + weights[node] * link.weight
+            weights[link.parent] = max(-float_info.max, min(float_info.max, share))  # JSON knows no infinity
             through.setdefault(link.parent, set()).update(through[node], filter(None, [methods[node]]))
             roles.setdefault(link.parent, set()).update(roles[node], [link.role])
     return tuple(found)

@@ -152,6 +152,8 @@ class VersionRow(Model):
     metrics: Mapped[JsonDict]
     origin: Mapped[str] = mapped_column(String(16))
     recipe_digest: Mapped[str | None] = mapped_column(ForeignKey("recipes.digest"))
+    # The first origins, found once: walking up to them at each reading would cost more with every generation.
+    leaves: Mapped[list[Any] | None] = mapped_column(OptionalJson)
     # Large and rarely asked for: loaded only by name.
     report: Mapped[JsonDict | None] = mapped_column(OptionalJson, deferred=True)
 

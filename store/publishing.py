@@ -1,6 +1,7 @@
 """The rows of a new version, written within the transaction that numbers it."""
 
 import math
+from dataclasses import astuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -8,6 +9,7 @@ from ulid import ULID
 
 from store.blobs import Blobs
 from store.errors import UnknownParent
+from store.lineage import leaves, read_lineage
 from store.models import (
     AdapterRow,
     LineageRow,
@@ -86,6 +88,9 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
     )
     session.add(row)
     session.flush()
+    if new.lineage:
+        ref = f"{adapter.namespace}/{adapter.name}@{row.number}"
+        row.leaves = [list(astuple(leaf)) for leaf in leaves(read_lineage(session, [row.id]), ref)]
     if new.sketch is not None:
         session.add(SketchRow(version_id=row.id, kind=new.sketch.kind, data=new.sketch.data))
     return row

@@ -135,8 +135,11 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A first origin of a version. ``weight``: the product of the weights on the way to it, summed over all ways: its
-    share, if every merge on the way was a weighted sum. ``methods`` and ``roles`` are all that lie on the ways."""
+    """A first origin of a version, as known when it was published.
+
+    ``weight``: the product of the weights on the way to it, summed over all ways: its share, if every merge on the way
+    was a weighted sum. ``methods`` and ``roles`` are all that lie on the ways.
+    """
 
     ref: str
     weight: float

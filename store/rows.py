@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from store.lineage import leaves, read_lineage
 from store.models import AdapterRow, AliasRow, BaseModelRow, VersionRow
-from store.records import AdapterEntry, Base, Lineage, Origin, Source, Version, VersionFile
+from store.records import AdapterEntry, Base, Leaf, Lineage, Origin, Source, Version, VersionFile
 
 
 def read_versions(session: Session, statement: Select[VersionRow]) -> list[Version]:
@@ -28,7 +28,8 @@ def read_versions(session: Session, statement: Select[VersionRow]) -> list[Versi
     ).all()
     names = {row.base_model for row in found if row.base_model is not None}
     known = set(session.scalars(select(BaseModelRow.name).where(BaseModelRow.name.in_(names))))
-    merged = [row.id for row in found if row.parents]
+    # Merges from before leaves were kept are walked now.
+    merged = [row.id for row in found if row.parents and row.leaves is None]
     lineage = read_lineage(session, merged) if merged else Lineage((), ())
     return [_version(row, row.base_model in known, lineage) for row in found]
 
@@ -87,7 +88,10 @@ def base_record(row: BaseModelRow) -> Base:
 
 
 def _version(row: VersionRow, base_known: bool, lineage: Lineage) -> Version:
-    ref = f"{row.adapter.namespace}/{row.adapter.name}@{row.number}"
+    if row.leaves is not None:
+        origins = tuple(Leaf(ref, weight, tuple(methods), tuple(roles)) for ref, weight, methods, roles in row.leaves)
+    else:
+        origins = leaves(lineage, f"{row.adapter.namespace}/{row.adapter.name}@{row.number}") if row.parents else ()
     return Version(
         id=row.id,
         namespace=row.adapter.namespace,
@@ -125,7 +129,7 @@ def _version(row: VersionRow, base_known: bool, lineage: Lineage) -> Version:
         metrics=row.metrics,
         origin=cast("Origin", row.origin),
         sources=tuple(Source(link.parent_ref, link.weight, link.role, link.parent_id) for link in row.parents),
-        leaves=leaves(lineage, ref) if row.parents else (),
+        leaves=origins,
         recipe=None if row.recipe is None else row.recipe.recipe,
         recipe_digest=row.recipe_digest,
     )

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from sqlalchemy import text
 
 from store.blobs import LocalBlobs
 from store.errors import InvalidName, MissingBlob, UnknownParent, UnknownReference, VersionInUse
@@ -233,6 +234,12 @@ def test_a_long_and_narrow_descent_is_summed_over_all_its_paths(registry: Regist
     assert leaf.ref == "team/a@1"
     assert leaf.weight == pytest.approx(0.75**60 + 0.75**29)
     assert (leaf.methods, leaf.roles) == (("sum",), ("source",))
+    with registry.database.session() as session:  # as merges were kept before leaves were
+        session.execute(text("UPDATE versions SET leaves = NULL"))
+    assert registry.resolve(below.ref).leaves == (leaf,)
+    huge, _ = registry.publish("team", "huge", make_version(blobs, "huge", lineage=[Parent(below.id, 1e300)]))
+    huger, _ = registry.publish("team", "huger", make_version(blobs, "huger", lineage=[Parent(huge.id, 1e300)]))
+    assert huger.leaves[0].weight > 1e307
     lineage = registry.lineage(below)
     assert len(lineage.nodes) == 61
     assert len(lineage.links) == 121

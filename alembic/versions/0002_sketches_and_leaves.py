@@ -1,4 +1,4 @@
-"""Sketches of versions' updates, for the search of near adapters."""
+"""Sketches of versions' updates, for the search of near adapters; the first origins of merges."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,7 @@ depends_on: str | Sequence[str] | None = None
 
 
 def upgrade() -> None:
+    op.add_column("versions", sa.Column("leaves", sa.JSON(none_as_null=True), nullable=True))
     op.create_table(
         "sketches",
         sa.Column("version_id", sa.String(length=26), nullable=False),
@@ -26,3 +27,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("sketches")
+    op.drop_column("versions", "leaves")
