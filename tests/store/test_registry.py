@@ -239,7 +239,7 @@ def test_a_long_and_narrow_descent_is_summed_over_all_its_paths(registry: Regist
     assert registry.resolve(below.ref).leaves == (leaf,)
     huge, _ = registry.publish("team", "huge", make_version(blobs, "huge", lineage=[Parent(below.id, 1e300)]))
     huger, _ = registry.publish("team", "huger", make_version(blobs, "huger", lineage=[Parent(huge.id, 1e300)]))
-    assert huger.leaves[0].weight > 1e307
+    assert 1e300 < huger.leaves[0].weight < float("inf")
     lineage = registry.lineage(below)
     assert len(lineage.nodes) == 61
     assert len(lineage.links) == 121
