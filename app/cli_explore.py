@@ -49,7 +49,8 @@ def nearest(
         return print_json(found)
     if not found["items"]:
         return out.print(f"No other adapter of {found['base_model']} can be compared with {found['ref']}.")
-    shown = table(f"Nearest to {found['ref']}, of {found['searched']} searched", "adapter", ">cosine", ">times", "")
+    out.print(f"Nearest to {found['ref']}, of {found['searched']} searched:")
+    shown = table(None, "adapter", ">cosine", ">times", "")
     for item in found["items"]:
         same = "the same files" if item["same_bytes"] else "the same update" if item["duplicate"] else ""
         cosine = f"{item['cosine']:+.4f}" if item["exact"] else f"about {item['cosine']:+.2f}"
@@ -117,7 +118,7 @@ def _side_by_side(found: Mapping[str, Any]) -> RenderableType:
 
 
 def _sources(totals: list[Mapping[str, Any]]) -> Table:
-    made = table("What each source keeps: own direction, cosine", "source", ">before", ">after")
+    made = table("Own direction kept, cosine", "source", ">before", ">after")
     sides = [{source["ref"]: source for source in total["sources"]} for total in totals]
     for ref in {**sides[0], **sides[1]}:
         cells = (f"{side[ref]['projection']:.3f}, {side[ref]['cosine']:.3f}" if ref in side else "–" for side in sides)
@@ -126,7 +127,7 @@ def _sources(totals: list[Mapping[str, Any]]) -> Table:
 
 
 def _modules(sides: list[dict[str, Any]]) -> Table:
-    made = table("Modules: error of the exact sum (rank)", "module", ">before", ">after")
+    made = table("Error of the exact sum (rank)", "module", ">before", ">after")
     for name in {**sides[0], **sides[1]}:
         cells = (f"{share(s[name]['relative_error'])} ({s[name]['rank']})" if name in s else "–" for s in sides)
         made.add_row(name, *cells)
