@@ -70,5 +70,5 @@ def condense(sources: Sequence[Factors]) -> Factors:
 
 def can_condense(plan: Plan) -> bool:
     """Whether the plan's method sees nothing of the model's own coordinates."""
-    turned = plan.method.space == plan.space == "core" or plan.method.exact
-    return turned and set(plan.method.needs) <= MODULE_NEEDS
+    turned = plan.space == "core" or (plan.method.exact and plan.space == plan.method.space)
+    return turned and set(plan.method.needs_in(plan.space)) <= MODULE_NEEDS

@@ -52,7 +52,7 @@ class ModuleInputs:
 NEEDS = frozenset(ModuleInputs.__dataclass_fields__)
 # What one module's sources, weights, rank, depth and seed decide: a method that needs no more gives the same result for
 # the same module, whatever merge it is part of (merging/module_cache.py).
-MODULE_NEEDS = frozenset({"sources", "weights", "rank", "rng", "cores", "joint", "depth"})
+MODULE_NEEDS = frozenset({"sources", "weights", "rank", "rng", "cores", "joint", "depth", "scales"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,11 +94,16 @@ class Method:
         """The target ranks that the method can give there."""
         return "max" if self.adds_factors_apart(space) else self.ranks
 
+    def needs_in(self, space: str) -> tuple[str, ...]:
+        """What the method asks for there."""
+        apart = self.factors if space == "factors" else None
+        return self.needs if apart is None else _needs(self.name, apart)
+
     def run(self, space: str, inputs: ModuleInputs, options: Mapping[str, Any]) -> Any:
         """The method on one module: a merged core (or dense update), or `Merged` in space "factors"."""
         if space == "factors" and self.factors is not None:
-            return self.factors(*(getattr(inputs, need) for need in _needs(self.name, self.factors)), **options)
-        return self.function(*(getattr(inputs, need) for need in self.needs), **options)
+            return self.factors(*(getattr(inputs, need) for need in self.needs_in(space)), **options)
+        return self.function(*(getattr(inputs, need) for need in self.needs_in(space)), **options)
 
     @property
     def default_rank(self) -> Literal["sum", "max"]:

@@ -43,7 +43,8 @@ class ModuleCache:
 
     def _key(self, plan: Plan, module: PlannedModule) -> str | None:
         """None for a method that looks beyond the module: its result depends on more than is known here."""
-        if not set(plan.method.needs) <= MODULE_NEEDS:
+        needs = set(plan.method.needs_in(plan.space))
+        if not needs <= MODULE_NEEDS:
             return None
         recipe = plan.recipe.canonical(self._identities)
         recipe.pop("layers", None)  # they act through the module's weights, rank and depth
@@ -52,6 +53,6 @@ class ModuleCache:
         recipe["sources"] = list(zip(names, module.weights, strict=True))
         recipe["rank"] = module.rank if isinstance(module.rank, float) else module.target_rank
         recipe["dtype"] = plan.dtype
-        if "depth" in plan.method.needs:
+        if "depth" in needs:
             recipe["depth"] = module.depth
         return cache_key(KIND, [json.dumps(recipe, sort_keys=True, separators=(",", ":"))])

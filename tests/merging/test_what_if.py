@@ -72,6 +72,7 @@ QUESTIONS: list[tuple[list[int], list[Any], dict[str, Any]]] = [
     ([0, 1, 2], [1.0, 0.5, 1.0], {"rank": {"budget": 0.5}}),
     ([0, 1, 2], [1.0, 0.5, 1.0], {"rank": {"budget": 2}, "method": "lego"}),
     ([0, 1, 2], [1.0, 0.5, 1.0], {"method": "lines"}),
+    ([0, 0], [1.0, 0.5], {"method": "ties", "space": "factors"}),
 ]
 
 
