@@ -17,7 +17,7 @@ SHELL := /bin/bash
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix docs image bench-merge clean
+.PHONY: help demo serve test check fix docs image bench-merge bench-quality clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,10 @@ docs: $(VENV)/.run ## Make the pages of all merge methods again (docs/methods)
 
 bench-merge: $(VENV)/.dev ## Merge eight adapters side by side with PEFT
 	@$(BIN)/python -m benchmarks.merge_speed
+
+bench-quality: $(VENV)/.dev ## Measure what merges keep of eight tasks, or go on with it (hours), and write docs/quality.md
+	@$(BIN)/python -m benchmarks.quality
+	@$(BIN)/python -m benchmarks.quality.report
 
 image: ## Build the container image and run it (needs a container engine; docker/check.sh says which)
 	@docker/check.sh
