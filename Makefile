@@ -17,7 +17,7 @@ SHELL := /bin/bash
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix fuzz docs image bench-merge clean
+.PHONY: help demo serve test check fix fuzz docs image bench-merge bench-quality clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,10 @@ fuzz: $(VENV)/.dev ## Read 100000 broken adapters with bounds on time and memory
 
 bench-merge: $(VENV)/.dev ## Merge eight adapters side by side with PEFT
 	@$(BIN)/python -m benchmarks.merge_speed
+
+bench-quality: $(VENV)/.dev ## Measure what merges keep of eight tasks, or go on with it (hours), and write docs/quality.md
+	@$(BIN)/python -m benchmarks.quality
+	@$(BIN)/python -m benchmarks.quality.report
 
 image: ## Build the container image and run it (needs a container engine; docker/check.sh says which)
 	@docker/check.sh
