@@ -35,6 +35,7 @@ TABLE: dict[type[Exception], Row] = {
     merging.BaseMismatch: (422, "different-bases"),
     merging.ModuleMismatch: (422, "module-mismatch"),
     merging.NotMergeable: (422, "not-mergeable"),
+    merging.ExtrasConflict: (422, "extras-conflict"),
     merging.MergeCancelled: (409, "merge-cancelled"),
     store.InvalidName: (422, "invalid-name"),
     store.BadReference: (422, "bad-reference"),

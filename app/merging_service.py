@@ -202,7 +202,9 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
         staging.write(json.dumps(config, indent=2, sort_keys=True).encode())
         size = staging.size
         files = {CONFIG_FILE: (staging.commit(), size), WEIGHTS_FILE: weights}
+    first = draft.versions[0]
     adapter = Adapter.open(config, result.weights, limits=shelves.limits)
+    adapter = shelves.with_base(adapter, first.base_model if first.base_known else None)
     new = NewVersion(**content_facts(adapter), **_origin(draft), files=files, report=result.report)
     return shelves.registry.publish(draft.namespace, draft.name, new)[0]
 

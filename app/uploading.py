@@ -118,9 +118,12 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
     match = match_base(shelves.registry, adapter)
     adapter.check_finite()
     adapter = shelves.with_base(adapter, match.name if match.fingerprint else None)
+    adapter.check_copies()
     obstacles = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles]
-    if adapter.conversion and not adapter.obstacles:
-        obstacles.append(f"It is merged by conversion: {adapter.conversion}.")
+    if not obstacles and adapter.unserved:
+        obstacles.append(f"It can be merged, but is not served: {'; '.join(adapter.unserved)}.")
+    elif not obstacles and adapter.conversion:
+        obstacles.append(f"It is read by conversion: {adapter.conversion}.")
     return upload, {
         **content_facts(adapter),
         "base_model": match.name,

@@ -24,19 +24,20 @@ from torch import Tensor
 from deltas.base import BaseWeights
 from deltas.config import AdapterConfig, read_config
 from deltas.dense import truncate_dense
-from deltas.errors import BadFile, BadTensors, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
+from deltas.errors import BadFile, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
+from deltas.extras import check_copy, extra_obstacles, extra_update
 from deltas.factors import Factors
 from deltas.families import recognise
-from deltas.families.family import DTYPES, Family
-from deltas.header import Header, Limits, TensorEntry, read_header
-from deltas.keys import describe_other_key, parse_part_key
+from deltas.families.family import DTYPES
+from deltas.header import Header, Limits, read_header
 from deltas.module import ModuleInfo
+from deltas.placing import Placed, place
 
 CONVERSION_RANK = 64  # what a ΔW of full rank is cut to, unless said otherwise
 
 
 # Starts of a plain LoRA that name its family where it cannot be read as one.
-INIT_FAMILIES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+INIT_FAMILIES = ("pissa", "corda", "loftq", "lora_ga")
 
 
 class Reading(NamedTuple):
@@ -47,7 +48,8 @@ class Reading(NamedTuple):
 
 
 class Adapter:
-    """An adapter: its config, its modules (sorted by name) and whatever keeps it from being read as factors."""
+    """An adapter: its config, its modules (sorted by name), its extras (by the name of the base model's tensor), and
+    whatever keeps it from being read as these."""
 
     def __init__(
         self,
@@ -63,8 +65,11 @@ class Adapter:
         self.base = base
         self.conversion_rank = conversion_rank
         self._family = recognise(config.raw)
-        self.modules, others = _place(self._family, config, header, conversion_rank) if self._family else ({}, [])
-        self.obstacles: tuple[str, ...] = (*self._obstacles(), *others)
+        placed = place(self._family, config, header, conversion_rank) if self._family else Placed({}, {}, [], [])
+        self.modules = placed.modules
+        self.extras, self._copies = placed.extras, placed.copies
+        beside = extra_obstacles([*placed.extras.values(), *placed.copies], config, base)
+        self.obstacles: tuple[str, ...] = (*self._obstacles(), *beside, *placed.others)
 
     def _obstacles(self) -> list[str]:
         family = self._family
@@ -73,12 +78,15 @@ class Adapter:
         found = [*self.config.obstacles(family.fields), *family.obstacles(self.config)]
         if family.needs_base and self.base is None:
             found.append(f"{family.conversion}; the weights of its base model, which that takes, are not here")
+        if not self.modules:
+            found.append(f"it holds no {family.name} factors")
         return found
 
     @property
     def needs_base(self) -> bool:
-        """Whether the factors depend on the base model's weights."""
-        return self._family is not None and self._family.needs_base
+        """Whether the factors or extras depend on the base model's weights, or can be checked against them."""
+        measured = any(extra.kind != "lora_bias" for extra in self.extras.values())
+        return measured or bool(self._copies) or (self._family is not None and self._family.needs_base)
 
     @property
     def exact(self) -> bool:
@@ -92,6 +100,21 @@ class Adapter:
             return None
         cut = "" if self.exact else f", which is cut to rank {self.conversion_rank} with the error stated"
         return self._family.conversion + cut
+
+    @property
+    def unserved(self) -> tuple[str, ...]:
+        """What a low-rank hook on linear layers cannot apply exactly; a sentence each."""
+        found = []
+        if not self.exact:
+            found.append(f"{self.conversion}; to serve that approximation knowingly, merge it alone with method 'sum'")
+        for kind, what in (("embedding", "an embedding"), ("expert", "an expert of a mixture")):
+            first = next((info.name for info in self.modules.values() if info.kind == kind), None)
+            if first is not None:
+                found.append(f"'{first}' is {what}; only linear layers are served")
+        if self.extras:
+            first = next(iter(self.extras))
+            found.append(f"it changes '{first}' ({len(self.extras)} such tensors) by more than a low-rank update")
+        return tuple(found)
 
     def with_base(self, base: BaseWeights, conversion_rank: int = CONVERSION_RANK) -> "Adapter":
         """The same adapter, able to read its base model's weights. `conversion_rank`: what a ΔW of full rank is cut
@@ -155,7 +178,7 @@ class Adapter:
             raise NotLowRank(self.obstacles)
         info = self.modules[module]
         parts = {part: _widened(self._file.get_tensor(key)) for part, key in info.keys.items()}
-        weight = self._base_weight(info) if self._family.needs_base else None
+        weight = self._base_weight(info) if self._family.needs_base and info.kind == "linear" else None
         update = self._family.update(self.config, info, parts, weight)
         if isinstance(update, Factors):
             return Reading(update, 0.0)
@@ -165,11 +188,35 @@ class Adapter:
         lost = float(torch.linalg.norm(update.double() - factors.B @ factors.A)) / norm if norm > 0 else 0.0
         return Reading(factors.to(torch.float32), lost)
 
+    def extra(self, name: str, rows: slice | None = None) -> Tensor:
+        """The change of one extra tensor in float32 or wider, or of some of its rows: [n, dim] for the rows of an
+        embedding, the tensor itself where the base model has none.
+
+        Raises:
+            NotLowRank: if `obstacles` says why it cannot be had.
+            KeyError: if the adapter does not change this tensor so.
+        """
+        if self.obstacles:
+            raise NotLowRank(self.obstacles)
+        extra = self.extras[name]
+        asked = slice(0, extra.shape[0]) if rows is None else rows
+        return extra_update(extra, _widened(self._file.get_slice(extra.key)[asked]), self.base, asked)
+
+    def check_copies(self) -> None:
+        """Compare copies of base layers in the file with the base model, where that is at hand.
+
+        Raises:
+            BadTensors: naming the first that differs.
+        """
+        for extra in self._copies if self.base is not None and not self.obstacles else ():
+            assert self.base is not None
+            check_copy(extra, self._file.get_tensor(extra.key), self.base)
+
     def _base_weight(self, info: ModuleInfo) -> Tensor:
         """The module's base weight, [out, in] as ΔW is."""
         assert self.base is not None  # otherwise an obstacle
         weight = self.base.tensor(f"{info.name}.weight")
-        turned = weight.T if self.config.raw.get("fan_in_fan_out") or info.kind == "embedding" else weight
+        turned = weight.T if self.config.raw.get("fan_in_fan_out") else weight
         if tuple(turned.shape) != (info.out_features, info.in_features):
             found = (info.out_features, info.in_features)
             raise ShapeMismatch(info.name, self.base.name, found, (turned.shape[0], turned.shape[1]))
@@ -201,60 +248,8 @@ class Adapter:
         for module, info in self.modules.items():
             found = (info.out_features, info.in_features)
             if found != modules[module]:
-                raise ShapeMismatch(module, name, found, modules[module])
+                raise ShapeMismatch(module, name, found, modules[module], resized=info.kind == "embedding")
 
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
-
-
-def _place(
-    family: Family, config: AdapterConfig, header: Header, conversion_rank: int
-) -> tuple[dict[str, ModuleInfo], list[str]]:
-    """Every tensor's place: the modules with all their parts, and a sentence for each kind of tensor that is none."""
-    found: dict[str, dict[str, TensorEntry]] = {}
-    others: dict[str, list[str]] = {}
-    parts = frozenset(family.parts)
-    for entry in header.tensors:
-        key = parse_part_key(entry.name, parts)
-        if key is None:
-            what = describe_other_key(entry.name)
-            if what is None:
-                raise BadTensors(
-                    f"key '{entry.name[:200]}' belongs to no module: {family.name} keys end in"
-                    f" {_alternatives(family)}", entry.name,
-                )  # fmt: skip
-            others.setdefault(what, []).append(entry.name)
-            continue
-        if key.part in found.setdefault(key.module, {}):
-            raise BadTensors(
-                f"module '{key.module}' has two {_short(key.part)} tensors ('{entry.name[:200]}' is the second)",
-                entry.name,
-            )
-        found[key.module][key.part] = entry
-    modules = {name: _module(family, config, name, found[name], conversion_rank) for name in sorted(found)}
-    if not modules and not others:
-        raise BadTensors(f"the weights file holds no {family.name} factors")
-    sentences = [f"'{keys[0][:200]}' is {what} ({len(keys)} such)" for what, keys in others.items()]
-    return modules, sentences
-
-
-def _module(
-    family: Family, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int
-) -> ModuleInfo:
-    for part, needed in family.parts.items():
-        if needed and part not in entries:
-            present = next(iter(entries))
-            raise BadTensors(
-                f"module '{name}' has {_short(present)} but no {_short(part)}; the file is incomplete",
-                entries[present].name,
-            )
-    return family.module(config, name, entries, conversion_rank)
-
-
-def _short(part: str) -> str:
-    return part.removesuffix(".weight")
-
-
-def _alternatives(family: Family) -> str:
-    return " or ".join(f".{part}" for part in family.parts)

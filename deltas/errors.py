@@ -62,10 +62,13 @@ class UnknownModule(DeltaError):
 class ShapeMismatch(DeltaError):
     """The adapter's factors do not fit the base model's module."""
 
-    def __init__(self, module: str, base: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
+    def __init__(
+        self, module: str, base: str, found: tuple[int, int], expected: tuple[int, int], *, resized: bool = False
+    ) -> None:
+        why = "its vocabulary was resized (added tokens)" if resized else "it was trained on a model of another size"
         super().__init__(
             f"module '{module}' of base model '{base}' maps {expected[1]} inputs to {expected[0]} outputs, but the"
-            f" adapter's factors map {found[1]} to {found[0]}; it was trained on a model of another size"
+            f" adapter's factors map {found[1]} to {found[0]}; {why}"
         )
         self.module = module
 

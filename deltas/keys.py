@@ -2,8 +2,8 @@
 
 PEFT writes `base_model.model.<module>.lora_A.weight`; with its adapter-name infix `lora_A.default.weight`;
 transformers, Unsloth and Axolotl write the same, sometimes with wrapper names of torch.compile, FSDP or activation
-checkpointing in the path. Whatever is not a LoRA factor gets a sentence that names it, so that nothing is dropped in
-silence.
+checkpointing in the path. What is neither a factor nor one of the extras of `extras.py` gets a sentence that names it,
+so that nothing is dropped in silence.
 """
 
 import re

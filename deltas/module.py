@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["linear", "embedding"]
+Kind = Literal["linear", "embedding", "expert"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +24,5 @@ class ModuleInfo:
     dtype: str
     keys: Mapping[str, str]  # part, such as "lora_A.weight" → the tensor's key in the file
     kind: Kind = "linear"
+    expert: int = 0
+    experts: int = 1

@@ -26,19 +26,17 @@ from deltas.dense import truncate_dense
 from deltas.errors import NonFiniteTensor
 from deltas.factors import Factors, Spectrum
 from deltas.joint import Joint, joint_bases
-from deltas.writer import write_safetensors
 from merging.budget import Allocation, water_fill
 from merging.config import peft_config
 from merging.errors import BadRank, MergeCancelled
 from merging.journal import Journal, Record
 from merging.method import Merged, ModuleInputs
+from merging.output import TORCH_DTYPES, file_ranks, tensor_bytes, write_result
 from merging.plan import Plan, PlannedModule
 from merging.ranks import Budget, plain_rank
 from merging.report import measure_module, published, summarise
 from merging.spectra import ModuleSpectra, is_kept, unpack
 
-TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FILE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 POLL_S = 0.1
 ZERO = 1e-9  # of the sources' norms: below it a singular value is rounding
 
@@ -84,7 +82,7 @@ def run_merge(
                 plan = plan.with_ranks(spent.ranks)
             _run_modules(plan, journal, journal.records, _do_module, workers, on_progress, cancelled)
         weights = folder / "adapter_model.safetensors"
-        _write_weights(plan, journal, weights)
+        extras = write_result(plan, journal, weights)
         reports = {m.name: journal.records[m.name].head["report"] for m in plan.modules}
         details = {m.name: journal.records[m.name].head["details"] for m in plan.modules}
     finally:
@@ -110,11 +108,12 @@ def run_merge(
             }
             for m in plan.modules
         ],
+        "extras": extras,
         "seconds": time.perf_counter() - started,
         "modules_resumed": resumed,
     }
     ranks = {name: module["rank"] for name, module in reports.items()}
-    return MergeResult(peft_config(plan, ranks), weights, report)
+    return MergeResult(peft_config(plan, file_ranks(plan, ranks)), weights, report)
 
 
 def _run_modules(
@@ -188,7 +187,7 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal) -> None:
     for figures, reading in zip(report["sources"], readings, strict=True):
         if reading.relative_error:
             figures["conversion_error"] = reading.relative_error
-    payload = _bytes(stored.A) + _bytes(stored.B)
+    payload = tensor_bytes(stored.A) + tensor_bytes(stored.B)
     journal.append(module.name, {"report": report, "details": dict(outcome.details)}, payload)
 
 
@@ -259,10 +258,6 @@ def _check_finite(factors: Factors, whose: str, module: str) -> None:
                 raise NonFiniteTensor(f"{module}.lora_{side} {whose}", bad, tensor.numel())
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()  # flat, or an empty one has no bytes' view
-
-
 def _options(plan: Plan) -> dict[str, Any]:
     return {name: getattr(plan.params, name) for name in type(plan.params).model_fields}
 
@@ -288,23 +283,6 @@ def _plan_id(plan: Plan) -> str:
         "scales": [[adapter.modules[name].scale for name in adapter.modules] for adapter in plan.adapters],
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _write_weights(plan: Plan, journal: Journal, path: Path) -> None:
-    dtype = FILE_DTYPES[plan.dtype]
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for m in plan.modules:
-        rank = journal.records[m.name].head["report"]["rank"]
-        if rank == 0:
-            continue
-        shapes[f"base_model.model.{m.name}.lora_A.weight"] = (dtype, (rank, m.in_features))
-        shapes[f"base_model.model.{m.name}.lora_B.weight"] = (dtype, (m.out_features, rank))
-
-    def chunks() -> Iterator[bytes]:
-        for m in plan.modules:
-            yield journal.read(m.name)  # A then B, as the shapes are listed; nothing at rank 0
-
-    write_safetensors(path, shapes, chunks())
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from deltas.families.adalora import AdaLora
 from deltas.families.dora import Dora
 from deltas.families.family import Family
+from deltas.families.kasa import Kasa
 from deltas.families.lora import Lora
+from deltas.families.started import Olora, Pissa
 
 # Variants before plain LoRA, which recognises all of its own type.
-FAMILIES: tuple[Family, ...] = (Dora(), Lora())
+FAMILIES: tuple[Family, ...] = (Dora(), Kasa(), Pissa(), Olora(), Lora(), AdaLora())
 
 
 def recognise(raw: Mapping[str, Any]) -> Family | None:

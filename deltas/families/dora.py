@@ -33,7 +33,10 @@ class Dora(Family):
         return raw.get("peft_type") == "LORA" and bool(raw.get("use_dora")) and not raw.get("kasa_config")
 
     def obstacles(self, config: AdapterConfig) -> list[str]:
-        return changed_start(config)
+        found = changed_start(config)
+        if config.raw.get("lora_bias"):
+            found.append("lora_bias is rescaled by DoRA's magnitudes in PEFT's forward pass, but not when it merges")
+        return found
 
     def module(
         self, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int

@@ -3,7 +3,9 @@
 One file in this folder for each. A family says
 
 * `parts`: the tensors that it keeps below a module's name, as PEFT writes them, and which of them a module must have;
-* `module`: a module's shape and rank, from the header alone; wrong shapes are refused here;
+  `embedding_parts`: the same for embeddings, where it can adapt these;
+* `module`: a module's shape and rank, from the header alone; wrong shapes are refused here; `modules`, where one path
+  in the file holds several modules;
 * `update`: ΔW from the module's tensors: `Factors` where ΔW is exactly low-rank, else the dense matrix, which the
   adapter cuts to its conversion rank and states the error of;
 * `needs_base`: whether ΔW depends on the base weight.
@@ -29,6 +31,7 @@ class Family(ABC):
 
     name: ClassVar[str]
     parts: ClassVar[Mapping[str, bool]]  # part → whether a module must have it
+    embedding_parts: ClassVar[Mapping[str, bool]] = {}
     fields: ClassVar[frozenset[str]]  # of adapter_config.json: those that this family reads or may ignore
     needs_base: ClassVar[bool] = False
     exact: ClassVar[bool] = True
@@ -41,6 +44,12 @@ class Family(ABC):
     def obstacles(self, config: AdapterConfig) -> list[str]:
         """Why ΔW cannot be had with this config even so; a sentence each."""
         return []
+
+    def modules(
+        self, config: AdapterConfig, found: Mapping[str, Mapping[str, TensorEntry]], conversion_rank: int
+    ) -> list[ModuleInfo]:
+        """The modules at all paths of the file (path → part → tensor); one at each, unless overridden."""
+        return [self.module(config, path, entries, conversion_rank) for path, entries in found.items()]
 
     @abstractmethod
     def module(
