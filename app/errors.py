@@ -26,6 +26,7 @@ TABLE: dict[type[Exception], Row] = {
     deltas.UnknownModule: (422, "unknown-module"),
     deltas.ShapeMismatch: (422, "shape-mismatch"),
     deltas.MissingBaseTensor: (422, "missing-base-tensor"),
+    deltas.NotClosed: (422, "not-closed"),
     deltas.NotLowRank: (422, "not-low-rank"),
     merging.UnknownMethod: (422, "unknown-method"),
     merging.BadParams: (422, "bad-params"),

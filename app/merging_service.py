@@ -59,7 +59,8 @@ def draft_merge(shelves: Shelves, body: MergeBody) -> Draft:
     sources = weighted_sources(body, shelves.settings.max_sources)
     versions = tuple(shelves.registry.resolve(ref) for ref, _ in sources)
     pinned = [{"ref": version.ref, "weight": weight} for version, (_, weight) in zip(versions, sources, strict=True)]
-    fields = body.model_dump(include={"method", "rank", "params", "space", "dtype", "seed"})
+    asked = {"method", "rank", "params", "space", "conversion_rank", "export", "dtype", "seed"}
+    fields = {name: value for name, value in body.model_dump(include=asked).items() if value is not None}
     try:
         recipe = Recipe.model_validate({**fields, "sources": pinned})
     except ValidationError as error:

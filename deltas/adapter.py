@@ -13,6 +13,7 @@ Families whose ΔW depends on the base weight are read once the adapter has it: 
 import difflib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +25,12 @@ from torch import Tensor
 from deltas.base import BaseWeights
 from deltas.config import AdapterConfig, read_config
 from deltas.dense import truncate_dense
-from deltas.errors import BadFile, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
+from deltas.errors import BadFile, MissingBaseTensor, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
 from deltas.extras import check_copy, extra_obstacles, extra_update
 from deltas.factors import Factors
 from deltas.families import recognise
 from deltas.families.family import DTYPES
-from deltas.header import Header, Limits, read_header
+from deltas.header import Header, Limits, TensorEntry, read_header
 from deltas.module import ModuleInfo
 from deltas.placing import Placed, place
 
@@ -70,13 +71,18 @@ class Adapter:
         self.extras, self._copies = placed.extras, placed.copies
         beside = extra_obstacles([*placed.extras.values(), *placed.copies], config, base)
         self.obstacles: tuple[str, ...] = (*self._obstacles(), *beside, *placed.others)
+        if base is not None and self._family is not None and self._family.needs_shape:
+            self.modules = {name: self._sized(info, base) for name, info in self.modules.items()}
+        if self._family is not None and self._family.shared:
+            self.modules = _with_largest(self.modules)
 
     def _obstacles(self) -> list[str]:
         family = self._family
         if family is None:
             return [f"{self.config.peft_type} adapters are stored, but not yet converted to LoRA factors"]
         found = [*self.config.obstacles(family.fields), *family.obstacles(self.config)]
-        if family.needs_base and self.base is None:
+        found.extend(family.beyond(self.modules, self.base))
+        if self.needs_base and self.base is None:
             found.append(f"{family.conversion}; the weights of its base model, which that takes, are not here")
         if not self.modules:
             found.append(f"it holds no {family.name} factors")
@@ -84,14 +90,15 @@ class Adapter:
 
     @property
     def needs_base(self) -> bool:
-        """Whether the factors or extras depend on the base model's weights, or can be checked against them."""
+        """Whether factors or extras depend on the base model's weights or shapes, or can be checked against them."""
         measured = any(extra.kind != "lora_bias" for extra in self.extras.values())
-        return measured or bool(self._copies) or (self._family is not None and self._family.needs_base)
+        family = self._family is not None and (self._family.needs_base or self._family.needs_shape)
+        return measured or bool(self._copies) or family
 
     @property
     def exact(self) -> bool:
         """Whether the factors are ΔW itself; if not, readings state their error."""
-        return self._family is not None and self._family.exact
+        return self._family is not None and all(info.exact for info in self.modules.values())
 
     @property
     def conversion(self) -> str | None:
@@ -116,9 +123,13 @@ class Adapter:
             found.append(f"it changes '{first}' ({len(self.extras)} such tensors) by more than a low-rank update")
         return tuple(found)
 
-    def with_base(self, base: BaseWeights, conversion_rank: int = CONVERSION_RANK) -> "Adapter":
-        """The same adapter, able to read its base model's weights. `conversion_rank`: what a ΔW of full rank is cut
-        to."""
+    def with_base(self, base: BaseWeights | None, conversion_rank: int = CONVERSION_RANK) -> "Adapter":
+        """The same adapter, able to read its base model's weights where these are given.
+
+        `conversion_rank`: what a ΔW of full rank is cut to.
+        """
+        if base is self.base and conversion_rank == self.conversion_rank:
+            return self
         return Adapter(self.config, self.weights, self.header, base, conversion_rank)
 
     @classmethod
@@ -152,6 +163,10 @@ class Adapter:
         except SafetensorError as error:
             raise BadFile(f"the weights file cannot be read as safetensors: {str(error)[:200]}") from None
 
+    @cached_property
+    def _entries(self) -> Mapping[str, TensorEntry]:
+        return {entry.name: entry for entry in self.header.tensors}
+
     @property
     def parameters(self) -> int:
         return sum(math.prod(entry.shape) for entry in self.header.tensors)
@@ -166,6 +181,15 @@ class Adapter:
         """The module's factors in float32 (float64 if stored so), scale folded in; see `reading`."""
         return self.reading(module).factors
 
+    def parts(self, module: str) -> dict[str, Tensor]:
+        """The module's tensors as its family keeps them, part → tensor in float32 or wider, unscaled."""
+        keys = self.modules[module].keys
+        return {part: _widened(self._file.get_tensor(key)) for part, key in keys.items()}
+
+    def part_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
+        """Part → its shape, from the header."""
+        return {part: self._entries[key].shape for part, key in self.modules[module].keys.items()}
+
     def reading(self, module: str) -> Reading:
         """The module's factors and their error. A scale is split evenly between A and B, its sign on B.
 
@@ -177,7 +201,7 @@ class Adapter:
         if self.obstacles or self._family is None:
             raise NotLowRank(self.obstacles)
         info = self.modules[module]
-        parts = {part: _widened(self._file.get_tensor(key)) for part, key in info.keys.items()}
+        parts = self.parts(module)
         weight = self._base_weight(info) if self._family.needs_base and info.kind == "linear" else None
         update = self._family.update(self.config, info, parts, weight)
         if isinstance(update, Factors):
@@ -216,11 +240,27 @@ class Adapter:
         """The module's base weight, [out, in] as ΔW is."""
         assert self.base is not None  # otherwise an obstacle
         weight = self.base.tensor(f"{info.name}.weight")
-        turned = weight.T if self.config.raw.get("fan_in_fan_out") else weight
+        turned = weight.T if self._turned else weight
         if tuple(turned.shape) != (info.out_features, info.in_features):
             found = (info.out_features, info.in_features)
             raise ShapeMismatch(info.name, self.base.name, found, (turned.shape[0], turned.shape[1]))
         return turned
+
+    @property
+    def _turned(self) -> bool:
+        """Whether the base model stores weights as [in, out]."""
+        return bool(self.config.raw.get("fan_in_fan_out"))
+
+    def _sized(self, info: ModuleInfo, base: BaseWeights) -> ModuleInfo:
+        """The module with its shape from the base model, where the file does not say it."""
+        if info.in_features and info.out_features:
+            return info
+        shape = base.shape(f"{info.name}.weight")
+        if shape is None:
+            raise MissingBaseTensor(f"{info.name}.weight", base.name)
+        outs, ins = reversed(shape) if self._turned else shape
+        known = (info.out_features or outs, info.in_features or ins)
+        return replace(info, out_features=known[0], in_features=known[1], rank=min(info.rank, *known))
 
     def check_finite(self) -> None:
         """Read every tensor once, one at a time.
@@ -246,10 +286,17 @@ class Adapter:
             near = difflib.get_close_matches(unknown[0], modules, n=1)
             raise UnknownModule(unknown[0], name, len(unknown), len(self.modules), near)
         for module, info in self.modules.items():
-            found = (info.out_features, info.in_features)
+            outs, ins = modules[module]
+            found = (info.out_features or outs, info.in_features or ins)
             if found != modules[module]:
                 raise ShapeMismatch(module, name, found, modules[module], resized=info.kind == "embedding")
 
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
+def _with_largest(modules: Mapping[str, ModuleInfo]) -> dict[str, ModuleInfo]:
+    outs = max((info.out_features for info in modules.values()), default=0)
+    ins = max((info.in_features for info in modules.values()), default=0)
+    return {name: replace(info, largest=(outs, ins)) for name, info in modules.items()}

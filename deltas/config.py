@@ -20,12 +20,22 @@ from deltas.strict_json import first_repeated, is_text
 COMMON_FIELDS = frozenset(
     "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules"
     " exclude_modules layers_to_transform layers_pattern bias modules_to_save trainable_token_indices"
-    " ensure_weight_tying".split()
+    " ensure_weight_tying spolia_spelling".split()
 )
+# {"layout": name, "modules": {path in the file: module}}, in configs that were written for weights without one.
+SPELLING_FIELD = "spolia_spelling"
 # Peft type → the fields that hold rank and alpha; None where the type has no such number.
 NUMBERS: Mapping[str, tuple[str | None, str | None]] = {
     "LORA": ("r", "lora_alpha"),
     "ADALORA": ("init_r", "lora_alpha"),
+    "LOHA": ("r", "alpha"),
+    "LOKR": ("r", "alpha"),
+    "MISS": ("r", None),
+    "BONE": ("r", None),
+    "GLORA": ("r", None),
+    "HIRA": ("r", None),
+    "VERA": ("r", None),
+    "IA3": (None, None),
 }
 # Fields that do, when they are set and the family does not read them.
 HARMFUL = {

@@ -8,6 +8,7 @@ DeltaError
 ├── UnknownModule      a module that the base model does not have
 ├── ShapeMismatch      a module whose shape differs from the base model's
 ├── MissingBaseTensor  a conversion needs a base weight that the base model does not have
+├── NotClosed          a weighted sum that its family cannot hold
 └── NotLowRank         asked for the factors of an adapter that is not plain LoRA
 """
 
@@ -79,6 +80,10 @@ class MissingBaseTensor(DeltaError):
     def __init__(self, tensor: str, base: str) -> None:
         super().__init__(f"base model '{base}' has no tensor '{tensor[:200]}', which this adapter's conversion needs")
         self.tensor = tensor
+
+
+class NotClosed(DeltaError):
+    """A weighted sum was asked for inside a parametrisation that it leaves."""
 
 
 class NotLowRank(DeltaError):

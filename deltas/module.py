@@ -12,7 +12,8 @@ class ModuleInfo:
     """One adapted layer and where its tensors are.
 
     `rank`: of the factors that reading gives, which is the file's own rank for LoRA. `in_features` and `out_features`
-    are ΔW's [out, in]; of an embedding, `in` is the vocabulary.
+    are ΔW's [out, in]; of an embedding, `in` is the vocabulary. A side is 0 where neither the file nor a base model at
+    hand says how long it is. `exact`: whether those factors are ΔW itself, not its best approximation of that rank.
     """
 
     name: str
@@ -26,3 +27,5 @@ class ModuleInfo:
     kind: Kind = "linear"
     expert: int = 0
     experts: int = 1
+    exact: bool = True
+    largest: tuple[int, int] = (0, 0)  # [out, in] of the adapter's modules at most, where they share matrices

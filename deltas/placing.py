@@ -10,6 +10,7 @@ from deltas.families.family import Family
 from deltas.header import Header, TensorEntry
 from deltas.keys import describe_other_key, parse_part_key
 from deltas.module import ModuleInfo
+from deltas.spellings import Respelling
 
 
 class Placed(NamedTuple):
@@ -31,24 +32,29 @@ def place(family: Family, config: AdapterConfig, header: Header, conversion_rank
     extras: dict[str, Extra] = {}
     copies: list[Extra] = []
     others: dict[str, list[str]] = {}
-    parts = frozenset({**family.parts, **family.embedding_parts})
+    shared: dict[str, TensorEntry] = {}  # by all modules
+    parts = frozenset({**family.parts, **family.embedding_parts}) | family.shared
+    respelling = Respelling.of(config.raw)
     for entry in header.tensors:
-        key = parse_part_key(entry.name, parts)
-        extra = find_extra(entry, config) if key is None else None
+        if respelling and respelling.is_number(entry.name):
+            continue
+        key = respelling.part_key(entry.name, parts) if respelling else parse_part_key(entry.name, parts)
+        extra = find_extra(entry, config) if key is None and not respelling else None
         if key is not None:
-            if key.part in found.setdefault(key.module, {}):
+            where = shared if key.part in family.shared else found.setdefault(key.module, {})
+            if key.part in where:
                 raise BadTensors(
                     f"module '{key.module}' has two {_short(key.part)} tensors ('{entry.name[:200]}' is the second)",
                     entry.name,
                 )
-            found[key.module][key.part] = entry
+            where[key.part] = entry
         elif extra is not None and extra.kind == "copy":
             copies.append(extra)
         elif extra is not None:
             if extra.name in extras:
                 raise BadTensors(f"'{extra.name}' is given twice ('{entry.name[:200]}' is the second)", entry.name)
             extras[extra.name] = extra
-        elif what := describe_other_key(entry.name):
+        elif what := (respelling and respelling.other(entry.name)) or describe_other_key(entry.name):
             others.setdefault(what, []).append(entry.name)
         else:
             raise BadTensors(
@@ -57,7 +63,7 @@ def place(family: Family, config: AdapterConfig, header: Header, conversion_rank
             )
     for name, entries in found.items():
         _check_complete(family, name, entries)
-    infos = family.modules(config, {name: found[name] for name in sorted(found)}, conversion_rank)
+    infos = family.modules(config, {name: found[name] | shared for name in sorted(found)}, conversion_rank)
     if not found and not others and not extras:
         raise BadTensors(f"the weights file holds no {family.name} factors")
     modules = {info.name: info for info in sorted(infos, key=lambda info: info.name)}

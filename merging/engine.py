@@ -29,6 +29,7 @@ from deltas.joint import Joint, joint_bases
 from merging.budget import Allocation, water_fill
 from merging.config import peft_config
 from merging.errors import BadRank, MergeCancelled
+from merging.family_export import write_family
 from merging.journal import Journal, Record
 from merging.method import Merged, ModuleInputs
 from merging.output import TORCH_DTYPES, file_ranks, tensor_bytes, write_result
@@ -82,7 +83,8 @@ def run_merge(
                 plan = plan.with_ranks(spent.ranks)
             _run_modules(plan, journal, journal.records, _do_module, workers, on_progress, cancelled)
         weights = folder / "adapter_model.safetensors"
-        extras = write_result(plan, journal, weights)
+        family = write_family(plan, weights) if plan.recipe.export == "family" else None
+        extras = [] if family else write_result(plan, journal, weights)
         reports = {m.name: journal.records[m.name].head["report"] for m in plan.modules}
         details = {m.name: journal.records[m.name].head["details"] for m in plan.modules}
     finally:
@@ -92,6 +94,7 @@ def run_merge(
         "method": plan.method.name,
         "space": plan.space,
         "rank_asked": plain_rank(plan.rank),
+        "export": plan.recipe.export,
         "budget": spent and {"parameters": plan.budget_parameters, "spent": spent.parameters, "level": spent.level},
         "dtype": plan.dtype,
         "warnings": list(plan.warnings),
@@ -113,7 +116,7 @@ def run_merge(
         "modules_resumed": resumed,
     }
     ranks = {name: module["rank"] for name, module in reports.items()}
-    return MergeResult(peft_config(plan, file_ranks(plan, ranks)), weights, report)
+    return MergeResult(family or peft_config(plan, file_ranks(plan, ranks)), weights, report)
 
 
 def _run_modules(

@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from deltas.adapter import Adapter
+from deltas.errors import NotClosed
+from deltas.family_sum import check_closed
 from deltas.module import Kind
 from merging.depth import count_blocks, depth_of
 from merging.errors import BadRank, BadSpace, BadWeights, BaseMismatch, ModuleMismatch, NotMergeable
@@ -36,6 +38,11 @@ RULES = {
 }
 
 AnyRank = RankValue | tuple[RankRule, ...] | Budget
+
+IN_FAMILY = (
+    "the result is written as an adapter of the sources' own family and holds their exact weighted sum; ranks and"
+    " errors in its report are those of reading it as low-rank factors"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,7 @@ class Plan:
             "ranks_are": "exact" if all(isinstance(m.rank, int | str) for m in self.modules) else "at most",
             "budget_parameters": self.budget_parameters,
             "dtype": self.dtype,
+            "export": self.recipe.export,
             "base_model": self.base_model,
             "sources": [
                 {"ref": s.ref, "weight": weight, "mean_weight": mean, "modules": len(a.modules)}
@@ -190,7 +198,7 @@ def plan_merge(
     then be written by their short names.
 
     Raises:
-        UnknownMethod, BadParams, BadWeights, BadRank, BadSpace: the recipe cannot be done at all.
+        UnknownMethod, BadParams, BadWeights, BadRank, BadSpace, NotClosed: the recipe cannot be done at all.
         BaseMismatch, ModuleMismatch, NotMergeable, ExtrasConflict: its sources do not fit together.
         ValueError: if there is not one adapter for each source.
     """
@@ -202,13 +210,16 @@ def plan_merge(
         raise BadSpace(method.name, space, method.spaces)
     recipe.check_weights()
     refs = [source.ref for source in recipe.sources]
-    adapters = [a.with_base(a.base, recipe.conversion_rank) if a.base else a for a in adapters]
+    adapters = [a.with_base(a.base, recipe.conversion_rank) for a in adapters]
     for ref, adapter in zip(refs, adapters, strict=True):
         if adapter.obstacles:
             raise NotMergeable(ref, adapter.obstacles)
         if adapter.config.base_model != adapters[0].config.base_model:
             raise BaseMismatch(refs[0], adapters[0].config.base_model, ref, adapter.config.base_model)
     rank: AnyRank = method.default_rank if recipe.rank is None else recipe.rank
+    if recipe.export == "family":
+        rank = "sum" if recipe.rank is None else recipe.rank
+        _check_family_export(method, rank, adapters)
     names = sorted({n for a in adapters for n in a.modules})
     beside = [extra.module for adapter in adapters for extra in adapter.extras.values()]
     blocks = _blocks(recipe, [*names, *beside], base_modules or {})
@@ -241,11 +252,20 @@ def plan_merge(
         base_modules=base_modules,
         warnings=(
             *_warnings(recipe, method, space, modules, names),
-            *_conversions(refs, adapters),
+            *(_conversions(refs, adapters) if recipe.export == "lora" else [IN_FAMILY]),
             *extras_warnings(refs, extras),
             *_padding(modules),
         ),
     )
+
+
+def _check_family_export(method: Method, rank: AnyRank, adapters: Sequence[Adapter]) -> None:
+    """Raises NotClosed where the recipe asks for more than a sum of adapters of one closed family."""
+    if method.name != "sum" or rank != "sum":
+        raise NotClosed("export 'family' writes the exact weighted sum: use method 'sum' and leave rank out")
+    check_closed(adapters)
+    if any(adapter.extras for adapter in adapters):
+        raise NotClosed("export 'family' holds updates of weights alone, but a source also changes biases or modules")
 
 
 def _uses_depth(recipe: Recipe, method: Method) -> bool:

@@ -26,7 +26,6 @@ class Dora(Family):
     parts: ClassVar = {A: True, B: True, MAGNITUDE: True}
     fields = LORA_FIELDS | {"use_dora"}
     needs_base = True
-    exact = False
     conversion = "DoRA rescales every output row of the base weight, so its ΔW has full rank"
 
     def recognises(self, raw: Mapping[str, Any]) -> bool:
@@ -43,7 +42,7 @@ class Dora(Family):
     ) -> ModuleInfo:
         info = lora_module(config, name, entries)
         vector(entries[MAGNITUDE], info.out_features, f"the magnitude of module '{name}'")
-        return replace(info, rank=min(conversion_rank, info.out_features, info.in_features))
+        return replace(info, rank=min(conversion_rank, info.out_features, info.in_features), exact=False)
 
     def update(
         self, config: AdapterConfig, info: ModuleInfo, parts: Mapping[str, Tensor], weight: Tensor | None

@@ -8,15 +8,17 @@ One file in this folder for each. A family says
   in the file holds several modules;
 * `update`: ΔW from the module's tensors: `Factors` where ΔW is exactly low-rank, else the dense matrix, which the
   adapter cuts to its conversion rank and states the error of;
-* `needs_base`: whether ΔW depends on the base weight.
+* `needs_base`: whether ΔW depends on the base weight, `needs_shape`: or on its shape alone;
+* `shared`: the tensors that all modules read together; they are handed out as parts of each.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from deltas.base import BaseWeights
 from deltas.config import AdapterConfig
 from deltas.errors import BadTensors
 from deltas.factors import Factors
@@ -33,8 +35,9 @@ class Family(ABC):
     parts: ClassVar[Mapping[str, bool]]  # part → whether a module must have it
     embedding_parts: ClassVar[Mapping[str, bool]] = {}
     fields: ClassVar[frozenset[str]]  # of adapter_config.json: those that this family reads or may ignore
+    shared: ClassVar[frozenset[str]] = frozenset()
     needs_base: ClassVar[bool] = False
-    exact: ClassVar[bool] = True
+    needs_shape: ClassVar[bool] = False
     conversion: ClassVar[str] = ""  # one sentence: how ΔW is had, where it is not simply read
 
     @abstractmethod
@@ -50,6 +53,11 @@ class Family(ABC):
     ) -> list[ModuleInfo]:
         """The modules at all paths of the file (path → part → tensor); one at each, unless overridden."""
         return [self.module(config, path, entries, conversion_rank) for path, entries in found.items()]
+
+    def beyond(self, modules: Mapping[str, ModuleInfo], base: BaseWeights | None) -> list[str]:
+        """What the adapter changes beside its modules' weights; a sentence each. `modules`: as the file describes
+        them."""
+        return []
 
     @abstractmethod
     def module(
@@ -69,6 +77,23 @@ class Family(ABC):
 
         `weight`: the base weight [out, in] where `needs_base`, else None. A dense result is [out, in].
         """
+
+
+def described(
+    name: str,
+    shape: tuple[int, int],
+    rank: int,
+    entries: Mapping[str, TensorEntry],
+    *,
+    alpha: float = 1.0,
+    scale: float = 1.0,
+    exact: bool = True,
+) -> ModuleInfo:
+    """A module of `shape` [out, in], a side 0 where it is not known; `rank` at most, fewer if it is small."""
+    rank = min([rank, *(side for side in shape if side)])
+    return ModuleInfo(
+        name, rank, shape[1], shape[0], alpha, scale, common_dtype(entries), keys_of(entries), exact=exact
+    )
 
 
 def matrix(entry: TensorEntry) -> tuple[int, int]:
@@ -103,6 +128,15 @@ def common_dtype(entries: Mapping[str, TensorEntry]) -> str:
     """The one dtype of a module's tensors, or float32."""
     found = {DTYPES[entry.dtype] for entry in entries.values()}
     return found.pop() if len(found) == 1 else "float32"
+
+
+def no_tucker(name: str, entries: Mapping[str, TensorEntry], cores: Sequence[str]) -> None:
+    """Raises BadTensors where a module is a convolution with a Tucker core."""
+    for core in cores:
+        if core in entries:
+            raise BadTensors(
+                f"module '{name}' has {core}, a convolution's; only linear layers are read", entries[core].name
+            )
 
 
 def keys_of(entries: Mapping[str, TensorEntry]) -> dict[str, str]:

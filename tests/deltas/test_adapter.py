@@ -110,7 +110,7 @@ def test_an_exponential_pattern_is_refused_in_time(tmp_path: Path) -> None:
         ({"trainable_token_indices": [3], "use_qalora": True}, "QALoRA"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"invented_in_2030": {"x": 1}}, "'invented_in_2030'"),
-        ({"peft_type": "IA3"}, "IA3"),
+        ({"peft_type": "OFT"}, "OFT"),
     ],
 )
 def test_what_is_not_plain_lora_is_said_by_name(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
