@@ -47,6 +47,13 @@ def merge(
     space: Annotated[
         str | None, typer.Option(help="core, dense or factors, where the method can choose; see `spolia methods`.")
     ] = None,
+    conversion_rank: Annotated[
+        int | None, typer.Option(help="Rank that updates of full rank (DoRA, IA³, …) are cut to; 64 unless said.")
+    ] = None,
+    export: Annotated[
+        str | None,
+        typer.Option(help="lora, or family: write the sum as the sources' own family, where it stays in it."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto (the default), float32, float16 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of what is random in the method; 0 if not given.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -60,6 +67,8 @@ def merge(
         "rank": _rank(rank, budget),
         "params": dict(_param(one) for one in param or []),
         "space": space,
+        "conversion_rank": conversion_rank,
+        "export": export,
         "dtype": dtype,
         "seed": seed,
     }

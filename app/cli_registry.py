@@ -16,7 +16,13 @@ Ref = Annotated[str, typer.Argument(metavar="REF", help="namespace/name, namespa
 
 def push(
     ctx: typer.Context,
-    files: Annotated[list[Path], typer.Argument(help="A folder with an adapter, or its files.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A folder with an adapter, or its files; a .safetensors file of kohya or diffusers alone.",
+            show_default=False,
+        ),
+    ],
     ref: Annotated[str, typer.Argument(metavar="NAME", help="namespace/name to publish under.")],
     license: Annotated[str | None, typer.Option("--license", help="Licence, best as an SPDX id.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A word to find it by; may be repeated.")] = None,

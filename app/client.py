@@ -84,6 +84,8 @@ class Client:
     ) -> Json:
         """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md.
 
+        Weights in kohya's, LyCORIS' or diffusers' spelling may come alone.
+
         The answer is the version; the same bytes again give the version that is there. Large weights are streamed by
         digest, small ones go in one multipart request. `on_progress` counts the bytes of the weights.
         """
@@ -102,8 +104,9 @@ class Client:
         with weights.open("rb") as file:
             counted = CountedFile(file, count)
             if total < STREAMED_FROM_BYTES:
-                parts: Json = {"config": (config.name, config.read_bytes(), "application/json")}
-                parts["weights"] = (weights.name, counted, "application/octet-stream")
+                parts: Json = {"weights": (weights.name, counted, "application/octet-stream")}
+                if config:
+                    parts["config"] = (config.name, config.read_bytes(), "application/json")
                 if card:
                     parts["card"] = (card.name, card.read_bytes(), "text/markdown")
                 form = fields | ({"tags": ",".join(tags)} if tags else {})
@@ -111,7 +114,9 @@ class Client:
             digest = sha256_of(weights)
             headers = {"Content-Length": str(total), "Content-Type": "application/octet-stream"}
             self._http.json("PUT", f"/v1/uploads/{digest}", content=iter(counted), headers=headers)
-        body = fields | {"config": read_config(config), "weights": f"sha256:{digest}"}
+        body = fields | {"weights": f"sha256:{digest}"}
+        if config:
+            body["config"] = read_config(config)
         if card:
             body["card"] = card.read_text(encoding="utf-8")
         return self._http.json("POST", path, json=body)
@@ -231,6 +236,8 @@ class Client:
         rank: Rank | None = None,
         params: Mapping[str, Any] | None = None,
         space: str | None = None,
+        conversion_rank: int | None = None,
+        export: str | None = None,
         dtype: str = "auto",
         seed: int = 0,
         dry_run: bool = False,
@@ -240,7 +247,8 @@ class Client:
         """Merge adapters into `name` (namespace/name).
 
         The answer is the finished job, whose result holds the new version's `ref`; with `wait=False` the job as it is
-        queued; with `dry_run=True` the plan. `on_progress` counts modules. Raises SpoliaError if the job fails.
+        queued; with `dry_run=True` the plan. `on_progress` counts modules. `conversion_rank` is what updates of full
+        rank are cut to; `export="family"` writes a sum as its sources' own family. Raises SpoliaError if the job fails.
         """
         body: Json = {"sources": source_list(sources), "method": method, "dtype": dtype, "seed": seed}
         if weights is not None:
@@ -251,6 +259,10 @@ class Client:
             body["params"] = dict(params)
         if space is not None:
             body["space"] = space
+        if conversion_rank is not None:
+            body["conversion_rank"] = conversion_rank
+        if export is not None:
+            body["export"] = export
         return self.merge_recipe(name, body, dry_run=dry_run, wait=wait, on_progress=on_progress)
 
     def merge_recipe(

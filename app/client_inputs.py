@@ -18,9 +18,15 @@ Rank = int | float | str | Sequence[float] | Sequence[Mapping[str, Any]] | Mappi
 """A number, "max", "sum", an energy share; a gradient; {filter, rank} rules; or {"budget": average rank}."""
 
 
-def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path, Path, Path | None]:
-    """(config, weights, card or None) of a folder or of the files named. Raises SpoliaError naming what is missing."""
-    if isinstance(files, (str, Path)):
+def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path | None, Path, Path | None]:
+    """(config, weights, card), config and card or None, of a folder or of the files named.
+
+    A safetensors file may come alone: some spellings need no config, and the service says so of the others.
+
+    Raises:
+        SpoliaError: naming what is missing.
+    """
+    if isinstance(files, (str, Path)) and Path(files).suffix != ".safetensors":
         folder = Path(files)
         if not folder.is_dir():
             raise problem_error("no-adapter", f"{folder} is not a folder; name the folder that holds the adapter.")
@@ -28,16 +34,17 @@ def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path, Path,
         found = [path for path in found if path.is_file()]
         where = str(folder)
     else:
-        found = [Path(file) for file in files]
+        found = [Path(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
         where = "the files named"
         for path in found:
             if not path.is_file():
                 raise problem_error("no-adapter", f"{path} is not a file.")
     by_suffix = {path.suffix: path for path in found}
-    for suffix, name in ((".json", "adapter_config.json"), (".safetensors", "adapter_model.safetensors")):
-        if suffix not in by_suffix:
-            raise problem_error("no-adapter", f"There is no {name} in {where}.")
-    return by_suffix[".json"], by_suffix[".safetensors"], by_suffix.get(".md")
+    if ".json" not in by_suffix and where != "the files named":
+        raise problem_error("no-adapter", f"There is no adapter_config.json in {where}.")
+    if ".safetensors" not in by_suffix:
+        raise problem_error("no-adapter", f"There is no adapter_model.safetensors in {where}.")
+    return by_suffix.get(".json"), by_suffix[".safetensors"], by_suffix.get(".md")
 
 
 def split_reference(ref: str) -> tuple[str, str, str]:

@@ -33,7 +33,7 @@ def match_base(registry: Registry, adapter: Adapter) -> BaseMatch:
     base = registry.base(name) if name else None
     if base is None:
         return BaseMatch(name, None, None, tuple(_hint(other) for other in registry.bases() if _fits(adapter, other)))
-    adapter.check_base(base.name, base.modules)
+    adapter.check_base(base.name, adaptable(base))
     if adapter.modules:
         how = f"the declared name; all {len(adapter.modules)} adapted modules exist there with the same shapes"
     else:
@@ -41,11 +41,23 @@ def match_base(registry: Registry, adapter: Adapter) -> BaseMatch:
     return BaseMatch(base.name, base.fingerprint, how)
 
 
+def adaptable(base: Base) -> dict[str, tuple[int, int]]:
+    """Everything in a base model that low-rank updates can change, by the names that adapters have for it -> (out, in):
+    linear layers, embeddings (whose inputs are token ids), and the experts of mixtures one by one."""
+    embeddings = {name: (shape[1], shape[0]) for name, shape in base.details.get("embeddings", {}).items()}
+    experts = {
+        f"{name}[{index}]": (shape[1], shape[2])
+        for name, shape in base.details.get("experts", {}).items()
+        for index in range(shape[0])
+    }
+    return {**base.modules, **embeddings, **experts}
+
+
 def _fits(adapter: Adapter, base: Base) -> bool:
     if not adapter.modules:
         return False
     try:
-        adapter.check_base(base.name, base.modules)
+        adapter.check_base(base.name, adaptable(base))
     except (UnknownModule, ShapeMismatch):
         return False
     return True
@@ -75,10 +87,10 @@ def content_facts(adapter: Adapter) -> dict[str, Any]:
         "scale_min": min(scales),
         "scale_max": max(scales),
         "use_rslora": config.use_rslora,
-        "target_modules": sorted({module.name.rsplit(".", 1)[-1] for module in modules}),
+        "target_modules": sorted({module.name.rsplit(".", 1)[-1].partition("[")[0] for module in modules}),
         "modules": len(modules),
         "parameters": adapter.parameters,
         "dtype": adapter.dtype,
         "mergeable": not adapter.obstacles,
-        "servable": not adapter.obstacles and adapter.exact,
+        "servable": not (adapter.obstacles or adapter.unserved),
     }

@@ -47,7 +47,7 @@ from serving.engine import Engine
 
 log = logging.getLogger("spolia")
 
-BASE_DETAILS = ("origin", "architecture", "parameters", "context_length")
+BASE_DETAILS = ("origin", "architecture", "parameters", "context_length", "embeddings", "experts")
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, provenance, merges, online, what_if, compare,
     nearest, jobs,

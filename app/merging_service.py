@@ -70,7 +70,8 @@ def draft_merge(shelves: Shelves, body: MergeBody) -> Draft:
     sources = weighted_sources(body, shelves.settings.max_sources)
     versions = tuple(shelves.registry.resolve(ref) for ref, _ in sources)
     pinned = [{"ref": version.ref, "weight": weight} for version, (_, weight) in zip(versions, sources, strict=True)]
-    fields = body.model_dump(include={"method", "rank", "params", "space", "dtype", "seed"})
+    asked = {"method", "rank", "params", "space", "conversion_rank", "export", "dtype", "seed"}
+    fields = {name: value for name, value in body.model_dump(include=asked).items() if value is not None}
     try:
         recipe = Recipe.model_validate({**fields, "sources": pinned})
     except ValidationError as error:
@@ -217,7 +218,9 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
         staging.write(json.dumps(config, indent=2, sort_keys=True).encode())
         size = staging.size
         files = {CONFIG_FILE: (staging.commit(), size), WEIGHTS_FILE: weights}
+    first = draft.versions[0]
     adapter = Adapter.open(config, result.weights, limits=shelves.limits)
+    adapter = shelves.with_base(adapter, first.base_model if first.base_known else None)
     new = NewVersion(
         **content_facts(adapter), **_origin(draft), files=files, report=result.report, sketch=sketch_of(adapter)
     )

@@ -23,7 +23,9 @@ class Body(BaseModel):
 class VersionUpload(Body):
     """A version whose weights were uploaded before, by digest (or the form fields of a multipart upload)."""
 
-    config: dict[str, Any] = Field(description="The content of adapter_config.json.")
+    config: dict[str, Any] | None = Field(
+        None, description="The content of adapter_config.json; not needed in kohya's, LyCORIS' or diffusers' spelling."
+    )
     weights: Digest = Field(description="sha256:<hex> of an uploaded adapter_model.safetensors.")
     card: str | None = Field(None, description="README.md, Markdown.")
     license: Text | None = Field(None, description="Licence, best as an SPDX id.")
@@ -118,6 +120,13 @@ class MergeBody(Body):
         None, description="Where the method runs, if it can choose; see /v1/merge-methods."
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    conversion_rank: int | None = Field(
+        None, ge=1, le=65_536, description="What a source's ΔW of full rank (DoRA, IA³, …) is cut to; 64 unless said."
+    )
+    export: Literal["lora", "family"] = Field(
+        "lora",
+        description='What the result is written as: LoRA, or "family": the sources\' own, where sums stay in it.',
+    )
     seed: int = Field(0, ge=0, lt=2**63)
 
     @field_validator("params")

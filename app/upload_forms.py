@@ -23,9 +23,9 @@ FIELDS = ("license", "tags", "base_model")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A multipart upload; `weights` is open until the form is left."""
+    """A multipart upload; `weights` is open until the form is left. Weights of some spellings need no config."""
 
-    config: bytes
+    config: bytes | None
     weights: BinaryIO
     card: str | None
     form: VersionForm
@@ -50,7 +50,7 @@ async def read_multipart(request: Request, settings: Settings) -> AsyncIterator[
             )
         card = await _small(form.get("card"), "card", settings.max_card_bytes)
         yield Parts(
-            config=await _small(form["config"], "config", settings.max_config_bytes) or b"",
+            config=await _small(form.get("config"), "config", settings.max_config_bytes),
             weights=weights.file,
             card=None if card is None else _text(card, "card"),
             form=validated(VersionForm, {name: form[name] for name in FIELDS if name in form}),
@@ -65,9 +65,8 @@ def _check_parts(form: FormData) -> None:
             raise Refusal(422, "invalid-request", detail, field=name[:80], known=list(known))
         if len(form.getlist(name)) > 1:
             raise Refusal(422, "invalid-request", f"Part '{name}' is given twice.", field=name)
-    for name in ("config", "weights"):
-        if name not in form:
-            raise Refusal(422, "invalid-request", f"Part '{name}' is missing.", field=name)
+    if "weights" not in form:
+        raise Refusal(422, "invalid-request", "Part 'weights' is missing.", field="weights")
 
 
 async def _small(part: UploadFile | str | None, name: str, limit: int) -> bytes | None:

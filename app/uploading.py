@@ -18,7 +18,9 @@ from app.schemas import VersionForm
 from app.shelves import Shelves
 from app.sketching import sketch_of
 from deltas.adapter import Adapter
+from deltas.config import read_config
 from deltas.header import read_header
+from deltas.spellings import Respelling, respelt_config, written_config
 from store.blobs import Staging
 from store.records import CONFIG_FILE, WEIGHTS_FILE, NewVersion, Version
 from store.references import validate_name, validate_tag
@@ -33,7 +35,7 @@ class Upload:
 
     namespace: str
     name: str
-    config: bytes
+    config: bytes | None  # None: to be written from the weights, where their spelling allows it
     card: str | None = None
     form: VersionForm = field(default_factory=VersionForm)
 
@@ -107,27 +109,35 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
         )
     for tag in upload.form.tags:
         validate_tag(tag)
-    if not upload.config.strip():
+    if upload.config is not None and not upload.config.strip():
         raise Refusal(422, "bad-config", "adapter_config.json is empty (0 bytes).", field="config")
     if upload.card is not None and len(upload.card.encode()) > settings.max_card_bytes:
         raise Refusal(413, "body-too-large", f"The card is larger than {settings.max_card_bytes} bytes.", field="card")
-    adapter = Adapter.open(upload.config, weights, limits=shelves.limits)
+    given = upload.config if upload.config is not None else _written(shelves, upload, weights)
+    respelt = respelt_config(read_config(given, shelves.limits).raw, read_header(weights, shelves.limits))
+    given = given if respelt is None else config_bytes(respelt)
+    upload = replace(upload, config=given)
+    adapter = Adapter.open(given, weights, limits=shelves.limits)
     declared = upload.form.base_model
     if declared and declared != adapter.config.base_model:
-        upload = replace(upload, config=config_bytes({**adapter.config.raw, "base_model_name_or_path": declared}))
-        adapter = Adapter.open(upload.config, weights, limits=shelves.limits)
+        given = config_bytes({**adapter.config.raw, "base_model_name_or_path": declared})
+        upload = replace(upload, config=given)
+        adapter = Adapter.open(given, weights, limits=shelves.limits)
     match = match_base(shelves.registry, adapter)
     adapter.check_finite()
     adapter = shelves.with_base(adapter, match.name if match.fingerprint else None)
+    adapter.check_copies()
     obstacles = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles]
-    if adapter.conversion and not adapter.obstacles:
-        obstacles.append(f"It is merged by conversion: {adapter.conversion}.")
+    if not obstacles and adapter.unserved:
+        obstacles.append(f"It can be merged, but is not served: {'; '.join(adapter.unserved)}.")
+    elif not obstacles and adapter.conversion:
+        obstacles.append(f"It is read by conversion: {adapter.conversion}.")
     return upload, {
         **content_facts(adapter),
         "base_model": match.name,
         "base_fingerprint": match.fingerprint,
         "base_matched_by": match.matched_by,
-        "notes": [*obstacles, *match.notes],
+        "notes": [*_spelling(adapter), *obstacles, *match.notes],
         "license": upload.form.license,
         "tags": upload.form.tags,
         "card": upload.card,
@@ -136,7 +146,25 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
     }
 
 
+def _written(shelves: Shelves, upload: Upload, weights: Path) -> bytes:
+    """The config of weights that came without one. Raises BadConfig where their spelling does not say enough."""
+    base = shelves.registry.base(upload.form.base_model) if upload.form.base_model else None
+    header = read_header(weights, shelves.limits)
+    return config_bytes(written_config(weights, header, upload.form.base_model, base.modules if base else None))
+
+
+def _spelling(adapter: Adapter) -> list[str]:
+    respelling = Respelling.of(adapter.config.raw)
+    if respelling is None:
+        return []
+    return [
+        f"Its weights are in {respelling.layout.said} spelling. They are kept as they are, beside an"
+        " adapter_config.json that was written for them, with ranks from their shapes and alphas from their tensors."
+    ]
+
+
 def _publish(shelves: Shelves, upload: Upload, new: dict[str, Any], weights: tuple[str, int]) -> tuple[Version, bool]:
+    assert upload.config is not None  # _check wrote it
     files = {WEIGHTS_FILE: weights, CONFIG_FILE: keep_bytes(shelves, upload.config)}
     if upload.card is not None:
         files[CARD_FILE] = keep_bytes(shelves, upload.card.encode())

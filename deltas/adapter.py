@@ -13,6 +13,7 @@ Families whose ΔW depends on the base weight are read once the adapter has it: 
 import difflib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,19 +25,20 @@ from torch import Tensor
 from deltas.base import BaseWeights
 from deltas.config import AdapterConfig, read_config
 from deltas.dense import truncate_dense
-from deltas.errors import BadFile, BadTensors, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
+from deltas.errors import BadFile, MissingBaseTensor, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
+from deltas.extras import check_copy, extra_obstacles, extra_update
 from deltas.factors import Factors
 from deltas.families import recognise
-from deltas.families.family import DTYPES, Family
+from deltas.families.family import DTYPES
 from deltas.header import Header, Limits, TensorEntry, read_header
-from deltas.keys import describe_other_key, parse_part_key
 from deltas.module import ModuleInfo
+from deltas.placing import Placed, place
 
 CONVERSION_RANK = 64  # what a ΔW of full rank is cut to, unless said otherwise
 
 
 # Starts of a plain LoRA that name its family where it cannot be read as one.
-INIT_FAMILIES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+INIT_FAMILIES = ("pissa", "corda", "loftq", "lora_ga")
 
 
 class Reading(NamedTuple):
@@ -47,7 +49,8 @@ class Reading(NamedTuple):
 
 
 class Adapter:
-    """An adapter: its config, its modules (sorted by name) and whatever keeps it from being read as factors."""
+    """An adapter: its config, its modules (sorted by name), its extras (by the name of the base model's tensor), and
+    whatever keeps it from being read as these."""
 
     def __init__(
         self,
@@ -63,27 +66,39 @@ class Adapter:
         self.base = base
         self.conversion_rank = conversion_rank
         self._family = recognise(config.raw)
-        self.modules, others = _place(self._family, config, header, conversion_rank) if self._family else ({}, [])
-        self.obstacles: tuple[str, ...] = (*self._obstacles(), *others)
+        placed = place(self._family, config, header, conversion_rank) if self._family else Placed({}, {}, [], [])
+        self.modules = placed.modules
+        self.extras, self._copies = placed.extras, placed.copies
+        beside = extra_obstacles([*placed.extras.values(), *placed.copies], config, base)
+        self.obstacles: tuple[str, ...] = (*self._obstacles(), *beside, *placed.others)
+        if base is not None and self._family is not None and self._family.needs_shape:
+            self.modules = {name: self._sized(info, base) for name, info in self.modules.items()}
+        if self._family is not None and self._family.shared:
+            self.modules = _with_largest(self.modules)
 
     def _obstacles(self) -> list[str]:
         family = self._family
         if family is None:
             return [f"{self.config.peft_type} adapters are stored, but not yet converted to LoRA factors"]
         found = [*self.config.obstacles(family.fields), *family.obstacles(self.config)]
-        if family.needs_base and self.base is None:
+        found.extend(family.beyond(self.modules, self.base))
+        if self.needs_base and self.base is None:
             found.append(f"{family.conversion}; the weights of its base model, which that takes, are not here")
+        if not self.modules:
+            found.append(f"it holds no {family.name} factors")
         return found
 
     @property
     def needs_base(self) -> bool:
-        """Whether the factors depend on the base model's weights."""
-        return self._family is not None and self._family.needs_base
+        """Whether factors or extras depend on the base model's weights or shapes, or can be checked against them."""
+        measured = any(extra.kind != "lora_bias" for extra in self.extras.values())
+        family = self._family is not None and (self._family.needs_base or self._family.needs_shape)
+        return measured or bool(self._copies) or family
 
     @property
     def exact(self) -> bool:
         """Whether the factors are ΔW itself; if not, readings state their error."""
-        return self._family is not None and self._family.exact
+        return self._family is not None and all(info.exact for info in self.modules.values())
 
     @property
     def conversion(self) -> str | None:
@@ -93,9 +108,28 @@ class Adapter:
         cut = "" if self.exact else f", which is cut to rank {self.conversion_rank} with the error stated"
         return self._family.conversion + cut
 
-    def with_base(self, base: BaseWeights, conversion_rank: int = CONVERSION_RANK) -> "Adapter":
-        """The same adapter, able to read its base model's weights. `conversion_rank`: what a ΔW of full rank is cut
-        to."""
+    @property
+    def unserved(self) -> tuple[str, ...]:
+        """What a low-rank hook on linear layers cannot apply exactly; a sentence each."""
+        found = []
+        if not self.exact:
+            found.append(f"{self.conversion}; to serve that approximation knowingly, merge it alone with method 'sum'")
+        for kind, what in (("embedding", "an embedding"), ("expert", "an expert of a mixture")):
+            first = next((info.name for info in self.modules.values() if info.kind == kind), None)
+            if first is not None:
+                found.append(f"'{first}' is {what}; only linear layers are served")
+        if self.extras:
+            first = next(iter(self.extras))
+            found.append(f"it changes '{first}' ({len(self.extras)} such tensors) by more than a low-rank update")
+        return tuple(found)
+
+    def with_base(self, base: BaseWeights | None, conversion_rank: int = CONVERSION_RANK) -> "Adapter":
+        """The same adapter, able to read its base model's weights where these are given.
+
+        `conversion_rank`: what a ΔW of full rank is cut to.
+        """
+        if base is self.base and conversion_rank == self.conversion_rank:
+            return self
         return Adapter(self.config, self.weights, self.header, base, conversion_rank)
 
     @classmethod
@@ -129,6 +163,10 @@ class Adapter:
         except SafetensorError as error:
             raise BadFile(f"the weights file cannot be read as safetensors: {str(error)[:200]}") from None
 
+    @cached_property
+    def _entries(self) -> Mapping[str, TensorEntry]:
+        return {entry.name: entry for entry in self.header.tensors}
+
     @property
     def parameters(self) -> int:
         return sum(math.prod(entry.shape) for entry in self.header.tensors)
@@ -143,6 +181,15 @@ class Adapter:
         """The module's factors in float32 (float64 if stored so), scale folded in; see `reading`."""
         return self.reading(module).factors
 
+    def parts(self, module: str) -> dict[str, Tensor]:
+        """The module's tensors as its family keeps them, part → tensor in float32 or wider, unscaled."""
+        keys = self.modules[module].keys
+        return {part: _widened(self._file.get_tensor(key)) for part, key in keys.items()}
+
+    def part_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
+        """Part → its shape, from the header."""
+        return {part: self._entries[key].shape for part, key in self.modules[module].keys.items()}
+
     def reading(self, module: str) -> Reading:
         """The module's factors and their error. A scale is split evenly between A and B, its sign on B.
 
@@ -154,8 +201,8 @@ class Adapter:
         if self.obstacles or self._family is None:
             raise NotLowRank(self.obstacles)
         info = self.modules[module]
-        parts = {part: _widened(self._file.get_tensor(key)) for part, key in info.keys.items()}
-        weight = self._base_weight(info) if self._family.needs_base else None
+        parts = self.parts(module)
+        weight = self._base_weight(info) if self._family.needs_base and info.kind == "linear" else None
         update = self._family.update(self.config, info, parts, weight)
         if isinstance(update, Factors):
             return Reading(update, 0.0)
@@ -165,15 +212,55 @@ class Adapter:
         lost = float(torch.linalg.norm(update.double() - factors.B @ factors.A)) / norm if norm > 0 else 0.0
         return Reading(factors.to(torch.float32), lost)
 
+    def extra(self, name: str, rows: slice | None = None) -> Tensor:
+        """The change of one extra tensor in float32 or wider, or of some of its rows: [n, dim] for the rows of an
+        embedding, the tensor itself where the base model has none.
+
+        Raises:
+            NotLowRank: if `obstacles` says why it cannot be had.
+            KeyError: if the adapter does not change this tensor so.
+        """
+        if self.obstacles:
+            raise NotLowRank(self.obstacles)
+        extra = self.extras[name]
+        asked = slice(0, extra.shape[0]) if rows is None else rows
+        return extra_update(extra, _widened(self._file.get_slice(extra.key)[asked]), self.base, asked)
+
+    def check_copies(self) -> None:
+        """Compare copies of base layers in the file with the base model, where that is at hand.
+
+        Raises:
+            BadTensors: naming the first that differs.
+        """
+        for extra in self._copies if self.base is not None and not self.obstacles else ():
+            assert self.base is not None
+            check_copy(extra, self._file.get_tensor(extra.key), self.base)
+
     def _base_weight(self, info: ModuleInfo) -> Tensor:
         """The module's base weight, [out, in] as ΔW is."""
         assert self.base is not None  # otherwise an obstacle
         weight = self.base.tensor(f"{info.name}.weight")
-        turned = weight.T if self.config.raw.get("fan_in_fan_out") or info.kind == "embedding" else weight
+        turned = weight.T if self._turned else weight
         if tuple(turned.shape) != (info.out_features, info.in_features):
             found = (info.out_features, info.in_features)
             raise ShapeMismatch(info.name, self.base.name, found, (turned.shape[0], turned.shape[1]))
         return turned
+
+    @property
+    def _turned(self) -> bool:
+        """Whether the base model stores weights as [in, out]."""
+        return bool(self.config.raw.get("fan_in_fan_out"))
+
+    def _sized(self, info: ModuleInfo, base: BaseWeights) -> ModuleInfo:
+        """The module with its shape from the base model, where the file does not say it."""
+        if info.in_features and info.out_features:
+            return info
+        shape = base.shape(f"{info.name}.weight")
+        if shape is None:
+            raise MissingBaseTensor(f"{info.name}.weight", base.name)
+        outs, ins = reversed(shape) if self._turned else shape
+        known = (info.out_features or outs, info.in_features or ins)
+        return replace(info, out_features=known[0], in_features=known[1], rank=min(info.rank, *known))
 
     def check_finite(self) -> None:
         """Read every tensor once, one at a time.
@@ -199,62 +286,17 @@ class Adapter:
             near = difflib.get_close_matches(unknown[0], modules, n=1)
             raise UnknownModule(unknown[0], name, len(unknown), len(self.modules), near)
         for module, info in self.modules.items():
-            found = (info.out_features, info.in_features)
+            outs, ins = modules[module]
+            found = (info.out_features or outs, info.in_features or ins)
             if found != modules[module]:
-                raise ShapeMismatch(module, name, found, modules[module])
+                raise ShapeMismatch(module, name, found, modules[module], resized=info.kind == "embedding")
 
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
-def _place(
-    family: Family, config: AdapterConfig, header: Header, conversion_rank: int
-) -> tuple[dict[str, ModuleInfo], list[str]]:
-    """Every tensor's place: the modules with all their parts, and a sentence for each kind of tensor that is none."""
-    found: dict[str, dict[str, TensorEntry]] = {}
-    others: dict[str, list[str]] = {}
-    parts = frozenset(family.parts)
-    for entry in header.tensors:
-        key = parse_part_key(entry.name, parts)
-        if key is None:
-            what = describe_other_key(entry.name)
-            if what is None:
-                raise BadTensors(
-                    f"key '{entry.name[:200]}' belongs to no module: {family.name} keys end in"
-                    f" {_alternatives(family)}", entry.name,
-                )  # fmt: skip
-            others.setdefault(what, []).append(entry.name)
-            continue
-        if key.part in found.setdefault(key.module, {}):
-            raise BadTensors(
-                f"module '{key.module}' has two {_short(key.part)} tensors ('{entry.name[:200]}' is the second)",
-                entry.name,
-            )
-        found[key.module][key.part] = entry
-    modules = {name: _module(family, config, name, found[name], conversion_rank) for name in sorted(found)}
-    if not modules and not others:
-        raise BadTensors(f"the weights file holds no {family.name} factors")
-    sentences = [f"'{keys[0][:200]}' is {what} ({len(keys)} such)" for what, keys in others.items()]
-    return modules, sentences
-
-
-def _module(
-    family: Family, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int
-) -> ModuleInfo:
-    for part, needed in family.parts.items():
-        if needed and part not in entries:
-            present = next(iter(entries))
-            raise BadTensors(
-                f"module '{name}' has {_short(present)} but no {_short(part)}; the file is incomplete",
-                entries[present].name,
-            )
-    return family.module(config, name, entries, conversion_rank)
-
-
-def _short(part: str) -> str:
-    return part.removesuffix(".weight")
-
-
-def _alternatives(family: Family) -> str:
-    return " or ".join(f".{part}" for part in family.parts)
+def _with_largest(modules: Mapping[str, ModuleInfo]) -> dict[str, ModuleInfo]:
+    outs = max((info.out_features for info in modules.values()), default=0)
+    ins = max((info.in_features for info in modules.values()), default=0)
+    return {name: replace(info, largest=(outs, ins)) for name, info in modules.items()}

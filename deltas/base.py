@@ -26,10 +26,12 @@ class BaseWeights(Protocol):
     @property
     def name(self) -> str: ...
 
-    def has(self, tensor: str) -> bool: ...
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """The tensor's shape, or None where the base model has no such tensor."""
+        ...
 
-    def tensor(self, tensor: str) -> Tensor:
-        """The tensor in float32 (float64 if stored so). Raises MissingBaseTensor."""
+    def tensor(self, tensor: str, rows: slice | None = None) -> Tensor:
+        """The tensor, or some of its rows, in float32 (float64 if stored so). Raises MissingBaseTensor."""
         ...
 
 
@@ -58,15 +60,20 @@ class FolderWeights:
     def _stored(self, tensor: str) -> str | None:
         return next((name for name in (tensor, *TIED.get(tensor, ())) if name in self._shards), None)
 
-    def has(self, tensor: str) -> bool:
-        return self._stored(tensor) is not None
-
-    def tensor(self, tensor: str) -> Tensor:
-        stored = self._stored(tensor)
-        if stored is None:
-            raise MissingBaseTensor(tensor, self._name)
+    def _file(self, stored: str) -> Any:
         shard = self._shards[stored]
         if shard not in self._files:
             self._files[shard] = safe_open(self.folder / shard, framework="pt")
-        found: Tensor = self._files[shard].get_tensor(stored)
+        return self._files[shard]
+
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        stored = self._stored(tensor)
+        return None if stored is None else tuple(self._file(stored).get_slice(stored).get_shape())
+
+    def tensor(self, tensor: str, rows: slice | None = None) -> Tensor:
+        stored = self._stored(tensor)
+        if stored is None:
+            raise MissingBaseTensor(tensor, self._name)
+        file = self._file(stored)
+        found: Tensor = file.get_tensor(stored) if rows is None else file.get_slice(stored)[rows]
         return found if found.dtype == torch.float64 else found.to(torch.float32)

@@ -19,10 +19,24 @@ from deltas.strict_json import first_repeated, is_text
 # Fields of every PEFT config that do not change what a finished adapter computes.
 COMMON_FIELDS = frozenset(
     "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules"
-    " exclude_modules layers_to_transform layers_pattern".split()
+    " exclude_modules layers_to_transform layers_pattern bias modules_to_save trainable_token_indices"
+    " ensure_weight_tying spolia_spelling".split()
 )
+# {"layout": name, "modules": {path in the file: module}}, in configs that were written for weights without one.
+SPELLING_FIELD = "spolia_spelling"
 # Peft type → the fields that hold rank and alpha; None where the type has no such number.
-NUMBERS: Mapping[str, tuple[str | None, str | None]] = {"LORA": ("r", "lora_alpha")}
+NUMBERS: Mapping[str, tuple[str | None, str | None]] = {
+    "LORA": ("r", "lora_alpha"),
+    "ADALORA": ("init_r", "lora_alpha"),
+    "LOHA": ("r", "alpha"),
+    "LOKR": ("r", "alpha"),
+    "MISS": ("r", None),
+    "BONE": ("r", None),
+    "GLORA": ("r", None),
+    "HIRA": ("r", None),
+    "VERA": ("r", None),
+    "IA3": (None, None),
+}
 # Fields that do, when they are set and the family does not read them.
 HARMFUL = {
     "use_dora": "DoRA rescales every output row by a trained magnitude, so ΔW depends on the base weight",
@@ -31,7 +45,6 @@ HARMFUL = {
     "layer_replication": "layer_replication trains layers that the base model does not have",
     "alora_invocation_tokens": "an activated LoRA acts only after its invocation tokens, not as a change of weights",
     "target_parameters": "target_parameters adapts raw parameters (experts) rather than linear layers",
-    "trainable_token_indices": "trainable_token_indices retrains rows of the embedding",
     "kasa_config": "KaSA also removes the base weight's smallest singular directions",
     "monteclora_config": "MonteCLoRA samples its factors",
     "arrow_config": "Arrow routes between adapters by token",
@@ -66,8 +79,6 @@ class AdapterConfig:
 
     def targets(self, module: str) -> bool:
         """Whether PEFT, reading this config, would put factors on `module`."""
-        if self.raw.get("target_parameters"):
-            return True  # raw parameters have factors too, under names that PEFT nests; `obstacles` says so
         if isinstance(self.target_modules, Expression):
             return self.target_modules.matches(module)
         return self.target_modules is None or any(end in self.target_modules for end in endings(module))
@@ -75,14 +86,6 @@ class AdapterConfig:
     def obstacles(self, read: frozenset[str]) -> list[str]:
         """What this config asks for beyond the fields that its family reads: a sentence each."""
         found = [reason for field, reason in HARMFUL.items() if field not in read and self.raw.get(field)]
-        if self.raw.get("bias", "none") != "none":
-            found.append(f"bias {_shown(self.raw['bias'])} trains biases, which low-rank factors cannot hold")
-        if self.raw.get("lora_bias"):
-            found.append("lora_bias adds a bias to lora_B, which low-rank factors cannot hold")
-        if self.raw.get("modules_to_save"):
-            names = self.raw["modules_to_save"]
-            shown = ", ".join(map(str, names)) if isinstance(names, list | tuple | set) else str(names)
-            found.append(f"modules_to_save ({shown[:200]}) replaces whole modules, which low-rank factors cannot hold")
         known = COMMON_FIELDS | read | HARMFUL.keys()
         unknown = sorted(k for k, v in self.raw.items() if v and k not in known)
         found.extend(f"field '{name[:80]}' of adapter_config.json is not known here" for name in unknown)
@@ -113,15 +116,20 @@ def read_config(source: Mapping[str, Any] | bytes | Path, limits: Limits = Limit
         rank=_integer(raw.get(rank_field), rank_field, limits.rank) if rank_field else 1,
         alpha=_number(raw.get(alpha_field), alpha_field) if alpha_field else 1.0,
         use_rslora=_boolean(raw.get("use_rslora"), "use_rslora"),
+        # AdaLoRA's rank_pattern is of another kind: which ranks of init_r were kept.
         rank_pattern=PatternTable(
-            {k: _integer(v, f"rank_pattern['{k[:80]}']", limits.rank) for k, v in _table(raw, "rank_pattern").items()},
+            {}
+            if peft_type == "ADALORA"
+            else {
+                k: _integer(v, f"rank_pattern['{k[:80]}']", limits.rank) for k, v in _table(raw, "rank_pattern").items()
+            },
             "rank_pattern",
         ),
         alpha_pattern=PatternTable(
             {k: _number(v, f"alpha_pattern['{k[:80]}']") for k, v in _table(raw, "alpha_pattern").items()},
             "alpha_pattern",
         ),
-        target_modules=_targets(raw.get("target_modules")),
+        target_modules=_targets(raw.get("target_modules"), empty=bool(raw.get("target_parameters"))),
     )
 
 
@@ -183,7 +191,10 @@ def _table(raw: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     return value
 
 
-def _targets(value: Any) -> frozenset[str] | Expression | None:
+def _targets(value: Any, *, empty: bool) -> frozenset[str] | Expression | None:
+    """`empty`: whether there may be none, because parameters are targeted instead."""
+    if empty and not value:
+        return frozenset()
     if isinstance(value, str):
         return None if value == "all-linear" else Expression(value, Budget("target_modules"))
     if isinstance(value, list | tuple | set) and value and all(isinstance(v, str) and v for v in value):

@@ -8,6 +8,7 @@ DeltaError
 ├── UnknownModule      a module that the base model does not have
 ├── ShapeMismatch      a module whose shape differs from the base model's
 ├── MissingBaseTensor  a conversion needs a base weight that the base model does not have
+├── NotClosed          a weighted sum that its family cannot hold
 └── NotLowRank         asked for the factors of an adapter that is not plain LoRA
 """
 
@@ -62,10 +63,13 @@ class UnknownModule(DeltaError):
 class ShapeMismatch(DeltaError):
     """The adapter's factors do not fit the base model's module."""
 
-    def __init__(self, module: str, base: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
+    def __init__(
+        self, module: str, base: str, found: tuple[int, int], expected: tuple[int, int], *, resized: bool = False
+    ) -> None:
+        why = "its vocabulary was resized (added tokens)" if resized else "it was trained on a model of another size"
         super().__init__(
             f"module '{module}' of base model '{base}' maps {expected[1]} inputs to {expected[0]} outputs, but the"
-            f" adapter's factors map {found[1]} to {found[0]}; it was trained on a model of another size"
+            f" adapter's factors map {found[1]} to {found[0]}; {why}"
         )
         self.module = module
 
@@ -76,6 +80,10 @@ class MissingBaseTensor(DeltaError):
     def __init__(self, tensor: str, base: str) -> None:
         super().__init__(f"base model '{base}' has no tensor '{tensor[:200]}', which this adapter's conversion needs")
         self.tensor = tensor
+
+
+class NotClosed(DeltaError):
+    """A weighted sum was asked for inside a parametrisation that it leaves."""
 
 
 class NotLowRank(DeltaError):

@@ -77,15 +77,17 @@ def read_header(path: Path, limits: Limits = Limits()) -> Header:
         head = file.read(32)
         if size == 0:
             raise BadFile("the weights file is empty (0 bytes); a safetensors file was expected")
+        announced = int.from_bytes(head[:8], "little")
+        # A header of 640 bytes begins as a pickle does, one of 35615 as a gzip archive.
+        plausible = announced <= size - 8 and head[8:9] == b"{"
         for magic, what in MAGIC.items():
-            if head.startswith(magic):
+            if head.startswith(magic) and not plausible:
                 raise BadFile(
                     f"the weights file is {what}; only safetensors is accepted, because other formats can run code"
                     " when loaded: save the adapter with safe_serialization=True"
                 )
         if size < 10:
             raise BadFile(f"the weights file has {size} bytes; a safetensors file has at least 10")
-        announced = int.from_bytes(head[:8], "little")
         if announced > size - 8:
             raise BadFile(
                 f"the header announces {announced} bytes, but the whole weights file has {size}; the file is"

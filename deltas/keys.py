@@ -2,8 +2,8 @@
 
 PEFT writes `base_model.model.<module>.lora_A.weight`; with its adapter-name infix `lora_A.default.weight`;
 transformers, Unsloth and Axolotl write the same, sometimes with wrapper names of torch.compile, FSDP or activation
-checkpointing in the path. Whatever is not a LoRA factor gets a sentence that names it, so that nothing is dropped in
-silence.
+checkpointing in the path. What is neither a factor nor one of the extras of `extras.py` gets a sentence that names it,
+so that nothing is dropped in silence.
 """
 
 import re
@@ -16,6 +16,10 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 OTHERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.lora_magnitude_vector(\..+)?$"), "a DoRA magnitude"),
     (re.compile(r"\.lora_embedding_[AB](\..+)?$"), "a factor of an embedding"),
+    (re.compile(r"\.hira_embedding_[AB](\..+)?$"), "a factor of an embedding (HiRA)"),
+    (re.compile(r"\.dora_scale$"), "a DoRA magnitude in kohya's spelling"),
+    (re.compile(r"\.lora_mid\.weight$"), "the core of a convolution"),
+    (re.compile(r"\.(diff|diff_b|w_norm|b_norm)$"), "a whole difference (LyCORIS)"),
     (re.compile(r"\.lora_[AB](\..+)?\.bias$"), "a bias of a LoRA factor (lora_bias)"),
     (re.compile(r"\.lora_diag(\..+)?$"), "a KaSA diagonal"),
     (re.compile(r"\.(lora_E|ranknum)(\..+)?$"), "an AdaLoRA singular value"),

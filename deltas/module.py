@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["linear", "embedding"]
+Kind = Literal["linear", "embedding", "expert"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,8 @@ class ModuleInfo:
     """One adapted layer and where its tensors are.
 
     `rank`: of the factors that reading gives, which is the file's own rank for LoRA. `in_features` and `out_features`
-    are ΔW's [out, in]; of an embedding, `in` is the vocabulary.
+    are ΔW's [out, in]; of an embedding, `in` is the vocabulary. A side is 0 where neither the file nor a base model at
+    hand says how long it is. `exact`: whether those factors are ΔW itself, not its best approximation of that rank.
     """
 
     name: str
@@ -24,3 +25,7 @@ class ModuleInfo:
     dtype: str
     keys: Mapping[str, str]  # part, such as "lora_A.weight" → the tensor's key in the file
     kind: Kind = "linear"
+    expert: int = 0
+    experts: int = 1
+    exact: bool = True
+    largest: tuple[int, int] = (0, 0)  # [out, in] of the adapter's modules at most, where they share matrices

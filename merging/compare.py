@@ -6,6 +6,7 @@ Everything is measured on the cores in the joint bases of the adapters that shar
 * sign_agreement[i][j]  Σ|m_i m_j| over core entries of equal sign, divided by the sum over all entries; 0.5 is chance
 * subspace[i][j]        mean squared cosine of the principal angles between their output spaces and between their input
                         spaces (Björck and Golub 1973), weighted by the smaller rank: 1 = one space holds the other
+* not_compared          how many tensors an adapter also changes by more than a low-rank update (biases, whole modules)
 * duplicates            pairs that are the same update up to a factor, with that factor
 """
 
@@ -99,7 +100,12 @@ def compare(adapters: Sequence[Adapter], refs: Sequence[str]) -> dict[str, Any]:
     return {
         "refs": list(refs),
         "adapters": [
-            {"ref": ref, "modules": len(adapter.modules), "norm": float(total.gram[i, i]) ** 0.5}
+            {
+                "ref": ref,
+                "modules": len(adapter.modules),
+                "norm": float(total.gram[i, i]) ** 0.5,
+                "not_compared": len(adapter.extras),
+            }
             for i, (ref, adapter) in enumerate(zip(refs, adapters, strict=True))
         ],
         **total.document(),

@@ -4,9 +4,10 @@ The factors hold every scale, so lora_alpha equals r in every module and the run
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merging.extras import extras_config
 from merging.plan import Plan
 
 # Fields that describe the base model and its task, taken over where all sources agree.
@@ -14,8 +15,9 @@ INHERITED = ("task_type", "fan_in_fan_out", "auto_mapping", "revision")
 
 
 def peft_config(plan: Plan, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The config of the result whose modules have `ranks` (name → rank); a module of rank 0 is not in it."""
+    """The config of the result whose modules and parameters have `ranks` (name → rank); rank 0 is left out."""
     ranks = {name: rank for name, rank in ranks.items() if rank}
+    parameters = {m.parameter for m in plan.modules if m.parameter is not None} & ranks.keys()
     common = Counter(sorted(ranks.values(), reverse=True)).most_common(1)[0][0]
     pattern = {name: rank for name, rank in sorted(ranks.items()) if rank != common}
     raws = [adapter.config.raw for adapter in plan.adapters]
@@ -34,19 +36,21 @@ def peft_config(plan: Plan, ranks: Mapping[str, int]) -> dict[str, Any]:
         "peft_type": "LORA",
         "r": common,
         "rank_pattern": pattern,
-        "target_modules": _target_modules(ranks, plan.base_modules),
+        "target_modules": _target_modules([name for name in ranks if name not in parameters], plan.base_modules),
         "use_dora": False,
         "use_rslora": False,
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
+        **extras_config(plan.extras),
     }
 
 
-def _target_modules(ranks: Mapping[str, int], base_modules: Mapping[str, tuple[int, int]] | None) -> list[str]:
+def _target_modules(names: Sequence[str], base_modules: Mapping[str, tuple[int, int]] | None) -> list[str]:
     """Short names ("q_proj") where the result has every module of the base that ends so, full paths elsewhere.
 
     A short name that covers more modules than the file holds would make PEFT add random, untrained factors.
     """
     base: Counter[str] = Counter(name.rsplit(".", 1)[-1] for name in base_modules or {})
-    ours = Counter(name.rsplit(".", 1)[-1] for name in ranks)
+    ours = Counter(name.rsplit(".", 1)[-1] for name in names)
     short = {suffix for suffix, count in ours.items() if base.get(suffix) == count}
-    full = [name for name in sorted(ranks) if name.rsplit(".", 1)[-1] not in short]
+    full = [name for name in sorted(names) if name.rsplit(".", 1)[-1] not in short]
     return sorted(short) + full

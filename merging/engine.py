@@ -27,20 +27,19 @@ from deltas.dense import truncate_dense
 from deltas.errors import NonFiniteTensor
 from deltas.factors import Factors, Spectrum
 from deltas.joint import Joint, joint_bases
-from deltas.writer import write_safetensors
 from merging.budget import Allocation, water_fill
 from merging.config import peft_config
 from merging.errors import BadRank, MergeCancelled
+from merging.family_export import write_family
 from merging.journal import Journal, Record
 from merging.method import Merged, ModuleInputs
 from merging.module_cache import ModuleCache
+from merging.output import TORCH_DTYPES, file_ranks, tensor_bytes, write_result
 from merging.plan import Plan, PlannedModule
 from merging.ranks import Budget, plain_rank
 from merging.report import measure_module, published, summarise
 from merging.spectra import ModuleSpectra, is_kept, unpack
 
-TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FILE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 POLL_S = 0.1
 ZERO = 1e-9  # of the sources' norms: below it a singular value is rounding
 
@@ -90,7 +89,8 @@ def run_merge(
             work = partial(_do_module, cache=cache)
             _run_modules(plan, journal, journal.records, work, workers, on_progress, cancelled)
         weights = folder / "adapter_model.safetensors"
-        _write_weights(plan, journal, weights)
+        family = write_family(plan, weights) if plan.recipe.export == "family" else None
+        extras = [] if family else write_result(plan, journal, weights)
         reports = {m.name: journal.records[m.name].head["report"] for m in plan.modules}
         details = {m.name: journal.records[m.name].head["details"] for m in plan.modules}
         reused = sum("reused" in record.head for record in journal.records.values())
@@ -98,12 +98,13 @@ def run_merge(
         journal.close()
     report = {
         **compose_report(plan, reports, details, spent),
+        "extras": extras,
         "seconds": time.perf_counter() - started,
         "modules_resumed": resumed,
         "modules_reused": reused,
     }
     ranks = {name: module["rank"] for name, module in reports.items()}
-    return MergeResult(peft_config(plan, ranks), weights, report)
+    return MergeResult(family or peft_config(plan, file_ranks(plan, ranks)), weights, report)
 
 
 def compose_report(
@@ -119,6 +120,7 @@ def compose_report(
         "method": plan.method.name,
         "space": plan.space,
         "rank_asked": plain_rank(plan.rank),
+        "export": plan.recipe.export,
         "budget": spent and {"parameters": plan.budget_parameters, "spent": spent.parameters, "level": spent.level},
         "dtype": plan.dtype,
         "warnings": list(plan.warnings),
@@ -212,7 +214,7 @@ def _do_module(plan: Plan, module: PlannedModule, journal: Journal, cache: Modul
     known_spectra = unpack(*journal.read_spectra(module.name)) if module.name in journal.spectra else None
     readings = [_read(plan, i, module.name) for i in module.sources]
     stored, report, details = merge_module(plan, module, readings, known_spectra)
-    head, payload = {"report": report, "details": details}, _bytes(stored.A) + _bytes(stored.B)
+    head, payload = {"report": report, "details": details}, tensor_bytes(stored.A) + tensor_bytes(stored.B)
     journal.append(module.name, head, payload)
     if cache is not None:
         cache.put(plan, module, head, payload)
@@ -307,10 +309,6 @@ def _check_finite(factors: Factors, whose: str, module: str) -> None:
                 raise NonFiniteTensor(f"{module}.lora_{side} {whose}", bad, tensor.numel())
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()  # flat, or an empty one has no bytes' view
-
-
 def _options(plan: Plan) -> dict[str, Any]:
     return {name: getattr(plan.params, name) for name in type(plan.params).model_fields}
 
@@ -336,23 +334,6 @@ def _plan_id(plan: Plan) -> str:
         "scales": [[adapter.modules[name].scale for name in adapter.modules] for adapter in plan.adapters],
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _write_weights(plan: Plan, journal: Journal, path: Path) -> None:
-    dtype = FILE_DTYPES[plan.dtype]
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for m in plan.modules:
-        rank = journal.records[m.name].head["report"]["rank"]
-        if rank == 0:
-            continue
-        shapes[f"base_model.model.{m.name}.lora_A.weight"] = (dtype, (rank, m.in_features))
-        shapes[f"base_model.model.{m.name}.lora_B.weight"] = (dtype, (m.out_features, rank))
-
-    def chunks() -> Iterator[bytes]:
-        for m in plan.modules:
-            yield journal.read(m.name)  # A then B, as the shapes are listed; nothing at rank 0
-
-    write_safetensors(path, shapes, chunks())
 
 
 @contextmanager

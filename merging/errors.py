@@ -9,6 +9,7 @@ MergeError
 ├── BaseMismatch       sources on different base models
 ├── ModuleMismatch     sources whose shapes differ for one module
 ├── NotMergeable       a source that is not plain LoRA
+├── ExtrasConflict     biases, whole tensors or tokens that one PEFT file cannot hold together
 └── MergeCancelled     the caller asked to stop
 """
 
@@ -80,6 +81,14 @@ class NotMergeable(MergeError):
     def __init__(self, ref: str, obstacles: Sequence[str]) -> None:
         super().__init__(f"'{ref}' cannot be merged: " + "; ".join(obstacles))
         self.obstacles = list(obstacles)
+
+
+class ExtrasConflict(MergeError):
+    """Sources change one tensor in ways that cannot be added, or that one PEFT adapter cannot hold together."""
+
+    def __init__(self, tensor: str, how: str) -> None:
+        super().__init__(f"these cannot be merged into one PEFT adapter: '{tensor}' {how}")
+        self.tensor = tensor
 
 
 class MergeCancelled(MergeError):

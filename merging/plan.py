@@ -5,6 +5,7 @@ then exact; methods that average or vote do so among the sources that have the m
 over the model and is 0 for a module counts as not having it; a module that no source is left in is left out.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from deltas.adapter import Adapter
+from deltas.errors import NotClosed
+from deltas.family_sum import check_closed
+from deltas.module import Kind
 from merging.depth import count_blocks, depth_of
 from merging.errors import BadRank, BadSpace, BadWeights, BaseMismatch, ModuleMismatch, NotMergeable
+from merging.extras import PlannedExtra, extras_warnings, plan_extras
 from merging.method import Method, resolve_method
 from merging.pattern import matches
 from merging.ranks import Budget, RankRule, RankValue, has_rank_gradient, plain_rank, rank_at, rank_filters
@@ -34,6 +39,11 @@ RULES = {
 
 AnyRank = RankValue | tuple[RankRule, ...] | Budget
 
+IN_FAMILY = (
+    "the result is written as an adapter of the sources' own family and holds their exact weighted sum; ranks and"
+    " errors in its report are those of reading it as low-rank factors"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedModule:
@@ -48,11 +58,19 @@ class PlannedModule:
     weights: tuple[float, ...]  # of `sources`, for this module
     depth: float  # 0 (first block) … 1 (last)
     rank: int | float | str  # as asked for this module; under a budget its full rank
+    kind: Kind = "linear"
+    expert: int = 0
+    experts: int = 1
 
     @property
     def rank_parameters(self) -> int:
         """The parameters of one rank."""
         return self.in_features + self.out_features
+
+    @property
+    def parameter(self) -> str | None:
+        """The path of the parameter that this expert is a slice of; None for other kinds."""
+        return self.name.rpartition("[")[0] if self.kind == "expert" else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +80,7 @@ class Plan:
     params: BaseModel
     adapters: tuple[Adapter, ...]
     modules: tuple[PlannedModule, ...]
+    extras: tuple[PlannedExtra, ...]
     left_out: tuple[str, ...]  # modules in which every source's weight is 0
     rank: AnyRank
     space: str
@@ -103,7 +122,8 @@ class Plan:
     def size_bytes(self) -> int:
         """Size of the result's weights, header aside; an upper bound when ranks depend on the energy."""
         most = sum(m.target_rank * m.rank_parameters for m in self.modules)
-        return min(most, self.budget_parameters or most) * ITEM_BYTES[self.dtype]
+        beside = sum(math.prod(extra.shape) for extra in self.extras)
+        return (min(most, self.budget_parameters or most) + beside) * ITEM_BYTES[self.dtype]
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -137,6 +157,7 @@ class Plan:
             "ranks_are": "exact" if all(isinstance(m.rank, int | str) for m in self.modules) else "at most",
             "budget_parameters": self.budget_parameters,
             "dtype": self.dtype,
+            "export": self.recipe.export,
             "base_model": self.base_model,
             "sources": [
                 {"ref": s.ref, "weight": weight, "mean_weight": mean, "modules": len(a.modules)}
@@ -162,6 +183,7 @@ class Plan:
                 }
                 for m in self.modules
             ],
+            "extras": [extra.to_dict([s.ref for s in self.recipe.sources]) for extra in self.extras],
         }
 
 
@@ -176,8 +198,8 @@ def plan_merge(
     then be written by their short names.
 
     Raises:
-        UnknownMethod, BadParams, BadWeights, BadRank, BadSpace: the recipe cannot be done at all.
-        BaseMismatch, ModuleMismatch, NotMergeable: its sources do not fit together.
+        UnknownMethod, BadParams, BadWeights, BadRank, BadSpace, NotClosed: the recipe cannot be done at all.
+        BaseMismatch, ModuleMismatch, NotMergeable, ExtrasConflict: its sources do not fit together.
         ValueError: if there is not one adapter for each source.
     """
     if len(adapters) != len(recipe.sources):
@@ -188,35 +210,62 @@ def plan_merge(
         raise BadSpace(method.name, space, method.spaces)
     recipe.check_weights()
     refs = [source.ref for source in recipe.sources]
-    adapters = [a.with_base(a.base, recipe.conversion_rank) if a.base else a for a in adapters]
+    adapters = [a.with_base(a.base, recipe.conversion_rank) for a in adapters]
     for ref, adapter in zip(refs, adapters, strict=True):
         if adapter.obstacles:
             raise NotMergeable(ref, adapter.obstacles)
         if adapter.config.base_model != adapters[0].config.base_model:
             raise BaseMismatch(refs[0], adapters[0].config.base_model, ref, adapter.config.base_model)
     rank: AnyRank = method.default_rank if recipe.rank is None else recipe.rank
+    if recipe.export == "family":
+        rank = "sum" if recipe.rank is None else recipe.rank
+        _check_family_export(method, rank, adapters)
     names = sorted({n for a in adapters for n in a.modules})
-    blocks = _blocks(recipe, names, base_modules or {})
+    beside = [extra.module for adapter in adapters for extra in adapter.extras.values()]
+    blocks = _blocks(recipe, [*names, *beside], base_modules or {})
     recipe = recipe.model_copy(update={"layers": blocks if _uses_depth(recipe, method) else None})
     planned = [_plan_module(name, recipe, adapters, rank, depth_of(name, blocks)) for name in names]
     modules = tuple(module for module in planned if module.sources)
     if not any(any(module.weights) for module in modules):
         raise BadWeights("all weights are zero in every module; the merge would be the base model itself")
     _check_rank(method, space, rank, modules, refs)
+    factored = {m.name: m.sources[0] for m in modules}
+    extras = plan_extras(
+        refs,
+        adapters,
+        factored,
+        all(m.kind == "linear" for m in modules),
+        lambda source, module: weight_at(recipe.sources[source].weight, module, depth_of(module, blocks)),
+    )
     return Plan(
         recipe=recipe,
         method=method,
         params=params,
         adapters=tuple(adapters),
         modules=modules,
+        extras=extras,
         left_out=tuple(module.name for module in planned if not module.sources),
         rank=rank,
         space=space,
         dtype=_dtype(recipe.dtype, adapters),
         base_model=adapters[0].config.base_model,
         base_modules=base_modules,
-        warnings=tuple(_warnings(recipe, method, space, modules, names) + _conversions(refs, adapters)),
+        warnings=(
+            *_warnings(recipe, method, space, modules, names),
+            *(_conversions(refs, adapters) if recipe.export == "lora" else [IN_FAMILY]),
+            *extras_warnings(refs, extras),
+            *_padding(modules),
+        ),
     )
+
+
+def _check_family_export(method: Method, rank: AnyRank, adapters: Sequence[Adapter]) -> None:
+    """Raises NotClosed where the recipe asks for more than a sum of adapters of one closed family."""
+    if method.name != "sum" or rank != "sum":
+        raise NotClosed("export 'family' writes the exact weighted sum: use method 'sum' and leave rank out")
+    check_closed(adapters)
+    if any(adapter.extras for adapter in adapters):
+        raise NotClosed("export 'family' holds updates of weights alone, but a source also changes biases or modules")
 
 
 def _uses_depth(recipe: Recipe, method: Method) -> bool:
@@ -255,6 +304,9 @@ def _plan_module(name: str, recipe: Recipe, adapters: Sequence[Adapter], rank: A
         weights=tuple(weights[k] for k in live),
         depth=depth,
         rank=asked,
+        kind=infos[0].kind,
+        expert=infos[0].expert,
+        experts=infos[0].experts,
     )
 
 
@@ -336,6 +388,21 @@ def _conversions(refs: Sequence[str], adapters: Sequence[Adapter]) -> list[str]:
     """How sources that are no plain LoRA become factors."""
     pairs = dict.fromkeys(zip(refs, adapters, strict=True))
     return [f"'{ref}' is converted: {adapter.conversion}" for ref, adapter in pairs if adapter.conversion]
+
+
+def _padding(modules: Sequence[PlannedModule]) -> list[str]:
+    """Where PEFT's layout makes experts larger than they need be."""
+    ranks: dict[str, set[int | float]] = {}
+    for m in modules:
+        if m.parameter is not None:
+            ranks.setdefault(m.parameter, set()).add(m.rank if isinstance(m.rank, float) else m.target_rank)
+    uneven = [name for name, found in ranks.items() if len(found) > 1 or any(isinstance(r, float) for r in found)]
+    if not uneven:
+        return []
+    return [
+        f"the experts of '{uneven[0]}' ({len(uneven)} such parameters) share one rank in PEFT's file: those that need"
+        " less are padded with zeros"
+    ]
 
 
 def _warnings(

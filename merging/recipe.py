@@ -23,6 +23,7 @@ ENGINE_VERSION = 2
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 SpaceChoice = Literal["core", "dense", "factors"]
+Export = Literal["lora", "family"]
 
 
 class Source(BaseModel):
@@ -57,6 +58,10 @@ class Recipe(BaseModel):
     conversion_rank: int = Field(
         default=CONVERSION_RANK, ge=1, le=65_536, description="what a source's ΔW of full rank (DoRA, IA³, …) is cut to"
     )
+    export: Export = Field(
+        default="lora",
+        description='what the result is written as: "lora", or "family", the sources\' own (IA³, MiSS, HiRA, GLoRA)',
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
     layers: dict[str, Annotated[int, Field(ge=1)]] | None = None
 
@@ -87,9 +92,13 @@ class Recipe(BaseModel):
         method, params = resolve_method(self.method, self.params)
         pairs = zip(self.weights, source_digests, strict=True)
         # Left out while it is the default, as digests from before it existed are.
-        converted = {} if self.conversion_rank == CONVERSION_RANK else {"conversion_rank": self.conversion_rank}
+        later: dict[str, Any] = {}
+        if self.conversion_rank != CONVERSION_RANK:
+            later["conversion_rank"] = self.conversion_rank
+        if self.export != "lora":
+            later["export"] = self.export
         return {
-            **converted,
+            **later,
             "engine": ENGINE_VERSION,
             "method": method.name,
             "params": params.model_dump(mode="json"),

@@ -182,8 +182,21 @@ def _write_card(name: str, origin: str, folder: Path) -> None:
         "context_length": _context_length(name, config),
         "modules": {path: [part.out_features, part.in_features] for path, part in sorted(linears.items())},
         "embeddings": {path: list(part.weight.shape) for path, part in sorted(embeddings.items())},
+        "experts": _experts(model),
     }
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+
+
+def _experts(model: nn.Module) -> dict[str, list[int]]:
+    """Parameters that hold one matrix for each expert of a mixture: path -> [experts, out, in]."""
+    found = {}
+    for path, part in sorted(model.named_modules()):
+        for name, weight in part.named_parameters(recurse=False):
+            if weight.ndim == 3 and not isinstance(part, nn.Conv1d):
+                count, rows, columns = weight.shape
+                turned = getattr(part, "is_transposed", False)  # transformers' mark of [experts, in, out]
+                found[f"{path}.{name}"] = [count, columns, rows] if turned else [count, rows, columns]
+    return found
 
 
 def _context_length(name: str, config: Mapping[str, Any]) -> int:

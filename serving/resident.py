@@ -48,9 +48,8 @@ def check_servable(digest: str, adapter: Adapter, base: str, modules: Mapping[st
     """
     if adapter.obstacles:
         raise AdapterNotServable(digest, adapter.family, adapter.obstacles)
-    if not adapter.exact:
-        reason = f"{adapter.conversion}; to serve that approximation knowingly, merge it alone with method 'sum'"
-        raise AdapterNotServable(digest, adapter.family, [reason])
+    if adapter.unserved:
+        raise AdapterNotServable(digest, adapter.family, adapter.unserved)
     if missing := [name for name in adapter.modules if name not in modules]:
         raise AdapterModuleMissing(digest, base, missing)
     for name, info in adapter.modules.items():

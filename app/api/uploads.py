@@ -26,9 +26,9 @@ _BODY = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": ["config", "weights"],
+                    "required": ["weights"],
                     "properties": {
-                        "config": _FILE,
+                        "config": {**_FILE, "description": "not needed in kohya's, LyCORIS' or diffusers' spelling"},
                         "weights": _FILE,
                         "card": _FILE,
                         "license": {"type": "string"},
@@ -85,5 +85,6 @@ async def _from_multipart(house: House, request: Request, namespace: str, name: 
 async def _from_json(house: House, request: Request, namespace: str, name: str) -> tuple[Version, bool]:
     body = await read_json_body(request, VersionUpload)
     form = VersionForm(license=body.license, tags=body.tags, base_model=body.base_model)
-    upload = Upload(namespace, name, config_bytes(body.config), body.card, form)
+    config = None if body.config is None else config_bytes(body.config)
+    upload = Upload(namespace, name, config, body.card, form)
     return await to_thread.run_sync(publish_blob, house.shelves, upload, body.weights.removeprefix("sha256:"))

@@ -3,12 +3,39 @@
 from collections.abc import Mapping
 from typing import Any
 
+from deltas.families.adalora import AdaLora
 from deltas.families.dora import Dora
 from deltas.families.family import Family
+from deltas.families.glora import Glora
+from deltas.families.hira import Hira
+from deltas.families.ia3 import Ia3
+from deltas.families.kasa import Kasa
+from deltas.families.loha import Loha
+from deltas.families.lokr import Lokr
 from deltas.families.lora import Lora
+from deltas.families.miss import Bone, BoneBat, Miss, MissBat
+from deltas.families.started import Olora, Pissa
+from deltas.families.vera import Vera
 
 # Variants before plain LoRA, which recognises all of its own type.
-FAMILIES: tuple[Family, ...] = (Dora(), Lora())
+FAMILIES: tuple[Family, ...] = (
+    Dora(),
+    Kasa(),
+    Pissa(),
+    Olora(),
+    Lora(),
+    AdaLora(),
+    Miss(),
+    MissBat(),
+    Bone(),
+    BoneBat(),
+    Glora(),
+    Hira(),
+    Loha(),
+    Lokr(),
+    Vera(),
+    Ia3(),
+)
 
 
 def recognise(raw: Mapping[str, Any]) -> Family | None:

@@ -26,21 +26,23 @@ class Dora(Family):
     parts: ClassVar = {A: True, B: True, MAGNITUDE: True}
     fields = LORA_FIELDS | {"use_dora"}
     needs_base = True
-    exact = False
     conversion = "DoRA rescales every output row of the base weight, so its ΔW has full rank"
 
     def recognises(self, raw: Mapping[str, Any]) -> bool:
         return raw.get("peft_type") == "LORA" and bool(raw.get("use_dora")) and not raw.get("kasa_config")
 
     def obstacles(self, config: AdapterConfig) -> list[str]:
-        return changed_start(config)
+        found = changed_start(config)
+        if config.raw.get("lora_bias"):
+            found.append("lora_bias is rescaled by DoRA's magnitudes in PEFT's forward pass, but not when it merges")
+        return found
 
     def module(
         self, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int
     ) -> ModuleInfo:
         info = lora_module(config, name, entries)
         vector(entries[MAGNITUDE], info.out_features, f"the magnitude of module '{name}'")
-        return replace(info, rank=min(conversion_rank, info.out_features, info.in_features))
+        return replace(info, rank=min(conversion_rank, info.out_features, info.in_features), exact=False)
 
     def update(
         self, config: AdapterConfig, info: ModuleInfo, parts: Mapping[str, Tensor], weight: Tensor | None

@@ -3,18 +3,22 @@
 One file in this folder for each. A family says
 
 * `parts`: the tensors that it keeps below a module's name, as PEFT writes them, and which of them a module must have;
-* `module`: a module's shape and rank, from the header alone; wrong shapes are refused here;
+  `embedding_parts`: the same for embeddings, where it can adapt these;
+* `module`: a module's shape and rank, from the header alone; wrong shapes are refused here; `modules`, where one path
+  in the file holds several modules;
 * `update`: ΔW from the module's tensors: `Factors` where ΔW is exactly low-rank, else the dense matrix, which the
   adapter cuts to its conversion rank and states the error of;
-* `needs_base`: whether ΔW depends on the base weight.
+* `needs_base`: whether ΔW depends on the base weight, `needs_shape`: or on its shape alone;
+* `shared`: the tensors that all modules read together; they are handed out as parts of each.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from deltas.base import BaseWeights
 from deltas.config import AdapterConfig
 from deltas.errors import BadTensors
 from deltas.factors import Factors
@@ -29,9 +33,11 @@ class Family(ABC):
 
     name: ClassVar[str]
     parts: ClassVar[Mapping[str, bool]]  # part → whether a module must have it
+    embedding_parts: ClassVar[Mapping[str, bool]] = {}
     fields: ClassVar[frozenset[str]]  # of adapter_config.json: those that this family reads or may ignore
+    shared: ClassVar[frozenset[str]] = frozenset()
     needs_base: ClassVar[bool] = False
-    exact: ClassVar[bool] = True
+    needs_shape: ClassVar[bool] = False
     conversion: ClassVar[str] = ""  # one sentence: how ΔW is had, where it is not simply read
 
     @abstractmethod
@@ -40,6 +46,17 @@ class Family(ABC):
 
     def obstacles(self, config: AdapterConfig) -> list[str]:
         """Why ΔW cannot be had with this config even so; a sentence each."""
+        return []
+
+    def modules(
+        self, config: AdapterConfig, found: Mapping[str, Mapping[str, TensorEntry]], conversion_rank: int
+    ) -> list[ModuleInfo]:
+        """The modules at all paths of the file (path → part → tensor); one at each, unless overridden."""
+        return [self.module(config, path, entries, conversion_rank) for path, entries in found.items()]
+
+    def beyond(self, modules: Mapping[str, ModuleInfo], base: BaseWeights | None) -> list[str]:
+        """What the adapter changes beside its modules' weights; a sentence each. `modules`: as the file describes
+        them."""
         return []
 
     @abstractmethod
@@ -60,6 +77,23 @@ class Family(ABC):
 
         `weight`: the base weight [out, in] where `needs_base`, else None. A dense result is [out, in].
         """
+
+
+def described(
+    name: str,
+    shape: tuple[int, int],
+    rank: int,
+    entries: Mapping[str, TensorEntry],
+    *,
+    alpha: float = 1.0,
+    scale: float = 1.0,
+    exact: bool = True,
+) -> ModuleInfo:
+    """A module of `shape` [out, in], a side 0 where it is not known; `rank` at most, fewer if it is small."""
+    rank = min([rank, *(side for side in shape if side)])
+    return ModuleInfo(
+        name, rank, shape[1], shape[0], alpha, scale, common_dtype(entries), keys_of(entries), exact=exact
+    )
 
 
 def matrix(entry: TensorEntry) -> tuple[int, int]:
@@ -94,6 +128,15 @@ def common_dtype(entries: Mapping[str, TensorEntry]) -> str:
     """The one dtype of a module's tensors, or float32."""
     found = {DTYPES[entry.dtype] for entry in entries.values()}
     return found.pop() if len(found) == 1 else "float32"
+
+
+def no_tucker(name: str, entries: Mapping[str, TensorEntry], cores: Sequence[str]) -> None:
+    """Raises BadTensors where a module is a convolution with a Tucker core."""
+    for core in cores:
+        if core in entries:
+            raise BadTensors(
+                f"module '{name}' has {core}, a convolution's; only linear layers are read", entries[core].name
+            )
 
 
 def keys_of(entries: Mapping[str, TensorEntry]) -> dict[str, str]:

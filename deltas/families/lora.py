@@ -1,4 +1,9 @@
-"""LoRA (arXiv 2106.09685, eq. 3): ΔW = s·B A, s = alpha / r, or alpha / √r with rsLoRA (arXiv 2312.03732)."""
+"""LoRA (arXiv 2106.09685, eq. 3): ΔW = s·B A, s = alpha / r, or alpha / √r with rsLoRA (arXiv 2312.03732).
+
+On an embedding PEFT keeps the pair as `lora_embedding_A` [r, vocabulary] and `lora_embedding_B` [dim, r]; ΔW is then
+[dim, vocabulary], the transpose of the embedding's own table. Starts that leave the base weight alone (gaussian, EVA,
+orthogonal, MiCA, …) change nothing about how a finished adapter is read.
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,18 +14,26 @@ from torch import Tensor
 from deltas.config import AdapterConfig
 from deltas.errors import BadTensors
 from deltas.factors import Factors
+from deltas.families.experts import expert_modules, expert_pair, named_targets, parameters_of
 from deltas.families.family import Family, common_dtype, keys_of, matrix
 from deltas.header import TensorEntry
-from deltas.module import ModuleInfo
+from deltas.module import Kind, ModuleInfo
 
 A, B = "lora_A.weight", "lora_B.weight"
+EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
+EMBEDDING_PARTS: Mapping[str, bool] = {EMBEDDING_A: True, EMBEDDING_B: True}
 # Fields of PEFT's LoraConfig that do not change what a finished adapter computes.
 LORA_FIELDS = frozenset(
     "r use_rslora lora_alpha lora_dropout fan_in_fan_out init_lora_weights rank_pattern alpha_pattern megatron_core"
-    " loftq_config eva_config corda_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying bias"
-    " lora_bias modules_to_save".split()
+    " loftq_config eva_config corda_config lora_ga_config qalora_group_size runtime_config lora_bias".split()
 )
-MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Starts that changed the base weight by something that neither the file nor the base weight tells.
+UNREPEATABLE = {
+    "pissa_niter": "a randomised SVD of it",
+    "corda": "a covariance of its training data",
+    "lora_ga": "gradients on its training data",
+    "loftq": "a quantised copy of it",
+}
 
 
 class Lora(Family):
@@ -28,13 +41,28 @@ class Lora(Family):
 
     name = "lora"
     parts: ClassVar = {A: True, B: True}
-    fields = LORA_FIELDS
+    embedding_parts: ClassVar = EMBEDDING_PARTS
+    fields = LORA_FIELDS | {"target_parameters"}
 
     def recognises(self, raw: Mapping[str, Any]) -> bool:
         return raw.get("peft_type") == "LORA"
 
     def obstacles(self, config: AdapterConfig) -> list[str]:
         return changed_start(config)
+
+    def modules(
+        self, config: AdapterConfig, found: Mapping[str, Mapping[str, TensorEntry]], conversion_rank: int
+    ) -> list[ModuleInfo]:
+        targets = named_targets(config.raw)
+        linears = [path for path, entries in found.items() if A in entries and not config.targets(path)]
+        parameters = parameters_of(linears, targets) if targets else {}
+        infos: list[ModuleInfo] = []
+        for path, entries in found.items():
+            if path in parameters:
+                infos += expert_modules(config, parameters[path], entries[A], entries[B], entries)
+            else:
+                infos.append(self.module(config, path, entries, conversion_rank))
+        return infos
 
     def module(
         self, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int
@@ -44,7 +72,16 @@ class Lora(Family):
     def update(
         self, config: AdapterConfig, info: ModuleInfo, parts: Mapping[str, Tensor], weight: Tensor | None
     ) -> Factors | Tensor:
-        return split_scale(parts[A], parts[B], info.scale)
+        return plain(info, parts)
+
+
+def plain(info: ModuleInfo, parts: Mapping[str, Tensor]) -> Factors:
+    """s·B A of any kind of module."""
+    if info.kind == "embedding":
+        return split_scale(parts[EMBEDDING_A], parts[EMBEDDING_B], info.scale)
+    if info.kind == "expert":
+        return split_scale(*expert_pair(info, parts[A], parts[B]), info.scale)
+    return split_scale(parts[A], parts[B], info.scale)
 
 
 def split_scale(A: Tensor, B: Tensor, scale: float) -> Factors:
@@ -58,8 +95,13 @@ def split_scale(A: Tensor, B: Tensor, scale: float) -> Factors:
 
 
 def lora_module(config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry]) -> ModuleInfo:
-    """The facts of a module with lora_A [r, in] and lora_B [out, r]; raises BadTensors where these do not agree."""
-    a, b = entries[A], entries[B]
+    """The facts of a module with lora_A [r, in] and lora_B [out, r], or an embedding's pair of them.
+
+    Raises:
+        BadTensors: where these do not agree.
+    """
+    kind: Kind = "embedding" if EMBEDDING_A in entries else "linear"
+    a, b = (entries[EMBEDDING_A], entries[EMBEDDING_B]) if kind == "embedding" else (entries[A], entries[B])
     (rank, in_features), (out_features, rank_b) = matrix(a), matrix(b)
     if rank != rank_b:
         raise BadTensors(
@@ -69,7 +111,8 @@ def lora_module(config: AdapterConfig, name: str, entries: Mapping[str, TensorEn
     check_rank(config, name, rank, a.name)
     check_target(config, name, a.name)
     alpha, scale = config.alpha_of(name), config.scale_of(name)
-    return ModuleInfo(name, rank, in_features, out_features, alpha, scale, common_dtype({A: a, B: b}), keys_of(entries))
+    dtype = common_dtype({A: a, B: b})
+    return ModuleInfo(name, rank, in_features, out_features, alpha, scale, dtype, keys_of(entries), kind)
 
 
 def check_rank(config: AdapterConfig, name: str, rank: int, key: str) -> None:
@@ -83,19 +126,32 @@ def check_rank(config: AdapterConfig, name: str, rank: int, key: str) -> None:
 
 def check_target(config: AdapterConfig, name: str, key: str) -> None:
     """Raises BadTensors where PEFT, reading this config, would ignore the module."""
-    if not config.targets(name):
+    tied = config.raw.get("ensure_weight_tying")  # PEFT then adapts the layer that shares the embedding's table, too
+    if not config.targets(name) and not tied:
         raise BadTensors(
             f"module '{name}' has factors, but target_modules in adapter_config.json does not name it: PEFT would"
             " ignore them", key,
         )  # fmt: skip
 
 
+def start_of(raw: Mapping[str, Any]) -> str:
+    """The name of the start in lower case; "" for the usual one."""
+    init = raw.get("init_lora_weights")
+    return init.lower() if isinstance(init, str) else ""
+
+
 def changed_start(config: AdapterConfig) -> list[str]:
-    """A sentence where training started from a changed base weight, so that lora_B @ lora_A is not ΔW."""
-    init = config.raw.get("init_lora_weights")
-    if not isinstance(init, str) or not init.lower().startswith(MUTATING_INITS):
+    """A sentence where training started from a changed base weight that cannot be had again, so B A is not ΔW."""
+    start = start_of(config.raw)
+    from_what = next((what for name, what in UNREPEATABLE.items() if start.startswith(name)), None)
+    if from_what is None and start not in ("pissa", "olora"):
         return []
+    way_out = (
+        ""
+        if start == "loftq"
+        else ("; save it in PEFT with path_initial_model_for_weight_conversion to get plain LoRA")
+    )
     return [
-        f"init_lora_weights '{init[:80]}' starts from a changed base weight, so lora_B @ lora_A is not ΔW; save it"
-        " in PEFT with path_initial_model_for_weight_conversion to get plain LoRA"
+        f"init_lora_weights '{start[:80]}' starts from a changed base weight"
+        f"{f', which depends on {from_what}' if from_what else ''}: lora_B @ lora_A is not ΔW{way_out}"
     ]

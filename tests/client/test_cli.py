@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from tests.client.conftest import SPOLIA, make_adapter
+from tests.client.conftest import BASE, SPOLIA, make_adapter
 
 
 class Shell:
@@ -96,6 +98,26 @@ def test_merge_takes_gradients_budgets_and_recipe_files(shell: Shell, pushed: li
     assert again["result"] == first["result"]
     budget = shell.json("merge", "shell/budget", *pushed, "--budget", 2, "--rank", 0.9, "--dry-run")
     assert budget["rank"] == {"budget": 2.0, "share": 0.9}
+
+
+def test_a_bare_file_in_kohyas_spelling_is_pushed_alone(shell: Shell, tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(33)
+    path, file = "lora_te_model_layers_1_self_attn_v_proj", tmp_path / "style.safetensors"
+    down, up = torch.randn(2, 576, generator=rng), torch.randn(192, 2, generator=rng)
+    save_file({f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up}, file)
+    version = shell.json("push", file, "shell/style", "--base-model", BASE)
+    assert (version["family"], version["servable"], version["target_modules"]) == ("lora", True, ["v_proj"])
+    assert "kohya" in version["notes"][0]
+    save_file({"q.lora_A.weight": down}, file)
+    code, sentence = shell.failure("push", file, "shell/style")
+    assert (code, "came without adapter_config.json" in sentence) == (1, True)
+
+
+def test_what_leaves_its_family_is_not_exported_to_it(shell: Shell, pushed: list[str]) -> None:
+    words = ["merge", "shell/same", *pushed, "--dry-run", "--conversion-rank", 8]
+    assert shell.json(*words)["export"] == "lora"
+    code, sentence = shell.failure(*words, "--export", "family")
+    assert (code, "sum of lora adapters is none itself" in sentence) == (1, True)
 
 
 def test_jobs_and_methods(shell: Shell, pushed: list[str]) -> None:

@@ -101,16 +101,16 @@ def test_an_exponential_pattern_is_refused_in_time(tmp_path: Path) -> None:
     ("config", "reason"),
     [
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
-        ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "lora_ga"}, "gradients"),
+        ({"init_lora_weights": "olora"}, "OLoRA"),
+        ({"init_lora_weights": "pissa"}, "weights of its base model"),
         ({"init_lora_weights": "corda"}, "corda"),
         ({"init_lora_weights": "loftq"}, "loftq"),
-        ({"bias": "lora_only"}, "bias 'lora_only'"),
-        ({"lora_bias": True}, "lora_bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save (lm_head)"),
-        ({"kasa_config": {"beta": 1e-4}}, "KaSA"),
+        ({"trainable_token_indices": [3], "use_qalora": True}, "QALoRA"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"invented_in_2030": {"x": 1}}, "'invented_in_2030'"),
-        ({"peft_type": "IA3"}, "IA3"),
+        ({"peft_type": "OFT"}, "OFT"),
     ],
 )
 def test_what_is_not_plain_lora_is_said_by_name(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
@@ -125,8 +125,7 @@ def test_what_is_not_plain_lora_is_said_by_name(tmp_path: Path, config: dict[str
     [
         ("base_model.model.model.layers.0.q_proj.lora_magnitude_vector", "DoRA magnitude"),
         ("base_model.model.model.layers.0.q_proj.lora_B.bias", "lora_bias"),
-        ("base_model.model.model.layers.0.q_proj.bias", "trained bias"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "embedding"),
+        ("base_model.model.model.layers.0.q_proj.bias", "measured from the base"),
         ("base_model.model.lm_head.weight", "saved whole"),
         ("base_model.model.model.layers.0.q_proj.weight.absmax", "quantised base"),
         ("base_model.model.score.modules_to_save.weight", "saved whole"),
@@ -135,6 +134,15 @@ def test_what_is_not_plain_lora_is_said_by_name(tmp_path: Path, config: dict[str
 def test_extra_tensors_are_named_and_never_dropped(tmp_path: Path, key: str, reason: str) -> None:
     adapter = reopen(write_adapter(tmp_path, extra_tensors={key: torch.ones(3)}))
     assert any(reason in o and key in o for o in adapter.obstacles)
+
+
+@pytest.mark.parametrize("size", [0x0280, 0x0380, 0x0480, 0x8B1F])
+def test_a_header_whose_length_looks_like_another_format_is_read(tmp_path: Path, size: int) -> None:
+    folder = write_adapter(tmp_path, {"q_proj": (6, 8)})
+    data = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].ljust(size)
+    reopen(corrupted(folder, header_file(header, data[8 + length :])))
 
 
 def test_harmless_inits_stay_plain_lora(tmp_path: Path) -> None:

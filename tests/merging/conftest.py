@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from deltas.adapter import Adapter
+from deltas.base import BaseWeights
 from merging.engine import MergeResult, run_merge
 from merging.plan import plan_merge
 from merging.recipe import Recipe
@@ -63,13 +64,20 @@ def merge(tmp_path: Path) -> Callable[..., tuple[MergeResult, Path]]:
     counter = iter(range(1000))
 
     def run(
-        folders: Sequence[Path], weights: Sequence[float] | None = None, workers: int = 2, **recipe: Any
+        folders: Sequence[Path],
+        weights: Sequence[float] | None = None,
+        workers: int = 2,
+        base: BaseWeights | None = None,
+        **recipe: Any,
     ) -> tuple[MergeResult, Path]:
         sources = [
             {"ref": f"t/{i}-{folder.name}", "weight": weight}
             for i, (folder, weight) in enumerate(zip(folders, weights or [1.0] * len(folders), strict=True))
         ]
-        plan = plan_merge(Recipe(sources=sources, **recipe), [open_adapter(f) for f in folders])
+        adapters = [open_adapter(folder) for folder in folders]
+        if base is not None:
+            adapters = [adapter.with_base(base) for adapter in adapters]
+        plan = plan_merge(Recipe(sources=sources, **recipe), adapters)
         folder = tmp_path / f"merge-{next(counter)}"
         result = run_merge(plan, folder, workers=workers)
         (folder / "adapter_config.json").write_text(json.dumps(result.config))

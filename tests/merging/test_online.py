@@ -48,7 +48,7 @@ def test_an_untrained_adapter_resembles_nothing(tmp_path: Path) -> None:
     [
         ({"base": "tiny/other"}, BaseMismatch, "'k/new' of 'tiny/other'"),
         ({"modules": {"model.layers.0.q_proj": (6, 9)}}, ModuleMismatch, "but 9 to 6 in 'k/new'"),
-        ({"config": {"bias": "all"}}, NotMergeable, "'k/new' cannot be merged"),
+        ({"config": {"use_qalora": True}}, NotMergeable, "'k/new' cannot be merged"),
     ],
 )
 def test_adapters_that_cannot_meet(
