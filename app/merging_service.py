@@ -21,7 +21,8 @@ from app.work import Work
 from deltas.adapter import Adapter
 from merging.engine import MergeResult, run_merge
 from merging.module_cache import ModuleCache
-from merging.plan import Plan, plan_merge
+from merging.plan import Plan
+from merging.planning import plan_merge
 from merging.recipe import ENGINE_VERSION, Recipe
 from merging.weights import Weight
 from store.jobs import Job

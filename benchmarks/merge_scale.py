@@ -32,7 +32,7 @@ from deltas.adapter import Adapter
 from merging.engine import run_merge
 from merging.errors import MergeError
 from merging.method import methods
-from merging.plan import plan_merge
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 
 COUNT, RANK, WIDTH, SQUARES = 8, 16, 2304, 8

@@ -98,7 +98,7 @@ def ours(folder: Path, recipe: dict[str, Any], workers: int) -> dict[str, Any]:
     from deltas.adapter import Adapter
     from merging.engine import run_merge
     from merging.method import methods
-    from merging.plan import plan_merge
+    from merging.planning import plan_merge
     from merging.recipe import Recipe
 
     methods()

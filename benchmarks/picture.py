@@ -19,7 +19,7 @@ import numpy as np
 
 from deltas.adapter import Adapter
 from merging.engine import run_merge
-from merging.plan import plan_merge
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]

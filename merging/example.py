@@ -17,7 +17,7 @@ from deltas.adapter import Adapter
 from deltas.factors import Factors
 from deltas.writer import write_safetensors
 from merging.engine import run_merge
-from merging.plan import plan_merge
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 
 MODULE = "model.layers.0.self_attn.q_proj"

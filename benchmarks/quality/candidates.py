@@ -18,7 +18,7 @@ from deltas.adapter import Adapter
 from deltas.factors import Factors
 from merging.engine import run_merge
 from merging.method import Method, methods
-from merging.plan import plan_merge
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from deltas.adapter import Adapter
 from deltas.base import BaseWeights
 from merging.engine import MergeResult, run_merge
-from merging.plan import plan_merge
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.factory import TINY, write_adapter
 

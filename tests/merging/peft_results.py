@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from merging.engine import MergeResult, run_merge
-from merging.plan import Plan, plan_merge
+from merging.plan import Plan
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.deltas.peft_model import Saved, saved, tiny_llama, tiny_mixtral
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from merging.budget import water_fill
 from merging.engine import MergeResult, run_merge
 from merging.errors import BadRank, MergeCancelled
-from merging.plan import Plan, plan_merge
+from merging.plan import Plan
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.factory import write_adapter
 from tests.merging.conftest import dense_deltas, open_adapter

@@ -22,7 +22,8 @@ from deltas.errors import NonFiniteTensor
 from merging.engine import MergeResult, run_merge
 from merging.errors import MergeCancelled
 from merging.journal import Journal
-from merging.plan import Plan, plan_merge
+from merging.plan import Plan
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.factory import TINY, write_adapter
 from tests.merging.conftest import dense_deltas, open_adapter

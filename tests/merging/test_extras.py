@@ -15,7 +15,7 @@ from deltas.base import FolderWeights
 from merging.compare import compare
 from merging.engine import run_merge
 from merging.errors import ExtrasConflict
-from merging.plan import plan_merge
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.deltas.peft_model import Saved, saved, tiny_llama
 from tests.merging.peft_results import (

@@ -8,7 +8,7 @@ import pytest
 from merging.engine import MergeResult, run_merge
 from merging.file_cache import FileCache
 from merging.module_cache import ModuleCache
-from merging.plan import plan_merge
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.factory import TINY, write_adapter
 from tests.merging.conftest import open_adapter

@@ -18,7 +18,8 @@ from merging.errors import (
     UnknownMethod,
 )
 from merging.method import merge_method, methods
-from merging.plan import Plan, plan_merge
+from merging.plan import Plan
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.factory import TINY, write_adapter
 from tests.merging.conftest import open_adapter

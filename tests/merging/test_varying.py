@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from merging.engine import MergeResult, run_merge
 from merging.errors import BadRank, BadWeights
-from merging.plan import Plan, plan_merge
+from merging.plan import Plan
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.factory import write_adapter
 from tests.merging.conftest import dense_deltas, open_adapter

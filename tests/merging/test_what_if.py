@@ -11,7 +11,8 @@ from merging.condense import CondensedSources, condense
 from merging.engine import run_merge
 from merging.errors import MergeCancelled
 from merging.file_cache import FileCache
-from merging.plan import Plan, plan_merge
+from merging.plan import Plan
+from merging.planning import plan_merge
 from merging.recipe import Recipe
 from merging.what_if import foresee
 from tests.factory import write_adapter
