@@ -1,4 +1,4 @@
-"""What a merge will do: modules, shapes, weights, ranks, size, memory, warnings. `planning` makes it, before any work."""
+"""What a merge will do: modules, shapes, weights, ranks, size, memory, warnings (made by `planning`)."""
 
 import math
 from collections.abc import Mapping, Sequence
