@@ -82,7 +82,7 @@ class Adapter:
             return [f"{self.config.peft_type} adapters are stored, but not yet converted to LoRA factors"]
         found = [*self.config.obstacles(family.fields), *family.obstacles(self.config)]
         found.extend(family.beyond(self.modules, self.base))
-        if self.needs_base and self.base is None:
+        if (family.needs_base or family.needs_shape) and self.base is None:
             found.append(f"{family.conversion}; the weights of its base model, which that takes, are not here")
         if not self.modules:
             found.append(f"it holds no {family.name} factors")

@@ -24,7 +24,9 @@ def foresee(
     condensed: CondensedSources,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """The report that `run_merge` would give. `identities`: the plan's sources as `condensed` knows them.
+    """The report that `run_merge` would give, but for `extras`, which the plan lists.
+
+    `identities`: the plan's sources as `condensed` knows them.
 
     Raises:
         MergeCancelled: between two modules, once `cancelled()` is true.

@@ -94,11 +94,13 @@ class ServerProcess:
         self.process.wait()
 
     def kill_worker(self) -> bool:
-        """kill -9 of the worker; whether there was one."""
+        """kill -9 of the worker, which is then gone; whether there was one."""
         pid = self.worker()
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            while self.worker() == pid:  # a large process takes a moment to die, and must not be taken for the next
+                time.sleep(0.01)
         return pid is not None
 
     def stop(self) -> int:
