@@ -71,10 +71,14 @@ def members(tasks: Sequence[str], group: str, seed: int) -> tuple[str, ...]:
 
 
 def blocks() -> Iterator[Block]:
-    """All blocks, the ones that make a whole small table first."""
-    for own_spaces in (True, False):
-        for groups in (("seven",), ("all", "five")):
+    """All blocks: a whole small table first, then seven tasks everywhere, then the other groups."""
+    first = [Block(SEEDS[0], next(iter(KINDS)), "seven", own_spaces) for own_spaces in (True, False)]
+    yield from first
+    for groups in (("seven",), ("all", "five")):
+        for own_spaces in (True, False):
             for seed in SEEDS:
                 for kind in KINDS:
                     for group in groups:
-                        yield Block(seed, kind, group, own_spaces)
+                        block = Block(seed, kind, group, own_spaces)
+                        if block not in first:
+                            yield block

@@ -80,12 +80,12 @@ def named(candidate: Candidate) -> str:
     return candidate.method if candidate.default else f"{candidate.method}/{candidate.space}"
 
 
-def shown(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """A value and its interval, in percent."""
+def shown(estimate: Estimate | None, *, seeds: int = len(SEEDS), signed: bool = False) -> str:
+    """A value and its interval, in percent; says on how many seeds it rests unless those are `seeds`."""
     if estimate is None:
         return "–"
     sign = "+" if signed else ""
-    few = "" if estimate.seeds == len(SEEDS) else f" ({estimate.seeds} of {len(SEEDS)} seeds)"
+    few = "" if estimate.seeds == seeds else f" ({estimate.seeds} of {len(SEEDS)} seeds)"
     value, low, high = (f"{100 * one:{sign}.1f}" for one in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]{few}"
 
@@ -98,23 +98,28 @@ def table(columns: Sequence[Column], merges: Sequence[Candidate]) -> str:
         found = [one.estimate(subject_of(candidate)) for one in (seven, *columns)]
         return next((-one.value for one in found if one), 0.0)
 
+    by_group = {one.group: one for one in columns}
+    plain = {group: one.estimate(PLAIN) for group, one in by_group.items()}
+    seeds = {group: found.seeds if found else len(SEEDS) for group, found in plain.items()}
+    few = {group: f" ({count} of {len(SEEDS)} seeds)" if count < len(SEEDS) else "" for group, count in seeds.items()}
+    heads = [f"{group}{few[group]}" for group in SIZES]
     lines = [
-        "| | five | seven | all eight | seven, against `sum` | best size |",
+        f"| | {' | '.join(heads)} | seven, against `sum` | best size |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    by_group = {one.group: one for one in columns}
-    for subject, title in REFERENCES.items():
-        cells = [shown(by_group[group].estimate(subject)) for group in SIZES]
-        lines.append(f"| *{title}* | {' | '.join(cells)} | {shown(seven.estimate(subject, PLAIN), signed=True)} | |")
+
+    def cells(subject: str) -> str:
+        found = [shown(by_group[group].estimate(subject), seeds=seeds[group]) for group in SIZES]
+        against = shown(seven.estimate(subject, PLAIN), seeds=seeds["seven"], signed=True)
+        return " | ".join([*found, "" if subject == PLAIN else against])
+
+    lines += [f"| *{title}* | {cells(subject)} | |" for subject, title in REFERENCES.items()]
     for candidate in sorted(merges, key=score):
         subject = subject_of(candidate)
-        if all(one.estimate(subject) is None for one in columns):
-            continue
-        cells = [shown(by_group[group].estimate(subject)) for group in SIZES]
-        against = "" if subject == PLAIN else shown(seven.estimate(subject, PLAIN), signed=True)
-        steps = seven.steps.get(subject, [])
-        size = f"{STEP ** mean(steps):.2f}" if steps else "–"
-        lines.append(f"| {named(candidate)} | {' | '.join(cells)} | {against} | {size} |")
+        if any(one.estimate(subject) for one in columns):
+            steps = seven.steps.get(subject, [])
+            size = f"{STEP ** mean(steps):.2f}" if steps else "–"
+            lines.append(f"| {named(candidate)} | {cells(subject)} | {size} |")
     return "\n".join(lines) + "\n"
 
 
@@ -182,7 +187,10 @@ def gaps(columns: Sequence[Column], merges: Sequence[Candidate]) -> str:
                 title for subject, title in titles.items() if seed in one.missing(subject) and subject not in said
             ]
             if absent:
-                what = "everything" if len(absent) == len(titles) else ", ".join(absent)
+                there = [title for subject, title in titles.items() if seed not in one.missing(subject)]
+                what = ", ".join(absent)
+                if len(there) < len(absent):
+                    what = f"all but {', '.join(there)}" if there else "everything"
                 lines.append(f"- {KINDS[one.kind].title}, {one.group}, seed {seed}: {what}")
     return "\n".join(["## What is missing\n", *refused, *stale, *(lines or ["- Nothing else."])]) + "\n"
 

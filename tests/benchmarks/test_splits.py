@@ -47,5 +47,6 @@ def test_groups_have_their_sizes_and_change_with_the_seed() -> None:
 
 def test_every_block_comes_once_and_the_small_table_first() -> None:
     found = list(blocks())
-    assert found[0] == Block(0, "qv", "seven", own_spaces=True)
+    assert found[:2] == [Block(0, "qv", "seven", own_spaces) for own_spaces in (True, False)]
+    assert {block.group for block in found[: len(found) // 3]} == {"seven"}
     assert len(found) == len(set(found)) == 2 * 3 * 2 * 3
