@@ -38,8 +38,9 @@ at that size.
 
 **Normalised accuracy** is the mean over tasks of accuracy ÷ the own adapter's accuracy, in percent. The brackets hold
 95 % of {REPLICATES} bootstrap replicates, which draw seeds and, stratified by task, examples; differences to the sum
-are paired on the same draws. Three seeds are few, so the intervals are rather too narrow than too wide, and no
-correction is made for the number of methods: with twenty of them, one interval that just misses 0 means nothing.
+are paired on the same draws. Three seeds are few, so the intervals are rather too narrow than too wide, and where a
+column rests on one seed they hold the spread of examples only. No correction is made for the number of methods: with
+twenty of them, one interval that just misses 0 means nothing.
 
 **Equal rank.** The target rank is the largest source rank (8; 16 in the mixed kind). Methods that choose their own rank
 (such as `cat`) are cut to it by an optimal truncation. A name after a slash is a space other than the method's own.
@@ -98,6 +99,8 @@ def table(columns: Sequence[Column], merges: Sequence[Candidate]) -> str:
         found = [one.estimate(subject_of(candidate)) for one in (seven, *columns)]
         return next((-one.value for one in found if one), 0.0)
 
+    if not any(one.scores for one in columns):
+        return "Nothing is measured yet.\n"
     by_group = {one.group: one for one in columns}
     plain = {group: one.estimate(PLAIN) for group, one in by_group.items()}
     seeds = {group: found.seeds if found else len(SEEDS) for group, found in plain.items()}
