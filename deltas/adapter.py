@@ -33,6 +33,8 @@ from deltas.families.family import DTYPES
 from deltas.header import Header, Limits, TensorEntry, read_header
 from deltas.module import ModuleInfo
 from deltas.placing import Placed, place
+from deltas.tokenizer import Tokenizer
+from deltas.vocabulary import is_vocabulary
 
 CONVERSION_RANK = 64  # what a ΔW of full rank is cut to, unless said otherwise
 
@@ -59,8 +61,10 @@ class Adapter:
         header: Header,
         base: BaseWeights | None = None,
         conversion_rank: int = CONVERSION_RANK,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.config = config
+        self.tokenizer = tokenizer
         self.weights = weights
         self.header = header
         self.base = base
@@ -69,7 +73,7 @@ class Adapter:
         placed = place(self._family, config, header, conversion_rank) if self._family else Placed({}, {}, [], [])
         self.modules = placed.modules
         self.extras, self._copies = placed.extras, placed.copies
-        beside = extra_obstacles([*placed.extras.values(), *placed.copies], config, base)
+        beside = extra_obstacles([*placed.extras.values(), *placed.copies], config, base, tokenizer)
         self.obstacles: tuple[str, ...] = (*self._obstacles(), *beside, *placed.others)
         if base is not None and self._family is not None and self._family.needs_shape:
             self.modules = {name: self._sized(info, base) for name, info in self.modules.items()}
@@ -130,16 +134,25 @@ class Adapter:
         """
         if base is self.base and conversion_rank == self.conversion_rank:
             return self
-        return Adapter(self.config, self.weights, self.header, base, conversion_rank)
+        return Adapter(self.config, self.weights, self.header, base, conversion_rank, self.tokenizer)
 
     @classmethod
-    def open(cls, config: Mapping[str, Any] | bytes | Path, weights: Path, *, limits: Limits = Limits()) -> "Adapter":
+    def open(
+        cls,
+        config: Mapping[str, Any] | bytes | Path,
+        weights: Path,
+        *,
+        limits: Limits = Limits(),
+        tokenizer: Tokenizer | None = None,
+    ) -> "Adapter":
         """Read the config and the weights' header, and check one against the other.
+
+        `tokenizer` says what added tokens are, where there are any; it is not read otherwise.
 
         Raises:
             BadConfig, BadFile, BadTensors: with the one sentence that says what is wrong.
         """
-        return cls(read_config(config, limits), weights, read_header(weights, limits))
+        return cls(read_config(config, limits), weights, read_header(weights, limits), tokenizer=tokenizer)
 
     @property
     def family(self) -> str:
@@ -214,7 +227,7 @@ class Adapter:
 
     def extra(self, name: str, rows: slice | None = None) -> Tensor:
         """The change of one extra tensor in float32 or wider, or of some of its rows: [n, dim] for the rows of an
-        embedding, the tensor itself where the base model has none.
+        embedding, the tensor itself where the base model has none, the row itself where it is an added token's.
 
         Raises:
             NotLowRank: if `obstacles` says why it cannot be had.
@@ -225,6 +238,20 @@ class Adapter:
         extra = self.extras[name]
         asked = slice(0, extra.shape[0]) if rows is None else rows
         return extra_update(extra, _widened(self._file.get_slice(extra.key)[asked]), self.base, asked)
+
+    def token_rows(self, name: str) -> dict[str, int]:
+        """The added tokens that have a row of their own in this tensor: string → id in the adapter."""
+        there = self.base.shape(name) if self.base is not None and is_vocabulary(name) else None
+        ids = self.extras[name].added_ids(there[0]) if there and name in self.extras else ()
+        if not ids or self.tokenizer is None:
+            return {}
+        return {self.tokenizer.added[id].content: id for id in ids if id in self.tokenizer.added}
+
+    @property
+    def added_tokens(self) -> dict[int, str]:
+        """Id → string of every token that the base model does not have and this adapter brings a row for."""
+        found = {id: content for name in self.extras for content, id in self.token_rows(name).items()}
+        return dict(sorted(found.items()))
 
     def check_copies(self) -> None:
         """Compare copies of base layers in the file with the base model, where that is at hand.

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from deltas.errors import MissingBaseTensor
+from deltas.tokenizer import TOKENIZER_FILE, Tokenizer
 
 # Output layers that share the embedding's matrix are not stored twice.
 TIED = {"lm_head.weight": ("model.embed_tokens.weight", "transformer.wte.weight", "embed_tokens.weight")}
@@ -28,6 +29,11 @@ class BaseWeights(Protocol):
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
         """The tensor's shape, or None where the base model has no such tensor."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The base model's tokenizer.json, where it lies with it."""
         ...
 
     def tensor(self, tensor: str, rows: slice | None = None) -> Tensor:
@@ -46,6 +52,11 @@ class FolderWeights:
     @property
     def name(self) -> str:
         return self._name
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        path = self.folder / TOKENIZER_FILE
+        return Tokenizer(path) if path.is_file() else None
 
     @cached_property
     def _shards(self) -> Mapping[str, str]:

@@ -3,6 +3,7 @@
 DeltaError
 ├── BadFile            not a safetensors file that can be trusted
 ├── BadConfig          adapter_config.json cannot be understood
+├── BadTokenizer       tokenizer.json cannot be understood
 ├── BadTensors         the tensors contradict each other or the config
 ├── NonFiniteTensor    NaN or Inf in a tensor
 ├── UnknownModule      a module that the base model does not have
@@ -27,6 +28,14 @@ class BadConfig(DeltaError):
     def __init__(self, sentence: str, field: str | None = None) -> None:
         super().__init__(sentence)
         self.field = field
+
+
+class BadTokenizer(DeltaError):
+    """tokenizer.json is not what the tokenizers library writes."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.field = "tokenizer"
 
 
 class BadTensors(DeltaError):

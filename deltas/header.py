@@ -44,6 +44,7 @@ class Limits:
 
     header_bytes: int = 16 * 2**20
     config_bytes: int = 2**20
+    tokenizer_bytes: int = 32 * 2**20
     tensors: int = 200_000
     rank: int = 65_536
 

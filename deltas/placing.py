@@ -13,6 +13,9 @@ from deltas.module import ModuleInfo
 from deltas.spellings import Respelling
 
 
+WRAPPED = ".modules_to_save."
+
+
 class Placed(NamedTuple):
     """Where the file's tensors belong; `others`: a sentence for each kind of tensor that is of no use."""
 
@@ -50,8 +53,15 @@ def place(family: Family, config: AdapterConfig, header: Header, conversion_rank
             where[key.part] = entry
         elif extra is not None and extra.kind == "copy":
             copies.append(extra)
+        elif extra is not None and extra.kind == "again":
+            continue
         elif extra is not None:
-            if extra.name in extras:
+            if (known := extras.get(extra.name)) is not None:
+                # Beside a resized vocabulary PEFT writes modules_to_save twice, under the wrapper's path too.
+                wrapped = {other.key: WRAPPED in other.key for other in (known, extra)}
+                if known.shape == extra.shape and any(wrapped.values()) and not all(wrapped.values()):
+                    extras[extra.name] = known if wrapped[extra.key] else extra
+                    continue
                 raise BadTensors(f"'{extra.name}' is given twice ('{entry.name[:200]}' is the second)", entry.name)
             extras[extra.name] = extra
         elif what := (respelling and respelling.other(entry.name)) or describe_other_key(entry.name):
