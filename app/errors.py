@@ -21,6 +21,7 @@ Row = tuple[int, str]
 TABLE: dict[type[Exception], Row] = {
     deltas.BadFile: (422, "bad-file"),
     deltas.BadConfig: (422, "bad-config"),
+    deltas.BadTokenizer: (422, "bad-tokenizer"),
     deltas.BadTensors: (422, "bad-tensors"),
     deltas.NonFiniteTensor: (422, "non-finite-tensor"),
     deltas.UnknownModule: (422, "unknown-module"),
@@ -37,6 +38,7 @@ TABLE: dict[type[Exception], Row] = {
     merging.ModuleMismatch: (422, "module-mismatch"),
     merging.NotMergeable: (422, "not-mergeable"),
     merging.ExtrasConflict: (422, "extras-conflict"),
+    merging.TokenConflict: (422, "token-conflict"),
     merging.MergeCancelled: (409, "merge-cancelled"),
     store.InvalidName: (422, "invalid-name"),
     store.BadReference: (422, "bad-reference"),

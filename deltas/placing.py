@@ -12,7 +12,6 @@ from deltas.keys import describe_other_key, parse_part_key
 from deltas.module import ModuleInfo
 from deltas.spellings import Respelling
 
-
 WRAPPED = ".modules_to_save."
 
 

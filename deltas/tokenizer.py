@@ -1,4 +1,4 @@
-"""`tokenizer.json` of the tokenizers library, read as a document from a stranger: which string an added token stands for.
+"""`tokenizer.json` of the tokenizers library, read as a stranger's document: which string an added token stands for.
 
 A token's id is an accident of the order in which somebody added tokens; its string is what it means. So adapters whose
 vocabulary grew are put together by strings. Two tokenizers are alike where model, normalizer and pre-tokenizer are:
@@ -60,7 +60,9 @@ class Tokenizer:
             where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
             raise BadTokenizer(f"tokenizer.json is not JSON{where}") from None
         if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
-            raise BadTokenizer("tokenizer.json must be a JSON object with a 'model', as the tokenizers library saves it")
+            raise BadTokenizer(
+                "tokenizer.json must be a JSON object with a 'model', as the tokenizers library saves it"
+            )
         if not is_text(raw, document):
             raise BadTokenizer("tokenizer.json holds half of a surrogate pair (such as \\ud800), which is no text")
         return document

@@ -46,11 +46,12 @@ ZERO = 1e-9  # of the sources' norms: below it a singular value is rounding
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MergeResult:
-    """The merged adapter: its adapter_config.json, the path of its weights, and its report."""
+    """The merged adapter: its adapter_config.json, the path of its weights, its report, and a tokenizer if it has one."""
 
     config: dict[str, Any]
     weights: Path
     report: dict[str, Any]
+    tokenizer: bytes | None = None  # tokenizer.json, where sources' tokens were united
 
 
 def run_merge(
@@ -104,7 +105,8 @@ def run_merge(
         "modules_reused": reused,
     }
     ranks = {name: module["rank"] for name, module in reports.items()}
-    return MergeResult(family or peft_config(plan, file_ranks(plan, ranks)), weights, report)
+    tokenizer = plan.vocabulary.file() if plan.vocabulary else None
+    return MergeResult(family or peft_config(plan, file_ranks(plan, ranks)), weights, report, tokenizer)
 
 
 def compose_report(
@@ -124,6 +126,7 @@ def compose_report(
         "budget": spent and {"parameters": plan.budget_parameters, "spent": spent.parameters, "level": spent.level},
         "dtype": plan.dtype,
         "warnings": list(plan.warnings),
+        "added_tokens": plan.added_tokens,
         "weights": plan.recipe.weights,
         "finite": True,  # a NaN or Inf in any input or output raises before this line
         "totals": summarise(reports, members, [s.ref for s in plan.recipe.sources]),

@@ -10,6 +10,7 @@ MergeError
 ├── ModuleMismatch     sources whose shapes differ for one module
 ├── NotMergeable       a source that is not plain LoRA
 ├── ExtrasConflict     biases, whole tensors or tokens that one PEFT file cannot hold together
+├── TokenConflict      tokenizers that contradict each other
 └── MergeCancelled     the caller asked to stop
 """
 
@@ -89,6 +90,14 @@ class ExtrasConflict(MergeError):
     def __init__(self, tensor: str, how: str) -> None:
         super().__init__(f"these cannot be merged into one PEFT adapter: '{tensor}' {how}")
         self.tensor = tensor
+
+
+class TokenConflict(MergeError):
+    """Tokenizers of sources, or of a source and the base model, that no common tokenizer can stand for."""
+
+    def __init__(self, token: str | None, how: str) -> None:
+        super().__init__(f"these tokenizers contradict each other: {how}")
+        self.token = token
 
 
 class MergeCancelled(MergeError):

@@ -11,8 +11,11 @@ How PEFT can hold the change decides how it is written (`Carrier`):
               with lora_bias), and on layers without factors
 * module      the tensor itself, W₀ + ΔW, under modules_to_save
 * rows        the rows themselves, under trainable_token_indices
+
+Rows of added tokens (merging/tokens.py) come after the base model's, in both of the last two, under their new ids.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,7 +25,9 @@ from torch import Tensor
 
 from deltas.adapter import Adapter
 from deltas.base import BaseWeights
+from deltas.vocabulary import is_vocabulary
 from merging.errors import ExtrasConflict
+from merging.tokens import AddedRow, Vocabulary, added_rows, mean_row
 
 Carrier = Literal["lora_bias", "bias", "module", "rows"]
 
@@ -38,10 +43,16 @@ class PlannedExtra:
     shape: tuple[int, ...]  # as it is written
     rows: tuple[int, ...] = ()  # carrier "rows": the token ids
     new: bool = False  # the base model has no such tensor
+    added: tuple[AddedRow, ...] = ()  # of added tokens: the last rows of what is written
 
     @property
     def module(self) -> str:
         return self.name.rpartition(".")[0]
+
+    def known(self, rows: slice) -> int:
+        """How many of these rows of what is written, from the first on, are changes of rows that the base has."""
+        start, stop, _ = rows.indices(self.shape[0])
+        return max(0, min(stop, self.shape[0] - len(self.added)) - start)
 
     def to_dict(self, refs: Sequence[str]) -> dict[str, Any]:
         return {
@@ -60,11 +71,12 @@ def plan_extras(
     factored: Mapping[str, int],
     linear_only: bool,
     weight: Callable[[int, str], float],
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[PlannedExtra, ...]:
     """Everything that the sources change besides low-rank updates, sorted by name.
 
     `factored`: each module with factors → a source that has it; `linear_only`: whether all of them are linear layers;
-    `weight(source, module)`: a source's weight there.
+    `weight(source, module)`: a source's weight there; `vocabulary`: the tokens that sources add.
 
     Raises:
         ExtrasConflict: PEFT's file cannot hold the sum, or there is no sum.
@@ -73,7 +85,7 @@ def plan_extras(
     for i, adapter in enumerate(adapters):
         for name in adapter.extras:
             members.setdefault(name, []).append(i)
-    planned = [_plan(name, members, refs, adapters, factored, linear_only) for name in sorted(members)]
+    planned = [_plan(name, members, refs, adapters, factored, linear_only, vocabulary) for name in sorted(members)]
     return tuple(
         replace(extra, weights=tuple(1.0 if extra.new else weight(i, extra.module) for i in extra.sources))
         for extra in planned
@@ -87,6 +99,7 @@ def _plan(
     adapters: Sequence[Adapter],
     factored: Mapping[str, int],
     linear_only: bool,
+    vocabulary: Vocabulary | None,
 ) -> PlannedExtra:
     sources = tuple(members[name])
     extras = [adapters[i].extras[name] for i in sources]
@@ -94,17 +107,25 @@ def _plan(
     module, _, leaf = name.rpartition(".")
     first, last = refs[sources[0]], refs[sources[-1]]
     holder = refs[factored[module]] if module in factored else None
+    added: tuple[AddedRow, ...] = ()
+    if vocabulary is not None and is_vocabulary(name):
+        added = added_rows(name, refs, adapters, sources, vocabulary)
     if kinds == {"rows"}:
         if holder is not None:
             raise ExtrasConflict(name, f"has retrained rows in '{first}' and low-rank factors in '{holder}'")
-        rows = tuple(sorted({row for extra in extras for row in extra.rows}))
-        return PlannedExtra(name, "rows", sources, (), (len(rows), extras[0].shape[1]), rows)
+        most = vocabulary.base_rows if vocabulary is not None and is_vocabulary(name) else math.inf
+        rows = tuple(sorted({row for extra in extras for row in extra.rows if row < most}))
+        rows += tuple(row.id for row in added)
+        return PlannedExtra(name, "rows", sources, (), (len(rows), extras[0].shape[1]), rows, added=added)
     if "rows" in kinds:
         raise ExtrasConflict(
             name, f"has retrained rows in one of '{first}' and '{last}', and is saved whole in the other"
         )
     shape = extras[0].shape
-    if any(extra.shape != shape for extra in extras):
+    resized = vocabulary is not None and is_vocabulary(name) and holder is None
+    if vocabulary is not None and resized:
+        shape = (vocabulary.base_rows + len(added), *shape[1:])
+    if any(extra.shape[1:] != shape[1:] or (extra.shape != shape and not resized) for extra in extras):
         raise ExtrasConflict(name, f"has different shapes in '{first}' and '{last}'")
     if leaf == "bias" and holder is not None and linear_only:
         return PlannedExtra(name, "lora_bias", sources, (), shape)
@@ -123,7 +144,7 @@ def _plan(
         return PlannedExtra(name, "bias", sources, (), shape, new=new)
     if holder is not None:
         raise ExtrasConflict(name, f"is saved whole in '{first}' and has low-rank factors in '{holder}'")
-    return PlannedExtra(name, "module", sources, (), shape, new=new)
+    return PlannedExtra(name, "module", sources, (), shape, new=new, added=added)
 
 
 def base_of(adapters: Sequence[Adapter]) -> BaseWeights | None:
@@ -132,29 +153,42 @@ def base_of(adapters: Sequence[Adapter]) -> BaseWeights | None:
 
 
 def extra_change(extra: PlannedExtra, adapters: Sequence[Adapter], rows: slice) -> Tensor:
-    """Σ w_t Δ_t in float64, for these rows of what is written; the copied rows where the base model has none."""
-    total = torch.zeros(len(range(*rows.indices(extra.shape[0]))), *extra.shape[1:], dtype=torch.float64)
-    for i, weight in zip(extra.sources, extra.weights, strict=True):
+    """Σ w_t Δ_t in float64, for these rows of what is written; the copied rows where the base model has none, and the
+    mean of the sources' rows for an added token."""
+    start, stop, _ = rows.indices(extra.shape[0])
+    total = torch.zeros(stop - start, *extra.shape[1:], dtype=torch.float64)
+    known = extra.known(rows)
+    for i, weight in zip(extra.sources, extra.weights, strict=True) if known else ():
         adapter = adapters[i]
         if extra.carrier != "rows":
-            total += adapter.extra(extra.name, rows).double() * weight
+            total[:known] += adapter.extra(extra.name, slice(start, start + known)).double() * weight
             continue
         own = adapter.extras[extra.name].rows
-        for place, row in enumerate(extra.rows[rows]):
+        for place, row in enumerate(extra.rows[start : start + known]):
             if row in own:
                 at = own.index(row)
                 total[place] += adapter.extra(extra.name, slice(at, at + 1))[0].double() * weight
+    for place in range(known, stop - start):
+        token = extra.added[start + place - (extra.shape[0] - len(extra.added))]
+        members = zip(token.members, token.places, strict=True)
+        read = [adapters[extra.sources[k]].extra(extra.name, slice(at, at + 1))[0] for k, at in members]
+        total[place] = mean_row(token, extra.weights, read)
     return total
 
 
 def extra_tensor(extra: PlannedExtra, change: Tensor, base: BaseWeights | None, rows: slice) -> Tensor:
     """What the result's file holds for this change of these rows, in float64."""
-    if extra.carrier == "lora_bias" or extra.new:
+    known = extra.known(rows)
+    if extra.carrier == "lora_bias" or extra.new or known == 0:
         return change
     assert base is not None  # otherwise an obstacle of the source
+    start = rows.indices(extra.shape[0])[0]
     if extra.carrier == "rows":
-        return change + torch.cat([base.tensor(extra.name, slice(i, i + 1)) for i in extra.rows[rows]])
-    return change + base.tensor(extra.name, rows)
+        ids = extra.rows[start : start + known]
+        there = torch.cat([base.tensor(extra.name, slice(i, i + 1)) for i in ids])
+    else:
+        there = base.tensor(extra.name, slice(start, start + known))
+    return torch.cat([change[:known] + there, change[known:]])
 
 
 def extras_config(extras: Sequence[PlannedExtra]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _extras(plan: Plan, written: Mapping[str, int], figures: list[dict[str, Any]
         for start in range(0, extra.shape[0], step):
             rows = slice(start, min(start + step, extra.shape[0]))
             change = extra_change(extra, plan.adapters, rows)
-            energy += float(change.square().sum())
+            energy += float(change[: extra.known(rows)].square().sum())
             stored = extra_tensor(extra, change, base, rows).to(TORCH_DTYPES[plan.dtype])
             if bad := int((~torch.isfinite(stored)).sum()):
                 raise NonFiniteTensor(f"{extra.name} of the result in {plan.dtype}", bad, stored.numel())

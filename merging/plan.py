@@ -13,6 +13,7 @@ from merging.extras import PlannedExtra
 from merging.method import Method
 from merging.ranks import Budget, RankRule, RankValue, plain_rank
 from merging.recipe import Recipe
+from merging.tokens import Vocabulary
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # float64 copies alive at once for one module: balanced sources, stacks, bases, and what QR and SVD need beside them.
@@ -64,6 +65,7 @@ class Plan:
     adapters: tuple[Adapter, ...]
     modules: tuple[PlannedModule, ...]
     extras: tuple[PlannedExtra, ...]
+    vocabulary: Vocabulary | None  # where sources with a tokenizer change rows of tokens
     left_out: tuple[str, ...]  # modules in which every source's weight is 0
     rank: AnyRank
     space: str
@@ -130,6 +132,11 @@ class Plan:
             found[ref] = found.get(ref, 0.0) + weight
         return found
 
+    @property
+    def added_tokens(self) -> list[dict[str, Any]]:
+        """The united added tokens as plan and report list them: id, string, and who brings them."""
+        return self.vocabulary.to_dict([s.ref for s in self.recipe.sources]) if self.vocabulary else []
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as `?dry_run=true` answers it."""
         return {
@@ -167,6 +174,7 @@ class Plan:
                 for m in self.modules
             ],
             "extras": [extra.to_dict([s.ref for s in self.recipe.sources]) for extra in self.extras],
+            "added_tokens": self.added_tokens,
         }
 
 

@@ -20,6 +20,7 @@ from merging.plan_ranks import check_rank, target_rank
 from merging.plan_warnings import conversions, padding, warnings
 from merging.ranks import Budget, has_rank_gradient, rank_at
 from merging.recipe import Recipe
+from merging.tokens import token_warnings, unite_tokens
 from merging.weights import has_gradient, weight_at
 
 IN_FAMILY = (
@@ -40,7 +41,7 @@ def plan_merge(
 
     Raises:
         UnknownMethod, BadParams, BadWeights, BadRank, BadSpace, NotClosed: the recipe cannot be done at all.
-        BaseMismatch, ModuleMismatch, NotMergeable, ExtrasConflict: its sources do not fit together.
+        BaseMismatch, ModuleMismatch, NotMergeable, ExtrasConflict, TokenConflict: its sources do not fit together.
         ValueError: if there is not one adapter for each source.
     """
     if len(adapters) != len(recipe.sources):
@@ -71,12 +72,14 @@ def plan_merge(
         raise BadWeights("all weights are zero in every module; the merge would be the base model itself")
     check_rank(method, space, rank, modules, refs)
     factored = {m.name: m.sources[0] for m in modules}
+    vocabulary = unite_tokens(refs, adapters, sorted(factored))
     extras = plan_extras(
         refs,
         adapters,
         factored,
         all(m.kind == "linear" for m in modules),
         lambda source, module: weight_at(recipe.sources[source].weight, module, depth_of(module, blocks)),
+        vocabulary,
     )
     return Plan(
         recipe=recipe,
@@ -85,6 +88,7 @@ def plan_merge(
         adapters=tuple(adapters),
         modules=modules,
         extras=extras,
+        vocabulary=vocabulary,
         left_out=tuple(module.name for module in planned if not module.sources),
         rank=rank,
         space=space,
@@ -95,6 +99,7 @@ def plan_merge(
             *warnings(recipe, method, space, modules, names),
             *(conversions(refs, adapters) if recipe.export == "lora" else [IN_FAMILY]),
             *extras_warnings(refs, extras),
+            *token_warnings(vocabulary, [extra.name for extra in extras if extra.added]),
             *padding(modules),
         ),
     )
