@@ -82,14 +82,15 @@ class Client:
         base_model: str | None = None,
         on_progress: Progress | None = None,
     ) -> Json:
-        """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md.
+        """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md and
+        tokenizer.json, which says what the tokens are that the adapter adds.
 
         Weights in kohya's, LyCORIS' or diffusers' spelling may come alone.
 
         The answer is the version; the same bytes again give the version that is there. Large weights are streamed by
         digest, small ones go in one multipart request. `on_progress` counts the bytes of the weights.
         """
-        config, weights, card = adapter_files(files)
+        config, weights, card, tokenizer = adapter_files(files)
         path = f"{adapter_path(ref)}/versions"
         total, done = weights.stat().st_size, 0
 
@@ -109,6 +110,8 @@ class Client:
                     parts["config"] = (config.name, config.read_bytes(), "application/json")
                 if card:
                     parts["card"] = (card.name, card.read_bytes(), "text/markdown")
+                if tokenizer:
+                    parts["tokenizer"] = (tokenizer.name, tokenizer.read_bytes(), "application/json")
                 form = fields | ({"tags": ",".join(tags)} if tags else {})
                 return self._http.json("POST", path, data=form, files=parts)
             digest = sha256_of(weights)
@@ -119,6 +122,8 @@ class Client:
             body["config"] = read_config(config)
         if card:
             body["card"] = card.read_text(encoding="utf-8")
+        if tokenizer:
+            body["tokenizer"] = tokenizer.read_bytes().decode("utf-8")
         return self._http.json("POST", path, json=body)
 
     def pull(self, ref: str, folder: Path | str, *, on_progress: Progress | None = None) -> Json:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from app.client_http import Json, problem_error
 
+TOKENIZER = "tokenizer.json"
 Sources = Sequence[str] | Mapping[str, float] | Sequence[Mapping[str, Any]]
 """References; references with their weights; or the API's own {ref, weight} objects."""
 Weight = float | Sequence[float] | Sequence[Mapping[str, Any]]
@@ -18,8 +19,17 @@ Rank = int | float | str | Sequence[float] | Sequence[Mapping[str, Any]] | Mappi
 """A number, "max", "sum", an energy share; a gradient; {filter, rank} rules; or {"budget": average rank}."""
 
 
-def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path | None, Path, Path | None]:
-    """(config, weights, card), config and card or None, of a folder or of the files named.
+class AdapterFiles(NamedTuple):
+    """What is uploaded of an adapter; all but the weights may be missing."""
+
+    config: Path | None
+    weights: Path
+    card: Path | None
+    tokenizer: Path | None
+
+
+def adapter_files(files: Path | str | Sequence[Path | str]) -> AdapterFiles:
+    """An adapter's files, of a folder or of the files named; tokenizer.json is told by its name.
 
     A safetensors file may come alone: some spellings need no config, and the service says so of the others.
 
@@ -30,7 +40,7 @@ def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path | None
         folder = Path(files)
         if not folder.is_dir():
             raise problem_error("no-adapter", f"{folder} is not a folder; name the folder that holds the adapter.")
-        found = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "README.md")]
+        found = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "README.md", TOKENIZER)]
         found = [path for path in found if path.is_file()]
         where = str(folder)
     else:
@@ -39,12 +49,13 @@ def adapter_files(files: Path | str | Sequence[Path | str]) -> tuple[Path | None
         for path in found:
             if not path.is_file():
                 raise problem_error("no-adapter", f"{path} is not a file.")
-    by_suffix = {path.suffix: path for path in found}
+    by_suffix = {path.suffix: path for path in found if path.name != TOKENIZER}
+    tokenizer = next((path for path in found if path.name == TOKENIZER), None)
     if ".json" not in by_suffix and where != "the files named":
         raise problem_error("no-adapter", f"There is no adapter_config.json in {where}.")
     if ".safetensors" not in by_suffix:
         raise problem_error("no-adapter", f"There is no adapter_model.safetensors in {where}.")
-    return by_suffix.get(".json"), by_suffix[".safetensors"], by_suffix.get(".md")
+    return AdapterFiles(by_suffix.get(".json"), by_suffix[".safetensors"], by_suffix.get(".md"), tokenizer)
 
 
 def split_reference(ref: str) -> tuple[str, str, str]:

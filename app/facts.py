@@ -77,6 +77,7 @@ def content_facts(adapter: Adapter) -> dict[str, Any]:
     canonical = json.dumps(dict(config.raw), sort_keys=True, separators=(",", ":"))
     return {
         "config_identity": hashlib.sha256(canonical.encode()).hexdigest(),
+        "tokenizer_identity": adapter.tokenizer.identity if adapter.tokenizer else None,
         "family": adapter.family,
         "rank_min": min(ranks),
         "rank_max": max(ranks),

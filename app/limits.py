@@ -46,9 +46,11 @@ class BodyLimits:
         if scope["method"] == "PUT" and _RAW_UPLOAD.match(path):
             return settings.max_upload_bytes
         multipart = headers.get("content-type", "").lower().startswith("multipart/")
-        if scope["method"] == "POST" and multipart and _VERSIONS.match(path):
-            parts = settings.max_upload_bytes + settings.max_config_bytes + settings.max_card_bytes
-            return parts + _MULTIPART_SLACK
+        if scope["method"] == "POST" and _VERSIONS.match(path):
+            if not multipart:  # a tokenizer as a JSON string, in which most quotes and line ends take two bytes
+                return settings.max_request_bytes + 2 * settings.max_tokenizer_bytes
+            small = settings.max_config_bytes + settings.max_card_bytes + settings.max_tokenizer_bytes
+            return settings.max_upload_bytes + small + _MULTIPART_SLACK
         return settings.max_request_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

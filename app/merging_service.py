@@ -19,6 +19,7 @@ from app.shelves import Shelves
 from app.sketching import sketch_of
 from app.work import Work
 from deltas.adapter import Adapter
+from deltas.tokenizer import Tokenizer
 from merging.engine import MergeResult, run_merge
 from merging.module_cache import ModuleCache
 from merging.plan import Plan
@@ -26,7 +27,7 @@ from merging.planning import plan_merge
 from merging.recipe import ENGINE_VERSION, Recipe
 from merging.weights import Weight
 from store.jobs import Job
-from store.records import CONFIG_FILE, VARYING, WEIGHTS_FILE, Base, NewVersion, Version
+from store.records import CONFIG_FILE, TOKENIZER_FILE, VARYING, WEIGHTS_FILE, Base, NewVersion, Version
 from store.references import validate_name
 
 
@@ -219,8 +220,13 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
         staging.write(json.dumps(config, indent=2, sort_keys=True).encode())
         size = staging.size
         files = {CONFIG_FILE: (staging.commit(), size), WEIGHTS_FILE: weights}
+    tokenizer = None if result.tokenizer is None else Tokenizer(result.tokenizer, shelves.limits)
+    if result.tokenizer is not None:
+        with shelves.blobs.stage() as staging:
+            staging.write(result.tokenizer)
+            files[TOKENIZER_FILE] = (staging.commit(), len(result.tokenizer))
     first = draft.versions[0]
-    adapter = Adapter.open(config, result.weights, limits=shelves.limits)
+    adapter = Adapter.open(config, result.weights, limits=shelves.limits, tokenizer=tokenizer)
     adapter = shelves.with_base(adapter, first.base_model if first.base_known else None)
     new = NewVersion(
         **content_facts(adapter), **_origin(draft), files=files, report=result.report, sketch=sketch_of(adapter)

@@ -28,6 +28,9 @@ class VersionUpload(Body):
     )
     weights: Digest = Field(description="sha256:<hex> of an uploaded adapter_model.safetensors.")
     card: str | None = Field(None, description="README.md, Markdown.")
+    tokenizer: dict[str, Any] | str | None = Field(
+        None, description="tokenizer.json, as an object or as text; needed where the adapter adds tokens."
+    )
     license: Text | None = Field(None, description="Licence, best as an SPDX id.")
     tags: list[Tag] = Field(default_factory=list, description="Free words to find the adapter by.")
     base_model: Text | None = Field(

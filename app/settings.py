@@ -44,6 +44,7 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(2 * GIB, ge=1, description="Largest weights file accepted.")
     max_config_bytes: int = Field(MIB, ge=1, description="Largest adapter_config.json accepted.")
+    max_tokenizer_bytes: int = Field(32 * MIB, ge=1, description="Largest tokenizer.json accepted.")
     max_card_bytes: int = Field(256 * 1024, ge=1, description="Largest README.md accepted.")
     max_header_bytes: int = Field(16 * MIB, ge=1, description="Largest safetensors header accepted.")
     max_request_bytes: int = Field(4 * MIB, ge=1, description="Largest JSON body of any request.")

@@ -9,11 +9,12 @@ from app.settings import Settings
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from deltas.header import Limits
+from deltas.tokenizer import Tokenizer
 from merging.file_cache import FileCache
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.jobs import JobTable
-from store.records import CONFIG_FILE, WEIGHTS_FILE, Version
+from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
 from store.sketches import SketchTable
 
@@ -32,7 +33,11 @@ class Shelves:
     @property
     def limits(self) -> Limits:
         """What is read of an adapter at most."""
-        return Limits(header_bytes=self.settings.max_header_bytes, config_bytes=self.settings.max_config_bytes)
+        return Limits(
+            header_bytes=self.settings.max_header_bytes,
+            config_bytes=self.settings.max_config_bytes,
+            tokenizer_bytes=self.settings.max_tokenizer_bytes,
+        )
 
     @property
     def cache(self) -> FileCache:
@@ -47,7 +52,10 @@ class Shelves:
         digests = {file.name: file.digest for file in version.files}
         config = json.loads(self.blobs.path(digests[CONFIG_FILE]).read_bytes())
         config["base_model_name_or_path"] = version.base_model
-        adapter = Adapter.open(config, self.blobs.path(digests[WEIGHTS_FILE]), limits=self.limits)
+        known = digests.get(TOKENIZER_FILE)
+        tokenizer = None if known is None else Tokenizer(self.blobs.path(known), self.limits)
+        weights = self.blobs.path(digests[WEIGHTS_FILE])
+        adapter = Adapter.open(config, weights, limits=self.limits, tokenizer=tokenizer)
         return self.with_base(adapter, version.base_model if version.base_known else None)
 
     def with_base(self, adapter: Adapter, base_model: str | None) -> Adapter:

@@ -17,7 +17,7 @@ from app.settings import Settings
 
 Model = TypeVar("Model", bound=Body)
 
-FILES = ("config", "weights", "card")
+FILES = ("config", "weights", "card", "tokenizer")
 FIELDS = ("license", "tags", "base_model")
 
 
@@ -28,6 +28,7 @@ class Parts:
     config: bytes | None
     weights: BinaryIO
     card: str | None
+    tokenizer: bytes | None
     form: VersionForm
 
 
@@ -38,7 +39,7 @@ async def read_multipart(request: Request, settings: Settings) -> AsyncIterator[
     Raises:
         Refusal: a part is missing, unknown, given twice or too large.
     """
-    largest_field = max(settings.max_config_bytes, settings.max_card_bytes)
+    largest_field = max(settings.max_config_bytes, settings.max_card_bytes, settings.max_tokenizer_bytes)
     async with request.form(
         max_files=len(FILES), max_fields=len(FILES) + len(FIELDS), max_part_size=largest_field
     ) as form:
@@ -53,6 +54,7 @@ async def read_multipart(request: Request, settings: Settings) -> AsyncIterator[
             config=await _small(form.get("config"), "config", settings.max_config_bytes),
             weights=weights.file,
             card=None if card is None else _text(card, "card"),
+            tokenizer=await _small(form.get("tokenizer"), "tokenizer", settings.max_tokenizer_bytes),
             form=validated(VersionForm, {name: form[name] for name in FIELDS if name in form}),
         )
 

@@ -21,8 +21,9 @@ from deltas.adapter import Adapter
 from deltas.config import read_config
 from deltas.header import read_header
 from deltas.spellings import Respelling, respelt_config, written_config
+from deltas.tokenizer import Tokenizer
 from store.blobs import Staging
-from store.records import CONFIG_FILE, WEIGHTS_FILE, NewVersion, Version
+from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, NewVersion, Version
 from store.references import validate_name, validate_tag
 
 CARD_FILE = "README.md"
@@ -38,6 +39,7 @@ class Upload:
     config: bytes | None  # None: to be written from the weights, where their spelling allows it
     card: str | None = None
     form: VersionForm = field(default_factory=VersionForm)
+    tokenizer: bytes | None = None
 
 
 def check_names(namespace: str, name: str) -> None:
@@ -49,6 +51,14 @@ def check_names(namespace: str, name: str) -> None:
 def config_bytes(config: dict[str, Any]) -> bytes:
     """The config as PEFT's save_pretrained writes it, so that both ways of uploading give the same version."""
     return json.dumps(config, indent=2, sort_keys=True).encode()
+
+
+def tokenizer_bytes(tokenizer: dict[str, Any] | str | None) -> bytes | None:
+    """The tokenizer of a JSON body as its file: text as it came, an object written out."""
+    if tokenizer is None:
+        return None
+    text = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer, ensure_ascii=False, indent=2)
+    return text.encode(errors="surrogatepass")  # which reading then refuses as no text
 
 
 async def stage_stream(stream: AsyncIterator[bytes], staging: Staging) -> None:
@@ -117,12 +127,13 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
     respelt = respelt_config(read_config(given, shelves.limits).raw, read_header(weights, shelves.limits))
     given = given if respelt is None else config_bytes(respelt)
     upload = replace(upload, config=given)
-    adapter = Adapter.open(given, weights, limits=shelves.limits)
+    tokenizer = None if upload.tokenizer is None else Tokenizer(upload.tokenizer, shelves.limits)
+    adapter = Adapter.open(given, weights, limits=shelves.limits, tokenizer=tokenizer)
     declared = upload.form.base_model
     if declared and declared != adapter.config.base_model:
         given = config_bytes({**adapter.config.raw, "base_model_name_or_path": declared})
         upload = replace(upload, config=given)
-        adapter = Adapter.open(given, weights, limits=shelves.limits)
+        adapter = Adapter.open(given, weights, limits=shelves.limits, tokenizer=tokenizer)
     match = match_base(shelves.registry, adapter)
     adapter.check_finite()
     adapter = shelves.with_base(adapter, match.name if match.fingerprint else None)
@@ -168,6 +179,8 @@ def _publish(shelves: Shelves, upload: Upload, new: dict[str, Any], weights: tup
     files = {WEIGHTS_FILE: weights, CONFIG_FILE: keep_bytes(shelves, upload.config)}
     if upload.card is not None:
         files[CARD_FILE] = keep_bytes(shelves, upload.card.encode())
+    if upload.tokenizer is not None:
+        files[TOKENIZER_FILE] = keep_bytes(shelves, upload.tokenizer)
     return shelves.registry.publish(upload.namespace, upload.name, NewVersion(**new, files=files))
 
 

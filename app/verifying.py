@@ -17,13 +17,14 @@ from app.problems import Refusal
 from app.shelves import Shelves
 from app.work import Work
 from deltas.adapter import Adapter
+from deltas.tokenizer import Tokenizer
 from merging.engine import MergeResult, run_merge
 from merging.errors import MergeCancelled
 from merging.recipe import ENGINE_VERSION, Recipe
 from merging.verify import compare_updates, tolerance_for
 from store.errors import MissingBlob, UnknownReference
 from store.jobs import Job
-from store.records import CONFIG_FILE, WEIGHTS_FILE, Version
+from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 
 _NAMED = 20  # differing modules listed by name
 Stop = Callable[[], None]
@@ -157,11 +158,15 @@ def _compared(shelves: Shelves, version: Version, draft: Draft, result: MergeRes
     engine = {"made_with": _made_with(version, draft), "now": ENGINE_VERSION}
     same_config = json.loads(shelves.blobs.path(digests[CONFIG_FILE]).read_bytes()) == config
     same_weights = _sha256(result.weights, stop) == digests[WEIGHTS_FILE]
-    if same_config and same_weights:
+    stored_tokenizer = digests.get(TOKENIZER_FILE)
+    made_tokenizer = None if result.tokenizer is None else hashlib.sha256(result.tokenizer).hexdigest()
+    if same_config and same_weights and stored_tokenizer == made_tokenizer:
         summary = f"The recipe was replayed on its {len(draft.versions)} sources: the same bytes came out."
         return {"outcome": "identical", "summary": summary, "engine": engine}
     tolerance = tolerance_for(version.dtype, shelves.settings.verify_tolerance)
-    replayed = Adapter.open(config, result.weights, limits=shelves.limits)
+    tokenizer = None if result.tokenizer is None else Tokenizer(result.tokenizer, shelves.limits)
+    replayed = Adapter.open(config, result.weights, limits=shelves.limits, tokenizer=tokenizer)
+    replayed = shelves.with_base(replayed, version.base_model if version.base_known else None)
     differences = compare_updates(shelves.open_adapter(version), replayed, stop)
     beyond = differences.beyond(tolerance)
     module, difference = differences.worst

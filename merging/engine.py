@@ -46,7 +46,7 @@ ZERO = 1e-9  # of the sources' norms: below it a singular value is rounding
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MergeResult:
-    """The merged adapter: its adapter_config.json, the path of its weights, its report, and a tokenizer if it has one."""
+    """The merged adapter: its adapter_config.json, the path of its weights, its report, a tokenizer if it has one."""
 
     config: dict[str, Any]
     weights: Path

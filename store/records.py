@@ -17,6 +17,7 @@ VARYING = "varying"  # the role of a source whose weight is not the same in all 
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class BlobRef(NamedTuple):
@@ -46,13 +47,15 @@ class NewVersion:
     """Everything a version is, before the registry numbers it.
 
     ``files`` must hold ``adapter_config.json`` and ``adapter_model.safetensors``; every blob is stored already.
-    ``config_identity`` is the sha256 (hex) of the config's canonical JSON, however its file is indented.
+    ``config_identity`` is the sha256 (hex) of the config's canonical JSON, however its file is indented, and
+    ``tokenizer_identity`` that of ``tokenizer.json``, where the version has one.
     ``target_modules`` are suffixes such as ``q_proj``. ``recipe`` and ``recipe_digest`` come together or not at all.
     ``tags`` are added to the adapter's.
     """
 
     files: Mapping[str, tuple[str, int]]
     config_identity: str
+    tokenizer_identity: str | None = None
     family: str
     base_model: str | None
     base_fingerprint: str | None = None
@@ -234,9 +237,12 @@ class Page(Generic[Item]):
 
 
 def version_digest(new: NewVersion) -> str:
-    """sha256 (hex) over the config's content and the weights' bytes: what a version *is*, without its card.
+    """sha256 (hex) over the config's content, the weights' bytes and, if there is one, the tokenizer's content: what a
+    version *is*, without its card.
 
     The same adapter is the same version whether its config came as a file or as JSON in a request.
     """
     identity = {CONFIG_FILE: new.config_identity, WEIGHTS_FILE: new.files[WEIGHTS_FILE][0]}
+    if new.tokenizer_identity is not None:
+        identity[TOKENIZER_FILE] = new.tokenizer_identity
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

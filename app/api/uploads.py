@@ -12,7 +12,16 @@ from app.presenting import version_json
 from app.problems import Refusal
 from app.schemas import VersionForm, VersionUpload
 from app.upload_forms import read_json_body, read_multipart
-from app.uploading import Upload, check_names, config_bytes, keep_blob, publish_blob, publish_file, stage_stream
+from app.uploading import (
+    Upload,
+    check_names,
+    config_bytes,
+    keep_blob,
+    publish_blob,
+    publish_file,
+    stage_stream,
+    tokenizer_bytes,
+)
 from store.records import Version
 
 router = APIRouter(tags=["uploads"])
@@ -31,6 +40,7 @@ _BODY = {
                         "config": {**_FILE, "description": "not needed in kohya's, LyCORIS' or diffusers' spelling"},
                         "weights": _FILE,
                         "card": _FILE,
+                        "tokenizer": {**_FILE, "description": "tokenizer.json; needed where the adapter adds tokens"},
                         "license": {"type": "string"},
                         "tags": {"type": "string", "description": "separated by commas"},
                         "base_model": {"type": "string"},
@@ -78,7 +88,7 @@ async def post_version(house: HouseDep, request: Request, namespace: str, name: 
 
 async def _from_multipart(house: House, request: Request, namespace: str, name: str) -> tuple[Version, bool]:
     async with read_multipart(request, house.settings) as parts:
-        upload = Upload(namespace, name, parts.config, parts.card, parts.form)
+        upload = Upload(namespace, name, parts.config, parts.card, parts.form, parts.tokenizer)
         return await to_thread.run_sync(publish_file, house.shelves, upload, parts.weights)
 
 
@@ -86,5 +96,5 @@ async def _from_json(house: House, request: Request, namespace: str, name: str) 
     body = await read_json_body(request, VersionUpload)
     form = VersionForm(license=body.license, tags=body.tags, base_model=body.base_model)
     config = None if body.config is None else config_bytes(body.config)
-    upload = Upload(namespace, name, config, body.card, form)
+    upload = Upload(namespace, name, config, body.card, form, tokenizer_bytes(body.tokenizer))
     return await to_thread.run_sync(publish_blob, house.shelves, upload, body.weights.removeprefix("sha256:"))
