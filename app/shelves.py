@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from app.settings import Settings
@@ -53,7 +54,7 @@ class Shelves:
         config = json.loads(self.blobs.path(digests[CONFIG_FILE]).read_bytes())
         config["base_model_name_or_path"] = version.base_model
         known = digests.get(TOKENIZER_FILE)
-        tokenizer = None if known is None else Tokenizer(self.blobs.path(known), self.limits)
+        tokenizer = None if known is None else _tokenizer(self.blobs.path(known), self.limits)
         weights = self.blobs.path(digests[WEIGHTS_FILE])
         adapter = Adapter.open(config, weights, limits=self.limits, tokenizer=tokenizer)
         return self.with_base(adapter, version.base_model if version.base_known else None)
@@ -69,6 +70,12 @@ class Shelves:
     def adapter_loader(self) -> Callable[[str], Adapter]:
         """For the generation engine: version digest (hex) -> adapter."""
         return lambda digest: self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
+
+
+@lru_cache(maxsize=64)
+def _tokenizer(path: Path, limits: Limits) -> Tokenizer:
+    """Read once for all adapters that share it: a blob never changes."""
+    return Tokenizer(path, limits)
 
 
 def open_shelves(settings: Settings) -> Shelves:

@@ -128,6 +128,8 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
     given = given if respelt is None else config_bytes(respelt)
     upload = replace(upload, config=given)
     tokenizer = None if upload.tokenizer is None else Tokenizer(upload.tokenizer, shelves.limits)
+    if tokenizer is not None:
+        tokenizer.check()
     adapter = Adapter.open(given, weights, limits=shelves.limits, tokenizer=tokenizer)
     declared = upload.form.base_model
     if declared and declared != adapter.config.base_model:

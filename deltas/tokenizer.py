@@ -35,7 +35,7 @@ class AddedToken:
 
 
 class Tokenizer:
-    """A tokenizer.json, parsed when it is first asked for anything. What is kept of it is small but for `ids`.
+    """A tokenizer.json, parsed when it is asked for anything, since few adapters need it. Little of it is kept but `ids`.
 
     Raises:
         BadTokenizer: from every property, where the file is not what it should be.
@@ -68,31 +68,34 @@ class Tokenizer:
         return document
 
     @cached_property
-    def _facts(self) -> tuple[dict[int, AddedToken], str, str, int]:
+    def _read(self) -> tuple[dict[int, AddedToken], int]:
         document = self.document()
         known = _vocabulary(document["model"])
-        added = _added(document, known)
-        return added, _alike(document), _sha256(document), max(known.values(), default=-1)
+        return _added(document, known), max(known.values(), default=-1)
 
     @property
     def added(self) -> Mapping[int, AddedToken]:
         """All entries of `added_tokens` by their ids, also those of the base's own special tokens."""
-        return self._facts[0]
-
-    @property
-    def alike(self) -> str:
-        """sha256 (hex) over model, normalizer and pre-tokenizer, however they are spelled."""
-        return self._facts[1]
-
-    @property
-    def identity(self) -> str:
-        """sha256 (hex) over the canonical JSON of the whole document, however its file is indented."""
-        return self._facts[2]
+        return self._read[0]
 
     @property
     def largest(self) -> int:
         """The largest id of the model's own vocabulary, added tokens aside; -1 for an empty one."""
-        return self._facts[3]
+        return self._read[1]
+
+    @cached_property
+    def alike(self) -> str:
+        """sha256 (hex) over model, normalizer and pre-tokenizer, however they are spelled."""
+        return _alike(self.document())
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 (hex) over the canonical JSON of the whole document, however its file is indented."""
+        return _sha256(self.document())
+
+    def check(self) -> None:
+        """Raises BadTokenizer, if anything would."""
+        _ = self.added
 
     @cached_property
     def ids(self) -> Mapping[str, int]:

@@ -107,13 +107,16 @@ def _plan(
     module, _, leaf = name.rpartition(".")
     first, last = refs[sources[0]], refs[sources[-1]]
     holder = refs[factored[module]] if module in factored else None
+    base = base_of(adapters)
+    if not is_vocabulary(name) or base is None or base.shape(name) is None:
+        vocabulary = None  # it decides nothing here
     added: tuple[AddedRow, ...] = ()
-    if vocabulary is not None and is_vocabulary(name):
+    if vocabulary is not None:
         added = added_rows(name, refs, adapters, sources, vocabulary)
     if kinds == {"rows"}:
         if holder is not None:
             raise ExtrasConflict(name, f"has retrained rows in '{first}' and low-rank factors in '{holder}'")
-        most = vocabulary.base_rows if vocabulary is not None and is_vocabulary(name) else math.inf
+        most = vocabulary.base_rows if vocabulary is not None else math.inf
         rows = tuple(sorted({row for extra in extras for row in extra.rows if row < most}))
         rows += tuple(row.id for row in added)
         return PlannedExtra(name, "rows", sources, (), (len(rows), extras[0].shape[1]), rows, added=added)
@@ -122,14 +125,12 @@ def _plan(
             name, f"has retrained rows in one of '{first}' and '{last}', and is saved whole in the other"
         )
     shape = extras[0].shape
-    resized = vocabulary is not None and is_vocabulary(name) and holder is None
-    if vocabulary is not None and resized:
+    if vocabulary is not None:
         shape = (vocabulary.base_rows + len(added), *shape[1:])
-    if any(extra.shape[1:] != shape[1:] or (extra.shape != shape and not resized) for extra in extras):
+    if any(extra.shape[1:] != shape[1:] or (extra.shape != shape and vocabulary is None) for extra in extras):
         raise ExtrasConflict(name, f"has different shapes in '{first}' and '{last}'")
     if leaf == "bias" and holder is not None and linear_only:
         return PlannedExtra(name, "lora_bias", sources, (), shape)
-    base = base_of(adapters)
     new = base is None or base.shape(name) is None
     if new and "lora_bias" in kinds:
         raise ExtrasConflict(

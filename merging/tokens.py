@@ -170,7 +170,7 @@ def _agreed(given: Sequence[tuple[str, Tokenizer]], base_rows: int, base: BaseWe
     kept: dict[int, tuple[str, AddedToken]] = {}
     first_ref, first = given[0]
     for ref, tokenizer in given:
-        if tokenizer.alike != first.alike:
+        if tokenizer is not first and tokenizer.alike != first.alike:
             raise TokenConflict(*_difference(first_ref, first, ref, tokenizer))
         for id, token in sorted(tokenizer.added.items()):
             shown, there = token.content[:80], known.get(token.content, id)

@@ -26,6 +26,7 @@ def service(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         max_upload_bytes=4 * MIB,
         max_config_bytes=64 * 1024,
         max_card_bytes=16 * 1024,
+        max_tokenizer_bytes=8 * MIB,
         max_header_bytes=128 * 1024,
         max_request_bytes=256 * 1024,
         max_batch_rows=8,

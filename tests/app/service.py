@@ -47,6 +47,8 @@ class Service:
         """Multipart upload of a folder as namespace/name."""
         with (folder / "adapter_model.safetensors").open("rb") as weights:
             files = {"config": (folder / "adapter_config.json").read_bytes(), "weights": weights}
+            if (folder / "tokenizer.json").is_file():
+                files["tokenizer"] = (folder / "tokenizer.json").read_bytes()
             return self.http.post(f"/v1/adapters/{ref}/versions", files=files, data=fields)
 
     def push(self, ref: str, folder: Path, **fields: str) -> dict[str, Any]:
