@@ -67,6 +67,16 @@ def _hint(base: Base) -> str:
     return f"Its modules and shapes fit '{base.name}': if that is its base, upload it with base_model={base.name}."
 
 
+def use_notes(adapter: Adapter) -> list[str]:
+    """What keeps an adapter from being merged or served, or how it is read: a sentence each."""
+    obstacles = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles]
+    if not obstacles and adapter.unserved:
+        return [f"It can be merged, but is not served: {'; '.join(adapter.unserved)}."]
+    if not obstacles and adapter.conversion:
+        return [f"It is read by conversion: {adapter.conversion}."]
+    return obstacles
+
+
 def content_facts(adapter: Adapter) -> dict[str, Any]:
     """The fields of NewVersion that follow from the adapter's content alone."""
     modules = list(adapter.modules.values())

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.complaints import invalid_request
-from app.facts import content_facts
+from app.facts import content_facts, use_notes
 from app.problems import Refusal
 from app.schemas import MergeBody
 from app.shelves import Shelves
@@ -173,6 +173,7 @@ def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
     new = NewVersion(
         **content_facts(adapter),
         **_origin(draft),
+        notes=use_notes(adapter),
         sketch=sketch_of(adapter),
         files={file.name: (file.digest, file.size_bytes) for file in other.files},
         report=shelves.registry.report(other),
@@ -229,7 +230,12 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
     adapter = Adapter.open(config, result.weights, limits=shelves.limits, tokenizer=tokenizer)
     adapter = shelves.with_base(adapter, first.base_model if first.base_known else None)
     new = NewVersion(
-        **content_facts(adapter), **_origin(draft), files=files, report=result.report, sketch=sketch_of(adapter)
+        **content_facts(adapter),
+        **_origin(draft),
+        notes=use_notes(adapter),
+        files=files,
+        report=result.report,
+        sketch=sketch_of(adapter),
     )
     return shelves.registry.publish(draft.namespace, draft.name, new)[0]
 

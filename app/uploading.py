@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from anyio import to_thread
 
-from app.facts import content_facts, match_base
+from app.facts import content_facts, match_base, use_notes
 from app.problems import Refusal
 from app.schemas import VersionForm
 from app.shelves import Shelves
@@ -89,9 +89,16 @@ def publish_file(shelves: Shelves, upload: Upload, weights: BinaryIO) -> tuple[V
     with shelves.blobs.stage() as staging:
         while piece := weights.read(_CHUNK_BYTES):
             staging.write(piece)
+            if staging.size > shelves.settings.max_upload_bytes:  # what is left of the body's limit is for other parts
+                raise _too_large("weights", shelves.settings.max_upload_bytes)
         upload, new = _check(shelves, upload, staging.path)
         size = staging.size
         return _publish(shelves, upload, new, (staging.commit(), size))
+
+
+def _too_large(part: str, limit: int) -> Refusal:
+    detail = f"Part '{part}' is larger than the {limit} bytes that are accepted."
+    return Refusal(413, "body-too-large", detail, field=part, limit_bytes=limit)
 
 
 def publish_blob(shelves: Shelves, upload: Upload, digest: str) -> tuple[Version, bool]:
@@ -140,17 +147,12 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
     adapter.check_finite()
     adapter = shelves.with_base(adapter, match.name if match.fingerprint else None)
     adapter.check_copies()
-    obstacles = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles]
-    if not obstacles and adapter.unserved:
-        obstacles.append(f"It can be merged, but is not served: {'; '.join(adapter.unserved)}.")
-    elif not obstacles and adapter.conversion:
-        obstacles.append(f"It is read by conversion: {adapter.conversion}.")
     return upload, {
         **content_facts(adapter),
         "base_model": match.name,
         "base_fingerprint": match.fingerprint,
         "base_matched_by": match.matched_by,
-        "notes": [*_spelling(adapter), *obstacles, *match.notes],
+        "notes": [*_spelling(adapter), *use_notes(adapter), *match.notes],
         "license": upload.form.license,
         "tags": upload.form.tags,
         "card": upload.card,

@@ -35,7 +35,7 @@ class AddedToken:
 
 
 class Tokenizer:
-    """A tokenizer.json, parsed when it is asked for anything, since few adapters need it. Little of it is kept but `ids`.
+    """A tokenizer.json, parsed when it is asked for anything, since few adapters need it; little is kept but `ids`.
 
     Raises:
         BadTokenizer: from every property, where the file is not what it should be.

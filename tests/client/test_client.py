@@ -45,6 +45,18 @@ def test_large_weights_are_streamed_and_come_back(spolia: Client, tmp_path: Path
     assert back == config
 
 
+def test_a_tokenizer_goes_up_and_comes_back(spolia: Client, tmp_path: Path) -> None:
+    document = {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
+    for name, sizes in (("little", {}), ("much", {"rank": 64, "layers": 20})):  # in one request, and streamed
+        folder = make_adapter(tmp_path / name, seed=5, **sizes)
+        (folder / "tokenizer.json").write_text(json.dumps(document, indent=3), encoding="utf-8")
+        version = spolia.push(folder, f"push/{name}")
+        assert version["ref"] == spolia.push(folder, f"push/{name}")["ref"]
+        spolia.pull(version["ref"], tmp_path / f"{name}-back")
+        back = tmp_path / f"{name}-back" / "tokenizer.json"
+        assert back.read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
 def test_a_download_with_another_digest_leaves_nothing(address: str, two: tuple[str, str], tmp_path: Path) -> None:
     transport = Transport(address, None)
     path = "/v1/adapters/two/a/versions/1/files/adapter_config.json"
