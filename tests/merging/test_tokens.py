@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from deltas.adapter import Adapter
 from deltas.tokenizer import Tokenizer as TokenizerFile
@@ -176,3 +177,38 @@ def test_low_rank_factors_of_the_base_size_do_not_fit_a_grown_vocabulary(tmp_pat
     second = grown(tmp_path, "b", [], target_modules=["q_proj", "lm_head"])
     with pytest.raises(ExtrasConflict, match="low-rank factors of the base model's size"):
         planned([first, second])
+
+
+def test_a_template_of_the_first_source_has_the_new_ids(tmp_path: Path) -> None:
+    """Its own padding and truncation are settings of a run, and stay behind."""
+    sources = two(tmp_path, **WHOLE)
+    made = tokenizer(["<think>", "<call>"])
+    made.post_processor = TemplateProcessing(single="<call> $A", special_tokens=[("<call>", 41)])
+    made.enable_padding(pad_id=41, pad_token="<call>")
+    beside(sources[1], made)
+    third = grown(tmp_path, "c", ["<call>", "<new>"], seed=3, **WHOLE)
+    plan = planned([third, sources[1]])
+    document = json.loads(plan.vocabulary.file()) if plan.vocabulary else {}
+    assert document["post_processor"] is None
+    plan = planned([sources[1], third])
+    result = merged(plan, tmp_path / "merged")
+    assert result.tokenizer is not None
+    found = Tokenizer.from_file(str(tmp_path / "merged" / "tokenizer.json"))
+    assert found.encode("<new> w1").ids == [41, 42, 1]
+    assert found.padding is None
+
+
+def test_a_string_keeps_its_rows_whatever_the_order_of_sources(tmp_path: Path) -> None:
+    """Ids follow the order of the sources; what they stand for does not."""
+    sources = two(tmp_path, **WHOLE)
+    rows: list[dict[str, torch.Tensor]] = []
+    for order, weights in ((sources, (0.75, 0.25)), (sources[::-1], (0.25, 0.75))):
+        result = merged(planned(order, weights), tmp_path / f"merged-{len(rows)}")
+        tokens = {token["token"]: token["id"] for token in result.report["added_tokens"]}
+        tables = load_file(result.weights)
+        table = tables["base_model.model.model.embed_tokens.weight"]
+        rows.append({token: table[id] for token, id in tokens.items()} | {"base": table[:WORDS]})
+    assert list(rows[0]) == ["<call>", "<end>", "<think>", "base"]
+    assert list(rows[1]) == ["<think>", "<call>", "<end>", "base"]
+    for token, row in rows[0].items():
+        torch.testing.assert_close(rows[1][token], row, rtol=1e-6, atol=1e-7)
