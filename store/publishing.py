@@ -20,17 +20,19 @@ from store.models import (
     VersionTargetRow,
     now,
 )
-from store.records import NewVersion, version_digest
+from store.records import TOKENIZER_FILE, NewVersion, version_digest
 
 
 def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVersion) -> VersionRow:
     """Add the version to the session under ``adapter.last_number``.
 
-    A file's size is the blob's own. Raises MissingBlob, UnknownParent; ValueError for half a recipe or for a number
-    that is not finite, which are mistakes of the caller.
+    A file's size is the blob's own. Raises MissingBlob, UnknownParent; ValueError for half a recipe, for a tokenizer
+    without its identity or for a number that is not finite, which are mistakes of the caller.
     """
     if (new.recipe is None) != (new.recipe_digest is None):
         raise ValueError("recipe and recipe_digest come together or not at all")
+    if (new.tokenizer_identity is None) != (TOKENIZER_FILE not in new.files):
+        raise ValueError("tokenizer.json and tokenizer_identity come together or not at all")
     numbers = (new.alpha_min, new.alpha_max, new.scale_min, new.scale_max, *(link[1] for link in new.lineage))
     if not all(map(math.isfinite, numbers)):
         raise ValueError("alpha, scale and lineage weights must be finite")

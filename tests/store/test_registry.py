@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from store.blobs import LocalBlobs
 from store.errors import InvalidName, MissingBlob, UnknownParent, UnknownReference, VersionInUse
-from store.records import CONFIG_FILE, WEIGHTS_FILE, Ancestor, Leaf, Source
+from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Ancestor, Leaf, Source
 from store.registry import Parent, Registry
 from tests.store.making import make_version, put
 
@@ -42,6 +42,7 @@ def test_a_version_comes_back_as_it_was_published(registry: Registry, blobs: Loc
         if field.name not in {
             "files",
             "config_identity",
+            "tokenizer_identity",
             "lineage",
             "report",
             "sketch",
@@ -62,6 +63,19 @@ def test_a_version_comes_back_as_it_was_published(registry: Registry, blobs: Loc
     assert version.digest == hashlib.sha256(canonical.encode()).hexdigest()
     for ref in ("team/spam", "team/spam@1", f"sha256:{version.digest}"):
         assert registry.resolve(ref) == version
+
+
+def test_a_tokenizer_is_part_of_what_a_version_is(registry: Registry, blobs: LocalBlobs) -> None:
+    plain = make_version(blobs, "w")
+    files = {**plain.files, TOKENIZER_FILE: put(blobs, b"t")}
+    first, _ = registry.publish("team", "grown", plain)
+    second, created = registry.publish("team", "grown", make_version(blobs, "w", files=files, tokenizer_identity="t"))
+    assert created
+    assert second.digest != first.digest
+    again, created = registry.publish("team", "grown", make_version(blobs, "w", files=files, tokenizer_identity="t"))
+    assert (again, created) == (second, False)
+    with pytest.raises(ValueError, match="together"):
+        registry.publish("team", "grown", make_version(blobs, "v", files=files))
 
 
 def test_the_same_bytes_are_the_same_version(registry: Registry, blobs: LocalBlobs) -> None:
