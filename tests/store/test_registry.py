@@ -74,8 +74,9 @@ def test_a_tokenizer_is_part_of_what_a_version_is(registry: Registry, blobs: Loc
     assert second.digest != first.digest
     again, created = registry.publish("team", "grown", make_version(blobs, "w", files=files, tokenizer_identity="t"))
     assert (again, created) == (second, False)
-    with pytest.raises(ValueError, match="together"):
-        registry.publish("team", "grown", make_version(blobs, "v", files=files))
+    other = {**make_version(blobs, "v").files, TOKENIZER_FILE: put(blobs, b"t")}
+    with pytest.raises(ValueError, match="tokenizer_identity come together"):
+        registry.publish("team", "grown", make_version(blobs, "v", files=other))
 
 
 def test_the_same_bytes_are_the_same_version(registry: Registry, blobs: LocalBlobs) -> None:
