@@ -99,7 +99,7 @@ def plan_merge(
             *warnings(recipe, method, space, modules, names),
             *(conversions(refs, adapters) if recipe.export == "lora" else [IN_FAMILY]),
             *extras_warnings(refs, extras),
-            *token_warnings(vocabulary, [extra.name for extra in extras if extra.added]),
+            *token_warnings(vocabulary, refs, adapters, {e.name: {r.id for r in e.added} for e in extras if e.added}),
             *padding(modules),
         ),
     )

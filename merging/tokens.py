@@ -12,7 +12,7 @@ give one string two meanings; these are refused by name, since no order of rows 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,21 +145,43 @@ def mean_row(row: AddedRow, weights: Sequence[float], read: Sequence[Tensor]) ->
     return sum((share * read[k].double() for k, share in enumerate(shares)), torch.zeros((), dtype=torch.float64))
 
 
-def token_warnings(vocabulary: Vocabulary | None, names: Sequence[str]) -> list[str]:
-    """What the plan says of added tokens; `names`: the tensors of the result that have rows for them."""
-    if vocabulary is None or not vocabulary.tokens:
+def token_warnings(
+    vocabulary: Vocabulary | None,
+    refs: Sequence[str],
+    adapters: Sequence[Adapter],
+    rows: Mapping[str, Set[int]],
+) -> list[str]:
+    """What the plan says of added tokens; `rows`: the result's tensors that have rows for them, and for which ids."""
+    if vocabulary is None:
         return []
-    count = len(vocabulary.tokens)
-    found = [
-        f"{count} added tokens are united by their strings (for example '{vocabulary.tokens[0].token.content[:80]}');"
-        " each row is the mean of its sources' rows, weighted by the size of their weights. Resize the base model to"
-        f" {vocabulary.base_rows + count} tokens before the result is loaded"
-    ]
-    if not any(name.rpartition(".")[0].endswith(("lm_head", "embed_out")) for name in names):
+    found = []
+    if vocabulary.tokens:
+        count = len(vocabulary.tokens)
+        found.append(
+            f"{count} added tokens are united by their strings (for example '{vocabulary.tokens[0].token.content[:80]}')"
+            "; each row is the mean of its sources' rows, weighted by the size of their weights. Resize the base model"
+            f" to {vocabulary.base_rows + count} tokens before the result is loaded"
+        )
+    if vocabulary.tokens and not any(name.rpartition(".")[0].endswith(("lm_head", "embed_out")) for name in rows):
         found.append(
             "no source brings rows of added tokens for the output layer: unless it is tied to the embedding, it keeps"
             " for them what resizing gives it"
         )
+    for name, ids in rows.items():
+        bare = next((united for united in vocabulary.tokens if united.id not in ids), None)
+        if bare is not None:
+            found.append(
+                f"'{name}' gets no row for the added token '{bare.token.content[:80]}', which no source retrained there:"
+                " it keeps what resizing gives it"
+            )
+    for ref, adapter in zip(refs, adapters, strict=True):
+        if not adapter.added_tokens:
+            continue
+        assert adapter.tokenizer is not None  # otherwise it would have no added tokens
+        named = [t for id, t in sorted(adapter.tokenizer.added.items()) if id >= vocabulary.base_rows]
+        left = next((token for token in named if token.content not in vocabulary.ids), None)
+        if left is not None:
+            found.append(f"the added token '{left.content[:80]}' of '{ref}' has no row in any source, and is left out")
     return found
 
 

@@ -212,3 +212,13 @@ def test_a_string_keeps_its_rows_whatever_the_order_of_sources(tmp_path: Path) -
     assert list(rows[1]) == ["<think>", "<call>", "<end>", "base"]
     for token, row in rows[0].items():
         torch.testing.assert_close(rows[1][token], row, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("tie", "sentence"),
+    [(False, "gets no row for the added token '<end>'"), (True, "'<end>' of 't/0' has no row in any source")],
+)
+def test_an_added_token_that_was_not_retrained_is_named(tmp_path: Path, tie: bool, sentence: str) -> None:
+    """Untied, PEFT keeps the whole output layer, with a row for it; tied, nothing but the rows that were trained."""
+    source = grown(tmp_path, "a", ["<end>", "<call>"], tie=tie, trainable_token_indices={"embed_tokens": [41]})
+    assert any(sentence in warning for warning in planned([source]).warnings)
