@@ -158,7 +158,7 @@ def token_warnings(
     if vocabulary.tokens:
         count = len(vocabulary.tokens)
         found.append(
-            f"{count} added tokens are united by their strings (for example '{vocabulary.tokens[0].token.content[:80]}')"
+            f"{count} added tokens are united by string (for example '{vocabulary.tokens[0].token.content[:80]}')"
             "; each row is the mean of its sources' rows, weighted by the size of their weights. Resize the base model"
             f" to {vocabulary.base_rows + count} tokens before the result is loaded"
         )
@@ -171,7 +171,7 @@ def token_warnings(
         bare = next((united for united in vocabulary.tokens if united.id not in ids), None)
         if bare is not None:
             found.append(
-                f"'{name}' gets no row for the added token '{bare.token.content[:80]}', which no source retrained there:"
+                f"'{name}' gets no row for the added token '{bare.token.content[:80]}', which no source trained there:"
                 " it keeps what resizing gives it"
             )
     for ref, adapter in zip(refs, adapters, strict=True):
