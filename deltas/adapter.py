@@ -1,6 +1,6 @@
 """An adapter on disk, opened lazily.
 
-Opening reads `adapter_config.json` and the safetensors header; tensors are read through a memory map when a module's
+Opening reads `adapter_config.json` and the safetensors header; tensors are read when a module's
 factors are asked for. So a 1 GB adapter costs a header read, and a merge holds one module of each source.
 
     adapter = Adapter.open(Path("adapter_config.json"), Path("adapter_model.safetensors"))
@@ -36,6 +36,7 @@ from deltas.placing import Placed, place
 from deltas.tokenizer import Tokenizer
 from deltas.vocabulary import is_vocabulary
 
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CONVERSION_RANK = 64  # what a ΔW of full rank is cut to, unless said otherwise
 
 
@@ -166,7 +167,7 @@ class Adapter:
 
     @cached_property
     def _file(self) -> Any:
-        """The memory map, opened when the first tensor is asked for and shared by threads (reads only).
+        """The memory map, opened when the first tensor is asked for, shared by threads; extras are sliced through it.
 
         Raises:
             BadFile: if the safetensors library finds a fault that the header's check let pass (an odd number, say).
@@ -175,6 +176,24 @@ class Adapter:
             return safe_open(self.weights, framework="pt")
         except SafetensorError as error:
             raise BadFile(f"the weights file cannot be read as safetensors: {str(error)[:200]}") from None
+
+    def _tensor(self, key: str) -> Tensor:
+        """A tensor of a floating dtype, read into memory of its own.
+
+        Through the memory map every page of a long merge's sources would stay in this process's memory.
+
+        Raises:
+            BadFile: if the file is shorter than it was when its header was read.
+        """
+        entry = self._entries[key]
+        self._file  # noqa: B018 - safetensors' own check of the file comes before its bytes are trusted
+        data = bytearray(entry.end - entry.begin)
+        with self.weights.open("rb") as file:
+            file.seek(self.header.data_offset + entry.begin)
+            whole = file.readinto(data) == len(data)
+        if not whole:
+            raise BadFile(f"the weights file ends before tensor '{key[:200]}' does")
+        return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
 
     @cached_property
     def _entries(self) -> Mapping[str, TensorEntry]:
@@ -197,7 +216,7 @@ class Adapter:
     def parts(self, module: str) -> dict[str, Tensor]:
         """The module's tensors as its family keeps them, part → tensor in float32 or wider, unscaled."""
         keys = self.modules[module].keys
-        return {part: _widened(self._file.get_tensor(key)) for part, key in keys.items()}
+        return {part: _widened(self._tensor(key)) for part, key in keys.items()}
 
     def part_shapes(self, module: str) -> dict[str, tuple[int, ...]]:
         """Part → its shape, from the header."""
@@ -296,8 +315,8 @@ class Adapter:
             NonFiniteTensor: naming the first tensor with NaN or Inf.
         """
         for entry in self.header.tensors:
-            tensor = self._file.get_tensor(entry.name)
-            if tensor.is_floating_point() and tensor.element_size() > 1:
+            if entry.dtype in TORCH_DTYPES and entry.end > entry.begin:
+                tensor = self._tensor(entry.name)
                 bad = int((~torch.isfinite(tensor)).sum())
                 if bad:
                     raise NonFiniteTensor(entry.name, bad, tensor.numel())
