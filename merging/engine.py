@@ -1,6 +1,6 @@
 """Run a plan: module by module, a few at a time, finished modules journalled, the result written as a stream.
 
-Each worker thread holds one module: its sources' factors read through memory maps, their joint bases, the method's
+Each worker thread holds one module: its sources' factors, their joint bases, the method's
 result, the report's figures. BLAS runs on one thread in each: on matrices this small, more threads only wait
 for each other. The result's bytes depend on the plan alone, whatever the number of workers and interruptions.
 

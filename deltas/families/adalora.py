@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from deltas.config import AdapterConfig
-from deltas.errors import BadTensors
 from deltas.factors import Factors
-from deltas.families.family import Family, common_dtype, keys_of, matrix, vector
-from deltas.families.lora import LORA_FIELDS, check_target, split_scale
+from deltas.families.family import Family, common_dtype, keys_of, vector
+from deltas.families.lora import LORA_FIELDS, check_target, sizes, split_scale
 from deltas.header import TensorEntry
 from deltas.module import ModuleInfo
 
@@ -41,12 +40,7 @@ class AdaLora(Family):
         self, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int
     ) -> ModuleInfo:
         a, b = entries[A], entries[B]
-        (rank, in_features), (out_features, rank_b) = matrix(a), matrix(b)
-        if rank != rank_b:
-            raise BadTensors(
-                f"module '{name}': lora_A has rank {rank} (shape {list(a.shape)}) but lora_B has rank {rank_b}"
-                f" (shape {list(b.shape)}); they must agree", a.name,
-            )  # fmt: skip
+        rank, out_features, in_features = sizes(name, a, b)
         vector(entries[VALUES], rank, f"lora_E of module '{name}'")
         check_target(config, name, a.name)
         scale = (config.alpha if config.alpha > 0 else float(rank)) / (config.rank + 1e-5)

@@ -102,17 +102,23 @@ def lora_module(config: AdapterConfig, name: str, entries: Mapping[str, TensorEn
     """
     kind: Kind = "embedding" if EMBEDDING_A in entries else "linear"
     a, b = (entries[EMBEDDING_A], entries[EMBEDDING_B]) if kind == "embedding" else (entries[A], entries[B])
+    rank, out_features, in_features = sizes(name, a, b)
+    check_rank(config, name, rank, a.name)
+    check_target(config, name, a.name)
+    alpha, scale = config.alpha_of(name), config.scale_of(name)
+    dtype = common_dtype({A: a, B: b})
+    return ModuleInfo(name, rank, in_features, out_features, alpha, scale, dtype, keys_of(entries), kind)
+
+
+def sizes(name: str, a: TensorEntry, b: TensorEntry) -> tuple[int, int, int]:
+    """Rank, outputs and inputs of a pair A [rank, in], B [out, rank]. Raises BadTensors where the ranks differ."""
     (rank, in_features), (out_features, rank_b) = matrix(a), matrix(b)
     if rank != rank_b:
         raise BadTensors(
             f"module '{name}': lora_A has rank {rank} (shape {list(a.shape)}) but lora_B has rank {rank_b}"
             f" (shape {list(b.shape)}); they must agree", a.name,
         )  # fmt: skip
-    check_rank(config, name, rank, a.name)
-    check_target(config, name, a.name)
-    alpha, scale = config.alpha_of(name), config.scale_of(name)
-    dtype = common_dtype({A: a, B: b})
-    return ModuleInfo(name, rank, in_features, out_features, alpha, scale, dtype, keys_of(entries), kind)
+    return rank, out_features, in_features
 
 
 def check_rank(config: AdapterConfig, name: str, rank: int, key: str) -> None:

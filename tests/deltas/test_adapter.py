@@ -142,7 +142,8 @@ def test_a_header_whose_length_looks_like_another_format_is_read(tmp_path: Path,
     data = (folder / WEIGHTS).read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + length].ljust(size)
-    reopen(corrupted(folder, header_file(header, data[8 + length :])))
+    adapter = reopen(corrupted(folder, header_file(header, data[8 + length :])))
+    assert list(adapter.modules) == ["q_proj"]
 
 
 def test_harmless_inits_stay_plain_lora(tmp_path: Path) -> None:
