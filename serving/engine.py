@@ -18,6 +18,7 @@ from torch import Tensor
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel
 from serving.batch import Batch
+from serving.ensemble_row import row_for
 from serving.errors import EngineClosed, NonFiniteLogits, QueueFull, ServingError, StepFailed
 from serving.generation import Event, FailEvent, FinishEvent, FinishReason, Generation, TokenEvent, Usage
 from serving.pool import AdapterPool
@@ -60,7 +61,7 @@ class Ticket:
 
     def cancel(self) -> None:
         """End the request at the next step; it gets a FinishEvent("cancelled") unless it has ended already."""
-        self._row.cancelled = True
+        self._row.cancel()
         self._wake()
 
 
@@ -125,15 +126,18 @@ class Engine:
         """Queue a request. `on_event` is called on the engine's thread and must be quick.
 
         The last event is a FinishEvent or a FailEvent.
-        Raises QueueFull, EngineClosed, and for the request itself EmptyPrompt, PromptTooLong, TokenOutOfRange.
+        Raises QueueFull, EngineClosed, and for the request itself EmptyPrompt, PromptTooLong, TokenOutOfRange,
+        EnsembleEmpty, EnsembleWeights, EnsembleTooLarge.
         """
-        row = Row(generation, self.base, on_event)
+        row = row_for(generation, self.base, on_event, self._limits.max_rows)
         with self._changed:
             if self._closed:
                 raise EngineClosed
             if len(self._waiting) >= self._max_waiting:
                 raise QueueFull(len(self._waiting), self._max_waiting)
-            row.lease = self._pool.request([digest for digest, _ in row.adapters])
+            lease = self._pool.request(row.digests)
+            for member in row.members:
+                member.lease = lease
             self._waiting.append(row)
             self._changed.notify_all()
         return Ticket(row, self._wake)
@@ -186,9 +190,9 @@ class Engine:
                 self._waiting = [row for row in self._waiting if row not in gone]
         for row in gone:
             self._end(row, "cancelled" if row.cancelled else row.refusal or "cancelled")
-        for at in reversed(range(len(self._batch.rows))):
-            if self._batch.rows[at].cancelled:
-                self._end(self._batch.drop(at), "cancelled")
+        over = [at for at, row in enumerate(self._batch.rows) if row.cancelled]
+        for row in [self._batch.drop(at) for at in reversed(over)]:
+            self._end(row, "cancelled")
 
     def _join(self) -> None:
         """Let the next group of waiting requests in: a prefill, and the first token of each."""
@@ -198,6 +202,7 @@ class Engine:
             self._waiting = [row for row in self._waiting if row not in chosen] if group else self._waiting
         if not group:
             return
+        group = [member for row in group for member in row.members]
         # Those that stay come first, as the cache wants it; rows of one set are neighbours, as the adapters want it.
         group.sort(key=lambda row: (not row.stays, row.adapters))
         kept = sum(row.stays for row in group)
@@ -225,19 +230,26 @@ class Engine:
         self._end_all(rows, ends)
 
     def _choose(self, rows: Sequence[Row], logits: Tensor) -> list[FinishReason | ServingError | None]:
-        """Give every row its next token from logits [rows, vocabulary]; how each row ends, or None."""
+        """Give every request its next token from its rows of logits [rows, vocabulary]; how each row ends, or None."""
         peaks, best = (found.tolist() for found in logits.max(dim=-1))
-        ends: list[FinishReason | ServingError | None] = []
-        for at, row in enumerate(rows):
-            if not math.isfinite(peaks[at]):  # the maximum is NaN as soon as one logit is
-                ends.append(NonFiniteLogits(row.adapters))
-                continue
-            try:
-                ends.append(row.accept(row.sampler.choose(logits[at], best[at])))
-            except Exception as error:  # one row's sampling or decoding must not take the others with it
-                log.exception("Choosing a token failed")
-                ends.append(StepFailed("sampling", f"{type(error).__name__}: {error}"))
+        place = {row: at for at, row in enumerate(rows)}
+        ends: list[FinishReason | ServingError | None] = [None] * len(rows)
+        for lead in (row for row in rows if row.lead is row):
+            places = [place[member] for member in lead.members]
+            # The maximum is NaN as soon as one logit is.
+            broken = next((rows[at] for at in places if not math.isfinite(peaks[at])), None)
+            end = NonFiniteLogits(broken.adapters) if broken else self._step(lead, logits, places, best[places[0]])
+            for at in places:
+                ends[at] = end
         return ends
+
+    def _step(self, lead: Row, logits: Tensor, places: Sequence[int], best: int) -> FinishReason | ServingError | None:
+        """One request's next token; its sampling or decoding must not take the others with it."""
+        try:
+            return lead.step([logits[at] for at in places], best)
+        except Exception as error:
+            log.exception("Choosing a token failed")
+            return StepFailed("sampling", f"{type(error).__name__}: {error}")
 
     def _end_all(self, rows: Sequence[Row], ends: Sequence[FinishReason | ServingError | None]) -> None:
         for row, end in zip(rows, ends, strict=True):

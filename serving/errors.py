@@ -14,7 +14,10 @@ ServingError
 │   ├── EmptyPrompt
 │   ├── TokenOutOfRange
 │   ├── PromptTooLong
-│   └── InvalidSampling
+│   ├── InvalidSampling
+│   ├── EnsembleEmpty          no members
+│   ├── EnsembleWeights        a negative weight, or nothing but zeros
+│   └── EnsembleTooLarge       more members than rows in a batch
 └── EngineError
     ├── QueueFull
     ├── EngineClosed
@@ -122,6 +125,30 @@ class InvalidSampling(RequestError):
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field, self.value, self.expected = field, value, expected
         super().__init__(f"{field} is {value!r}; it must be {expected}.")
+
+
+class EnsembleEmpty(RequestError):
+    def __init__(self) -> None:
+        super().__init__("An ensemble needs members; name at least one adapter.")
+
+
+class EnsembleWeights(RequestError):
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = tuple(weights)
+        shown = ", ".join(f"{weight:g}" for weight in weights)
+        super().__init__(
+            f"The weights of an ensemble are shares of its members' votes: finite, 0 or more, "
+            f"and at least one above 0; found {shown}."
+        )
+
+
+class EnsembleTooLarge(RequestError):
+    def __init__(self, members: int, max_rows: int) -> None:
+        self.members, self.max_rows = members, max_rows
+        super().__init__(
+            f"The ensemble has {members} members, each of which takes a row of the batch; "
+            f"this engine runs at most {max_rows} rows at once."
+        )
 
 
 class EngineError(ServingError):

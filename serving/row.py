@@ -1,10 +1,13 @@
 """One request on its way through the engine: what it asked, what it has, what it may still say."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from serving.base_model import BaseModel
 from serving.detokenize import Detokenizer, StopStrings
+from serving.ensemble import Uncertainty
 from serving.errors import EmptyPrompt, PromptTooLong, ServingError, TokenOutOfRange
 from serving.generation import Event, FailEvent, FinishEvent, FinishReason, Generation, TokenEvent, Usage
 from serving.lora_batch import adapter_set
@@ -36,7 +39,7 @@ class Row:
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         self.sampler = Sampler(sampling, base.vocabulary)
         self.lease: Lease | None = None
-        self.cancelled = False
+        self._cancelled = False
         self.last_token = prompt[-1]
         self._eos_ids = base.eos_ids
         self._on_event = on_event
@@ -44,6 +47,35 @@ class Row:
         self._stop = StopStrings(sampling.stop)
         self._silent: list[TokenChoice] = []  # tokens whose text is still held
         self._produced = 0
+
+    @property
+    def lead(self) -> "Row":
+        """The row that stands for the request: itself, unless it is one of an ensemble's members."""
+        return self
+
+    @property
+    def members(self) -> tuple["Row", ...]:
+        """The rows of the request, which join, step and leave together; itself first."""
+        return (self,)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The versions that the request needs."""
+        return tuple(sorted({digest for row in self.members for digest, _ in row.adapters}))
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """Of the answer so far, if an ensemble gives it."""
+        return None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the request shall end at the next step."""
+        return self.lead._cancelled
+
+    def cancel(self) -> None:
+        """End the request at the next step."""
+        self.lead._cancelled = True
 
     @property
     def prompt_length(self) -> int:
@@ -74,6 +106,11 @@ class Row:
         """Whether the engine has something to do for this row while it waits."""
         return self.cancelled or self.ready or self.refusal is not None
 
+    def step(self, logits: Sequence[Tensor], best: int) -> FinishReason | None:
+        """Choose and take the request's next token from its members' logits, [vocabulary] each; `best` is the arg-max
+        of the first."""
+        return self.accept(self.sampler.choose(logits[0], best))
+
     def accept(self, choice: TokenChoice) -> FinishReason | None:
         """Take the next token and report what it makes visible; the reason, if it was the last one."""
         self.last_token = choice.token
@@ -91,7 +128,7 @@ class Row:
         return "stop" if ended or stopped else "length" if over else None
 
     def finish(self, reason: FinishReason) -> None:
-        self._emit(FinishEvent(reason, Usage(self.prompt_length, self._produced)))
+        self._emit(FinishEvent(reason, Usage(self.prompt_length, self._produced), self.uncertainty))
 
     def fail(self, error: ServingError) -> None:
         self._emit(FailEvent(error))
@@ -99,7 +136,7 @@ class Row:
     def _report(self, text: str) -> None:
         for at, choice in enumerate(self._silent, start=1):
             shown = text if at == len(self._silent) else ""
-            self._emit(TokenEvent(shown, choice.token, choice.logprob, choice.top))
+            self._emit(TokenEvent(shown, choice.token, choice.logprob, choice.top, choice.uncertainty))
         self._silent.clear()
 
     def _emit(self, event: Event) -> None:
@@ -107,4 +144,4 @@ class Row:
             self._on_event(event)
         except Exception:  # the listener is not ours; its request ends, the others go on
             log.exception("The listener of a request raised; the request is cancelled")
-            self.cancelled = True
+            self.cancel()

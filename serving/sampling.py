@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from serving.ensemble import Uncertainty
 from serving.errors import InvalidSampling, TokenOutOfRange
 
 MAX_TOP_LOGPROBS = 20
@@ -60,11 +61,13 @@ class Sampling:
 
 
 class TokenChoice(NamedTuple):
-    """The token, its log-probability and the most likely (token, log-probability) pairs, if asked for."""
+    """The token, its log-probability and the most likely (token, log-probability) pairs, if asked for; the uncertainty
+    of an ensemble."""
 
     token: int
     logprob: float | None
     top: tuple[tuple[int, float], ...]
+    uncertainty: Uncertainty | None = None
 
 
 class Sampler:

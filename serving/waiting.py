@@ -20,12 +20,13 @@ class Limits:
 
 def next_group(waiting: Sequence[Row], running: Sequence[Row], limits: Limits) -> list[Row]:
     """The rows to prefill together: the first that can run, then others in order of arrival whose prompts are of
-    similar length (within a quarter), up to the limits.
+    similar length (within a quarter), up to the limits. A row counts with all its members, which join together.
 
     Rows that end with their first token need no place in the batch. A row that must wait for cache is not overtaken by
     others that need cache, or it would wait for ever.
     """
     group: list[Row] = []
+    grouped = 0
     places = limits.max_rows - len(running)
     staying = len(running)
     longest_stay = max((row.reserved_positions for row in running), default=0)
@@ -33,9 +34,10 @@ def next_group(waiting: Sequence[Row], running: Sequence[Row], limits: Limits) -
     for row in waiting:
         if not row.ready or row.cancelled:
             continue
+        rows = len(row.members)
         if row.stays:
             stay = max(longest_stay, row.reserved_positions)
-            if places <= 0 or (staying > 0 and (staying + 1) * stay > limits.max_cache_tokens):
+            if places < rows or (staying > 0 and (staying + rows) * stay > limits.max_cache_tokens):
                 places = 0
                 continue
         wider = max(width, row.prompt_length)
@@ -43,10 +45,10 @@ def next_group(waiting: Sequence[Row], running: Sequence[Row], limits: Limits) -
             first = group[0].prompt_length
             if abs(row.prompt_length - first) > max(8, first // 4):
                 continue
-            if len(group) >= _GROUP_ROWS or (len(group) + 1) * wider > limits.prefill_tokens:
+            if grouped + rows > _GROUP_ROWS or (grouped + rows) * wider > limits.prefill_tokens:
                 break
         if row.stays:
-            places, staying, longest_stay = places - 1, staying + 1, stay
+            places, staying, longest_stay = places - rows, staying + rows, stay
         group.append(row)
-        width = wider
+        grouped, width = grouped + rows, wider
     return group
