@@ -61,10 +61,16 @@ class Shape:
         }
 
     def usage(self, answers: Sequence[Answer]) -> Json:
-        """Token counts of all choices."""
-        prompt = sum(answer.usage.prompt_tokens for answer in answers[:: self.choices_each])
+        """Token counts of all choices; a prompt counts once, as its first choice found it."""
+        firsts = [answer.usage for answer in answers[:: self.choices_each]]
+        prompt = sum(usage.prompt_tokens for usage in firsts)
         completion = sum(answer.usage.completion_tokens for answer in answers)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
+        }
 
 
 def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece) -> Json:

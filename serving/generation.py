@@ -44,10 +44,12 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts; `completion_tokens` includes the token that ended the text."""
+    """Token counts; `completion_tokens` includes the token that ended the text. `cached_tokens`: of the prompt's, those
+    that were not computed for this request, because an earlier text with the same set began alike."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

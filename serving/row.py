@@ -41,6 +41,7 @@ class Row:
         self.lease: Lease | None = None
         self._cancelled = False
         self.last_token = prompt[-1]
+        self.cached_tokens = 0  # of the prompt, those whose keys and values were there already
         self._eos_ids = base.eos_ids
         self._on_event = on_event
         self._detokenizer = Detokenizer(base.tokenizer, prompt)
@@ -128,7 +129,7 @@ class Row:
         return "stop" if ended or stopped else "length" if over else None
 
     def finish(self, reason: FinishReason) -> None:
-        self._emit(FinishEvent(reason, Usage(self.prompt_length, self._produced), self.uncertainty))
+        self._emit(FinishEvent(reason, Usage(self.prompt_length, self._produced, self.cached_tokens), self.uncertainty))
 
     def fail(self, error: ServingError) -> None:
         self._emit(FailEvent(error))
