@@ -40,6 +40,8 @@ class Batch:
 
     def known(self, row: Row) -> int:
         """How many leading positions of a waiting row's prompt need not be computed."""
+        if row.prompt_tops is not None:
+            return 0
         kept, _, running = self._nearest(row)
         best = max(kept, running)
         return best if best >= MIN_SHARED else 0

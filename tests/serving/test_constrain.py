@@ -108,6 +108,14 @@ def test_a_seeded_answer_is_the_same_in_any_company(engine: Engine) -> None:
     assert generate(engine, [*others[:3], asked, *others[3:]])[3].tokens == alone.tokens
 
 
+def test_an_ensemble_keeps_to_the_form(engine: Engine) -> None:
+    asked = Sampling(seed=3, max_tokens=60, constraint=_schema(PERSON))
+    members = (("a0", 0.5), ("a1", 0.25), ("", 0.25))
+    one = generate(engine, [Generation((9, 8), members, asked, combine="ensemble")])[0]
+    assert one.finish.reason == "stop"
+    Draft202012Validator(PERSON).validate(json.loads(one.text))
+
+
 def test_a_stop_string_still_cuts_and_a_stop_token_ends(engine: Engine, tiny_base: BaseModel) -> None:
     asked = Sampling(temperature=0.0, max_tokens=60, constraint=Constraint("regex", "(ab|cd) end [0-9]{3}"))
     whole = generate(engine, [Generation((9, 8), (), asked)])[0]

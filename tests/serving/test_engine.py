@@ -86,9 +86,9 @@ def test_every_request_gets_what_it_would_get_alone(engine: Engine) -> None:
 def test_a_seeded_request_is_the_same_alone_and_among_others(engine: Engine) -> None:
     heat = {"temperature": 0.9, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2, "logprobs": 2}
     asked = Generation((5, 6, 7, 8), SETS[2], _sampling(25, seed=1234, **heat))
-    others = [Generation((9 + at, 5), SETS[at % 5], _sampling(10 + 5 * at, seed=at, **heat)) for at in range(7)]
+    others = [Generation((9 + at, 5), SETS[at % 5], _sampling(8 + 2 * at, seed=at, **heat)) for at in range(7)]
     alone = generate(engine, [asked])[0]
-    for place in (0, 3, 7):
+    for place in (0, 7):
         answer = generate(engine, [*others[:place], asked, *others[place:]])[place]
         assert answer.tokens == alone.tokens
         assert answer.text == alone.text

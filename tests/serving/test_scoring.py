@@ -12,7 +12,7 @@ from deltas.adapter import Adapter
 from serving import scoring
 from serving.base_model import BaseModel, load_base
 from serving.engine import Engine, Generation, PromptEvent, Sampling
-from serving.errors import PromptTooLong
+from serving.errors import InvalidSampling, PromptTooLong
 from serving.scoring import PromptScorer
 from tests.serving.collecting import Collected, generate, submit
 
@@ -21,9 +21,21 @@ SETS = [(), (("a0", 1.0),), (("a1", -0.5), ("a2", 0.7))]
 PROMPTS = [tuple(range(5, 5 + length)) for length in (1, 2, 17, 40)]
 
 
-@pytest.fixture
-def engine(tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter]) -> Iterator[Engine]:
-    with Engine(tiny_base, tiny_adapters, pool_bytes=1 << 20, max_rows=4, max_waiting=64, threads=1) as running:
+@pytest.fixture(params=[1024, 16], ids=["in one pass", "in passes of 16"])
+def engine(
+    tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter], request: pytest.FixtureRequest
+) -> Iterator[Engine]:
+    """What earlier requests computed is kept, and must not be taken for scores."""
+    with Engine(
+        tiny_base,
+        tiny_adapters,
+        pool_bytes=1 << 20,
+        max_rows=4,
+        max_waiting=64,
+        prefill_tokens=request.param,
+        prefix_bytes=1 << 20,
+        threads=1,
+    ) as running:
         yield running
 
 
@@ -57,15 +69,10 @@ def _check(found: PromptEvent, logprobs: Tensor, prompt: tuple[int, ...]) -> Non
         assert [value for _, value in token.top] == pytest.approx(values.tolist(), abs=1e-9)
 
 
-@pytest.mark.parametrize("block", [1 << 24, 49152 * 7])
 def test_scores_are_the_models_own_whatever_the_set_and_the_company(
-    engine: Engine,
-    tiny_base: BaseModel,
-    tiny_adapters: Callable[[str], Adapter],
-    monkeypatch: pytest.MonkeyPatch,
-    block: int,
+    engine: Engine, tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_BLOCK_LOGITS", block)
+    monkeypatch.setattr(scoring, "_BLOCK_LOGITS", 49152 * 7)
     asked = [(prompt, adapters) for prompt in PROMPTS for adapters in SETS]
     plain = [Generation(prompt, adapters, Sampling(max_tokens=3, temperature=0)) for prompt, adapters in asked]
     scored = [Generation(prompt, adapters, ONLY_SCORES) for prompt, adapters in asked]
@@ -85,8 +92,23 @@ def test_scores_come_before_the_answer_and_leave_it_as_it_is(engine: Engine) -> 
     plain = Sampling(max_tokens=6, temperature=0, logprobs=1, logit_bias={2: -100})
     scored = replace(plain, prompt_logprobs=0)
     alone, with_scores = generate(engine, [Generation(PROMPTS[2], SETS[1], each) for each in (plain, scored)])
-    assert with_scores.events[1:] == alone.events
+    assert with_scores.events[1:-1] == alone.events[:-1]
     assert all(token.top == () for token in _scores(with_scores).tokens)
+
+
+def test_the_same_prompt_is_scored_once_for_all_who_ask_for_it(engine: Engine) -> None:
+    tops = [0, 3, 1]
+    answers = generate(engine, [Generation(PROMPTS[3], SETS[2], replace(ONLY_SCORES, prompt_logprobs=n)) for n in tops])
+    longest = _scores(answers[1]).tokens
+    for top, one in zip(tops, answers, strict=True):
+        assert [token.logprob for token in _scores(one).tokens] == [token.logprob for token in longest]
+        assert [token.top for token in _scores(one).tokens] == [token.top[:top] for token in longest]
+
+
+def test_an_ensemble_does_not_score_prompts(engine: Engine) -> None:
+    asked = Generation(PROMPTS[1], (("a0", 1.0), ("a1", 1.0)), ONLY_SCORES, combine="ensemble")
+    with pytest.raises(InvalidSampling, match="ensemble"):
+        submit(engine, asked)
 
 
 def test_a_prompt_that_fills_the_context_can_be_scored_but_not_answered(engine: Engine, tiny_base: BaseModel) -> None:
