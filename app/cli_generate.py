@@ -1,12 +1,17 @@
 """spolia generate: talk to the base, an adapter, or a weighted set."""
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from app.cli_context import AsJson, client, weighted
 from app.cli_output import print_json
+from app.client import Json
+
+MOST_LIKELY = 5  # continuations told of a scored token
 
 
 def generate(
@@ -20,15 +25,21 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample among so many of the likeliest tokens; 0: all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Leave out tokens below this share of the likeliest one's.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="File with a JSON schema that the answer must match.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate text, streamed as it is made."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    options |= {"min_p": min_p, "repetition_penalty": repetition_penalty}
     options |= {"seed": seed} if seed is not None else {}
     options |= {"stop": stop} if stop else {}
+    options |= {"response_format": schema_format(schema)} if schema is not None else {}
     adapters = [{"ref": ref, "weight": weight} for ref, weight in map(weighted, adapter or [])] or None
     with client(ctx) as spolia:
         if as_json:
@@ -38,3 +49,32 @@ def generate(
             sys.stdout.write(piece)
             sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def score(
+    ctx: typer.Context,
+    text: Annotated[str, typer.Argument(help='The text; "-" reads it from standard input.')],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="An adapter reference; default: the base.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", "-a", help="REF or REF=WEIGHT of a set on the base; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How likely a text is, token by token; nothing is generated."""
+    adapters = [{"ref": ref, "weight": weight} for ref, weight in map(weighted, adapter or [])] or None
+    with client(ctx) as spolia:
+        found = spolia.score(sys.stdin.read() if text == "-" else text, model=model, adapters=adapters, top=MOST_LIKELY)
+    if as_json:
+        return print_json(found)
+    for token, logprob in zip(found["tokens"], found["token_logprobs"], strict=True):
+        sys.stdout.write(f"{'' if logprob is None else format(logprob, '.4f'):>10}  {token!r}\n")
+    sys.stdout.write(f"{found['total']:>10.4f}  in all, of {len(found['tokens'])} tokens\n")
+
+
+def schema_format(path: Path) -> Json:
+    """The response_format of a schema in a file. Raises typer.BadParameter when it is none."""
+    try:
+        schema = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be read as JSON: {error}.") from None
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}

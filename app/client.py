@@ -361,11 +361,19 @@ class Client:
     def complete(
         self, prompt: str | Sequence[str], *, model: str | None = None, adapters: Sources | None = None, **options: Any
     ) -> Json:
-        """POST /v1/completions: `options` are OpenAI's (max_tokens, temperature, logit_bias, …)."""
+        """POST /v1/completions: `options` are OpenAI's (max_tokens, temperature, response_format, …) and vLLM's (min_p,
+        repetition_penalty, …)."""
         prompts = prompt if isinstance(prompt, str) else list(prompt)
         return self._http.json(
             "POST", "/v1/completions", json={"prompt": prompts} | self._ask(model, adapters, options)
         )
+
+    def score(self, text: str, *, model: str | None = None, adapters: Sources | None = None, top: int = 0) -> Json:
+        """How likely a text is: `tokens`, `token_logprobs` (the first is None), `top_logprobs` with the `top` likeliest
+        of each position, and the `total`. Nothing is generated."""
+        options = {"max_tokens": 0, "echo": True, "logprobs": top}
+        found: Json = self.complete(text, model=model, adapters=adapters, **options)["choices"][0]["logprobs"]
+        return found | {"total": sum(value for value in found["token_logprobs"] if value is not None)}
 
     def chat(
         self,

@@ -65,6 +65,8 @@ TABLE: dict[type[Exception], Row] = {
     serving.TokenOutOfRange: (422, "token-out-of-range"),
     serving.PromptTooLong: (422, "prompt-too-long"),
     serving.InvalidSampling: (422, "invalid-sampling"),
+    serving.ConstraintUnsupported: (422, "unsupported-constraint"),
+    serving.ConstraintBroken: (422, "constraint-broken"),
     serving.NonFiniteLogits: (422, "non-finite-logits"),
     serving.QueueFull: (429, "queue-full"),
     serving.EngineClosed: (503, "engine-closed"),

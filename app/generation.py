@@ -96,19 +96,36 @@ def _check_served(house: House, version: Version) -> None:
         raise Refusal(409, "other-base", detail, reference=version.ref, known=[house.base.name])
 
 
-def sampling_of(body: GenerateBody, *, max_tokens: int | None, logprobs: int | None, choice: int) -> Sampling:
-    """The request's sampling for its `choice`-th answer; with a seed, each choice has its own that follows from it."""
+def sampling_of(
+    body: GenerateBody,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    choice: int,
+    prompt_logprobs: int | None = None,
+) -> Sampling:
+    """The request's sampling for its `choice`-th answer; with a seed, each choice has its own that follows from it.
+
+    Raises InvalidSampling.
+    """
     return Sampling(
         max_tokens=max_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k or 0,
+        top_k=max(body.top_k or 0, 0),
+        min_p=body.min_p,
         seed=None if body.seed is None else (body.seed + choice) % 2**63,
         stop=tuple(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
         logit_bias=body.logit_bias,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        constraint=body.constraint,
     )
 
 

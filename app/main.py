@@ -107,6 +107,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         max_waiting=settings.max_waiting_requests,
         threads=settings.threads,
     )
+    engine.prepare()
     engine.start()
     stack.callback(engine.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())

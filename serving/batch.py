@@ -15,6 +15,7 @@ from serving.prefill import Known, Prefill
 from serving.prefixes import MIN_SHARED, PrefixStore, shared_length
 from serving.resident import ResidentAdapter
 from serving.row import Row
+from serving.scoring import PromptScorer
 from serving.spans import Span
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,12 @@ class Batch:
         self._texts: list[list[int]] = []  # of each row the tokens that its cache holds
         self._cache = SlotCache(self._layers, max_rows, base.device)
         self._lora = LoraBatch(base.model)
+        self._scorer = PromptScorer(base.model)
 
     def known(self, row: Row) -> int:
         """How many leading positions of a waiting row's prompt need not be computed."""
+        if row.prompt_tops is not None:
+            return 0
         kept, _, running = self._nearest(row)
         best = max(kept, running)
         return best if best >= MIN_SHARED else 0
@@ -53,7 +57,12 @@ class Batch:
                 keeps_all=self.prefixes.budget_bytes > 0,
             )
         self._lora.apply(prefill.sets, _residents(prefill.rows), many_tokens=True)
-        return prefill.advance(self._model)
+        if not prefill.scored:
+            return prefill.advance(self._model)
+        with self._scorer.listening() as hidden:
+            logits = prefill.advance(self._model)
+        self._score(prefill, hidden[0])
+        return logits
 
     def admit(self, prefill: Prefill, staying: Sequence[Row], leaving: Sequence[Row]) -> None:
         """Take in the rows that go on; of those that have ended already, keep the prompts."""
@@ -114,6 +123,17 @@ class Batch:
         self._cache.clear()
         self.spare()
         return rows
+
+    def _score(self, prefill: Prefill, hidden: Tensor) -> None:
+        """Tell the rows that asked how likely the tokens were that followed the positions of the last pass, whose last
+        hidden states [rows of the pass, tokens, hidden] these are."""
+        tops = prefill.scored
+        places = list(tops)
+        # The output layer may have adapters too.
+        self._lora.apply([prefill.sets[place] for place in places], _residents(prefill.rows), many_tokens=True)
+        found = self._scorer.score(hidden[places], [prefill.following(place) for place in places], list(tops.values()))
+        for place, scores in zip(places, found, strict=True):
+            prefill.tell(place, scores)
 
     def _find(self, row: Row) -> Known:
         kept, at, running = self._nearest(row)

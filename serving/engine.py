@@ -22,9 +22,19 @@ from torch import Tensor
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel
 from serving.batch import Batch
+from serving.constrain import Grammars
 from serving.ensemble_row import row_for
 from serving.errors import EngineClosed, NonFiniteLogits, QueueFull, ServingError, StepFailed
-from serving.generation import Event, FailEvent, FinishEvent, FinishReason, Generation, TokenEvent, Usage
+from serving.generation import (
+    Event,
+    FailEvent,
+    FinishEvent,
+    FinishReason,
+    Generation,
+    PromptEvent,
+    TokenEvent,
+    Usage,
+)
 from serving.joining import Joining
 from serving.memory import out_of_memory
 from serving.pool import AdapterPool
@@ -41,6 +51,7 @@ __all__ = [
     "FailEvent",
     "FinishEvent",
     "Generation",
+    "PromptEvent",
     "Sampling",
     "Ticket",
     "TokenEvent",
@@ -105,6 +116,7 @@ class Engine:
             raise ValueError(f"max_rows must be at least 1, found {max_rows}")
         # A tokenizer refuses to be used by two threads while one changes its settings; the engine has its own.
         self.base = replace(base, tokenizer=copy.deepcopy(base.tokenizer))
+        self._grammars = Grammars(self.base.tokenizer, base.vocabulary, base.eos_ids)
         self._limits = Limits(max_rows, prefill_tokens, max_cache_tokens)
         self._max_waiting, self._threads = max_waiting, threads
         self._changed = threading.Condition()
@@ -137,14 +149,20 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def prepare(self) -> None:
+        """Do now what the first constrained answer would make all requests wait a second for."""
+        self._grammars.prepare()
+
     def submit(self, generation: Generation, on_event: Callable[[Event], None]) -> Ticket:
         """Queue a request. `on_event` is called on the engine's thread and must be quick.
 
-        The last event is a FinishEvent or a FailEvent.
+        A constraint is compiled here, on the caller's thread. The last event is a FinishEvent or a FailEvent.
         Raises QueueFull, EngineClosed, and for the request itself EmptyPrompt, PromptTooLong, TokenOutOfRange,
-        EnsembleEmpty, EnsembleWeights, EnsembleTooLarge.
+        ConstraintUnsupported, EnsembleEmpty, EnsembleWeights, EnsembleTooLarge, InvalidSampling.
         """
         row = row_for(generation, self.base, on_event, self._limits.max_rows)
+        if generation.sampling.constraint is not None:
+            row.sampler.keep_to(self._grammars.start(generation.sampling.constraint))
         with self._changed:
             if self._closed:
                 raise EngineClosed
@@ -339,6 +357,8 @@ class Engine:
         """One request's next token; its sampling or decoding must not take the others with it."""
         try:
             return lead.step([logits[at] for at in places], best)
+        except ServingError as error:
+            return error
         except Exception as error:
             log.exception("Choosing a token failed")
             return _failed("sampling", error)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from serving.base_model import BaseModel
 from serving.ensemble import Uncertainty, averaged, predict, shares
-from serving.errors import EnsembleEmpty, EnsembleTooLarge
-from serving.generation import BARE_BASE, Event, FinishReason, Generation
+from serving.errors import EnsembleEmpty, EnsembleTooLarge, InvalidSampling
+from serving.generation import BARE_BASE, Event, Generation
 from serving.lora_batch import adapter_set
 from serving.row import Row
+from serving.sampling import TokenChoice
 
 
 def row_for(generation: Generation, base: BaseModel, on_event: Callable[[Event], None], max_rows: int) -> Row:
@@ -40,6 +41,9 @@ class EnsembleRow(Row):
     ) -> None:
         if not generation.adapters:
             raise EnsembleEmpty
+        scored = generation.sampling.prompt_logprobs
+        if scored is not None:
+            raise InvalidSampling("prompt_logprobs", scored, "left out for an ensemble, which does not score prompts")
         asked = shares([weight for _, weight in generation.adapters])
         chosen = adapter_set([(digest, share) for (digest, _), share in zip(generation.adapters, asked, strict=True)])
         if len(chosen) > max_rows:
@@ -58,13 +62,13 @@ class EnsembleRow(Row):
     def uncertainty(self) -> Uncertainty | None:
         return averaged(self._uncertainties)
 
-    def step(self, logits: Sequence[Tensor], best: int) -> FinishReason | None:
+    def choose(self, logits: Sequence[Tensor], best: int) -> TokenChoice:
         prediction = predict(torch.stack(tuple(logits)), self.shares)
         self._uncertainties.append(prediction.uncertainty)
         choice = self.sampler.choose(prediction.logprobs, int(prediction.logprobs.argmax()))
         for other in self._others:
             other.follow(choice.token)
-        return self.accept(choice._replace(uncertainty=prediction.uncertainty))
+        return choice._replace(uncertainty=prediction.uncertainty)
 
 
 class _Follower(Row):

@@ -15,6 +15,7 @@ ServingError
 │   ├── TokenOutOfRange
 │   ├── PromptTooLong
 │   ├── InvalidSampling
+│   ├── ConstraintUnsupported  a schema or pattern that cannot be enforced
 │   ├── EnsembleEmpty          no members
 │   ├── EnsembleWeights        a negative weight, or nothing but zeros
 │   └── EnsembleTooLarge       more members than rows in a batch
@@ -22,6 +23,7 @@ ServingError
     ├── QueueFull
     ├── EngineClosed
     ├── StepFailed             a forward pass raised; the thread lives on
+    ├── ConstraintBroken       an answer's grammar came to its limits
     └── NonFiniteLogits        the weighted updates drove the model out of range
 """
 
@@ -113,12 +115,10 @@ class TokenOutOfRange(RequestError):
 
 
 class PromptTooLong(RequestError):
-    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+    def __init__(self, prompt_tokens: int, context_length: int, *, answered: bool = True) -> None:
         self.prompt_tokens, self.context_length = prompt_tokens, context_length
-        super().__init__(
-            f"The prompt has {prompt_tokens} tokens; with a context of {context_length} "
-            f"at most {context_length - 1} leave room for an answer."
-        )
+        most = f"at most {context_length - 1} leave room for an answer" if answered else "that is too long"
+        super().__init__(f"The prompt has {prompt_tokens} tokens; with a context of {context_length} {most}.")
 
 
 class InvalidSampling(RequestError):
@@ -151,6 +151,13 @@ class EnsembleTooLarge(RequestError):
         )
 
 
+class ConstraintUnsupported(RequestError):
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind, self.reason = kind, reason
+        named = {"json_schema": "JSON schema", "regex": "regular expression"}.get(kind, kind)
+        super().__init__(f"This {named} cannot be enforced: {reason}.")
+
+
 class EngineError(ServingError):
     """The engine cannot take or finish the request."""
 
@@ -177,3 +184,9 @@ class NonFiniteLogits(EngineError):
         self.adapters = tuple(adapters)
         named = ", ".join(f"{digest} at {weight:g}" for digest, weight in adapters) or "no adapters"
         super().__init__(f"The model's output is NaN or infinite with {named}; smaller weights may help.")
+
+
+class ConstraintBroken(EngineError):
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The answer could not be kept to its form any further: {reason}.")

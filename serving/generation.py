@@ -33,13 +33,22 @@ class Generation:
 class TokenEvent:
     """One generated token. `text` is what may be shown now: it can be empty (a character or a possible stop string is
     incomplete) or carry the text of earlier tokens; all texts together are the answer. `top`: the most likely tokens
-    as (token id, log-probability). `uncertainty`: of an ensemble. The token that ends a text is not reported."""
+    as (token id, log-probability). `uncertainty`: of an ensemble. The token that ends a text is told by the
+    FinishEvent."""
 
     text: str
     token_id: int
     logprob: float | None
     top: tuple[tuple[int, float], ...]
     uncertainty: Uncertainty | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """The prompt's own tokens with their log-probabilities (the first has none), before all other events. Only where
+    `prompt_logprobs` were asked for."""
+
+    tokens: tuple[TokenEvent, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
-    """The last event of a request that ended well. "stop": end token or stop string; "length": max_tokens, context.
+    """The last event of a request that ended well. "stop": end token, stop string, or a constraint that lets nothing
+    follow; "length": max_tokens, context. `end`: the end token, if one was drawn.
 
     `uncertainty`: of an ensemble, the means over all its tokens, the one that ended the text included.
     """
@@ -62,6 +72,7 @@ class FinishEvent:
     reason: FinishReason
     usage: Usage
     uncertainty: Uncertainty | None = None
+    end: TokenEvent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +82,4 @@ class FailEvent:
     error: ServingError
 
 
-Event = TokenEvent | FinishEvent | FailEvent
+Event = PromptEvent | TokenEvent | FinishEvent | FailEvent

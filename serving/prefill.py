@@ -15,6 +15,7 @@ from torch import Tensor
 from serving.lora_batch import AdapterSet
 from serving.prefill_cache import PrefillCache
 from serving.row import Row
+from serving.sampling import TokenChoice
 from serving.spans import Span
 
 Known = tuple[int, Sequence[Span]]
@@ -38,6 +39,7 @@ class Prefill:
         self._firsts = [self.rows[self._place_of.index(place)] for place in range(len(places))]
         self._prompts = [row.generation.prompt_ids for row in self._firsts]
         self._share = 1
+        self._run: list[tuple[int, int]] = []  # of the last pass, for each prompt: its first position, how many
         self._cache: PrefillCache
 
     @property
@@ -56,7 +58,8 @@ class Prefill:
         """
         self._share = max(1, pass_tokens // len(self._prompts))
         totals = [len(prompt) for prompt in self._prompts]
-        found = [find(row) for row in self._firsts]
+        # What a prompt's own tokens were worth is only known where it is computed.
+        found = [(0, ()) if place in self.scored else find(row) for place, row in enumerate(self._firsts)]
         several = any(total - known > self._share for total, (known, _) in zip(totals, found, strict=True))
         keeps = keeps_all or several or any(row.stays for row in self.rows)
         self._cache = PrefillCache(layers, totals, device, keeps=keeps)
@@ -74,6 +77,7 @@ class Prefill:
         last = max(left) <= self._share
         # Every prompt's last token waits for the last pass, so that all logits come at once.
         counts = left if last else [min(self._share, count - 1) for count in left]
+        self._run = list(zip(cache.lengths, counts, strict=True))
         ids = torch.zeros(len(left), max(counts), dtype=torch.long)
         for at, (prompt, have, count) in enumerate(zip(self._prompts, cache.lengths, counts, strict=True)):
             ids[at, :count] = torch.tensor(prompt[have : have + count])
@@ -90,6 +94,27 @@ class Prefill:
         if not last:
             return None
         return logits[:, 0] if len(left) == len(self.rows) else logits[self._place_of, 0]
+
+    @property
+    def scored(self) -> dict[int, int]:
+        """The prompts (places in a pass) whose own log-probabilities are wanted, and how many alternatives of each."""
+        wanted: dict[int, int] = {}
+        for row, place in zip(self.rows, self._place_of, strict=True):
+            if row.prompt_tops is not None:
+                wanted[place] = max(wanted.get(place, 0), row.prompt_tops)
+        return wanted
+
+    def following(self, place: int) -> Sequence[int]:
+        """The tokens of a prompt that follow the positions of the last pass."""
+        start, count = self._run[place]
+        return self._prompts[place][start + 1 : start + count + 1]
+
+    def tell(self, place: int, scores: Sequence[TokenChoice]) -> None:
+        """Hand the scores of `following` to the rows that asked for them."""
+        start, _ = self._run[place]
+        for row, at in zip(self.rows, self._place_of, strict=True):
+            if at == place and row.prompt_tops is not None:
+                row.take_scores(start, [score._replace(top=score.top[: row.prompt_tops]) for score in scores])
 
     def leave(self, gone: Sequence[Row]) -> None:
         """Forget rows that were cancelled on the way."""

@@ -159,9 +159,22 @@ def test_generate_streams_text_and_knows_weighted_sets(shell: Shell, pushed: lis
     assert [one["weight"] for one in answer["adapters"]] == [0.5, 1.0]
 
 
+def test_generate_follows_a_schema_and_score_tells_every_token(shell: Shell, pushed: list[str], tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [17]}')
+    assert shell.text("generate", "How many?", "--schema", schema, "--min-p", 0.1, "--top-k", 5).strip() == "17"
+    shown = shell.text("score", "One two", "--model", pushed[0])
+    assert "'One'" in shown
+    assert "of 2 tokens" in shown
+    found = shell.json("score", "One two")
+    assert found["tokens"] == ["One", " two"]
+    assert found["total"] == found["token_logprobs"][1]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
+        (["generate", "Hi", "--schema", "/does/not/exist.json"], 2, "/does/not/exist.json"),
         (["show", "shell/nothing"], 1, "shell/nothing"),
         (["show", "nothing"], 1, "not a reference"),
         (["push", "/does/not/exist", "shell/x"], 1, "not a folder"),

@@ -164,6 +164,21 @@ def test_streamed_pieces_add_up_to_the_whole_answer(spolia: Client, two: tuple[s
     assert weighted["adapters"] == [{"ref": two[0], "weight": 0.5}, {"ref": two[1], "weight": 0.5}]
 
 
+def test_a_text_is_scored_and_an_answer_follows_a_schema(spolia: Client, two: tuple[str, str]) -> None:
+    likely, unlikely = (
+        spolia.score("The capital of France is Paris", top=2),
+        spolia.score("The capital of France is zebra"),
+    )
+    assert "".join(likely["tokens"]) == "The capital of France is Paris"
+    assert likely["token_logprobs"][0] is None
+    assert likely["total"] == pytest.approx(sum(likely["token_logprobs"][1:]))
+    assert likely["total"] > unlikely["total"]
+    assert spolia.score("The capital of France is Paris", adapters={two[0]: 9.0})["total"] != likely["total"]
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"enum": ["yes", "no"]}}}
+    reply = spolia.chat("Is water wet?", response_format=form)["choices"][0]["message"]["content"]
+    assert reply in ('"yes"', '"no"')
+
+
 def test_the_base_is_the_first_model(spolia: Client, two: tuple[str, str]) -> None:
     ids = [model["id"] for model in spolia.models()]
     assert ids[0] == BASE
