@@ -7,7 +7,7 @@
 Steps are idempotent: an interrupted one simply runs again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -90,9 +90,11 @@ class JobTable:
             session.flush()
             return _job(row)
 
-    def claim_next(self) -> Job | None:
-        """Take up the oldest queued job, which no other worker then gets; None when nothing is queued."""
+    def claim_next(self, kinds: Collection[str] | None = None) -> Job | None:
+        """Take up the oldest queued job (of these kinds), which no other worker then gets; None if there is none."""
         oldest = select(JobRow.id).where(JobRow.state == "queued").order_by(JobRow.created_at, JobRow.id).limit(1)
+        if kinds is not None:
+            oldest = oldest.where(JobRow.kind.in_(kinds))
         with self.database.reading() as session:
             if session.scalar(oldest) is None:
                 return None  # an idle worker takes no write lock
@@ -115,18 +117,21 @@ class JobTable:
             return None
 
     def requeue_interrupted(
-        self, max_interruptions: int = 5, describe: Callable[[JobStalled], Mapping[str, Any]] = _described
+        self,
+        max_interruptions: int = 5,
+        describe: Callable[[JobStalled], Mapping[str, Any]] = _described,
+        kinds: Collection[str] | None = None,
     ) -> tuple[Job, ...]:
-        """Put every running job back, for a starting worker that knows no other runs; they are returned.
+        """Put every running job (of these kinds) back, for a starting worker that knows no other runs; return them.
 
         One whose cancelling was asked for ends as cancelled. One interrupted ``max_interruptions`` times in a row
         without getting further ends as failed, with the error that ``describe`` makes of JobStalled.
         """
         with self.database.session() as session:
-            rows = session.scalars(
-                select(JobRow).where(JobRow.state == "running").order_by(JobRow.created_at, JobRow.id).with_for_update()
-            ).all()
-            for row in rows:
+            running = select(JobRow).where(JobRow.state == "running").order_by(JobRow.created_at, JobRow.id)
+            if kinds is not None:
+                running = running.where(JobRow.kind.in_(kinds))
+            for row in (rows := session.scalars(running.with_for_update()).all()):
                 row.stalled += 1
                 if row.cancel_requested:
                     _finish(row, "cancelled")

@@ -1,0 +1,24 @@
+"""Promotions: a set of adapters in use becomes a merged version, if it answers alike."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from app.api.access import HouseDep
+from app.presenting import job_json
+from app.promoting import draft_promotion
+from app.schemas_promotion import PromotionBody
+
+router = APIRouter(prefix="/v1/promotions", tags=["merges"])
+
+
+@router.post("", status_code=202)
+def post_promotion(house: HouseDep, response: Response, body: PromotionBody, dry_run: bool = False) -> dict[str, Any]:
+    """Merge a set, compare both on prompts, move the alias if the bar is met; the job's result tells all of it."""
+    draft = draft_promotion(house, body)
+    if dry_run:
+        response.status_code = 200
+        return {"plan": draft.merge.plan.to_dict(), "prompts": len(draft.prompts), "bar": body.bar.model_dump()}
+    job, _ = house.jobs.enqueue("promotion", draft.payload)
+    house.engine_jobs.wake()
+    return job_json(job)

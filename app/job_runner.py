@@ -1,0 +1,90 @@
+"""Taking one job after another from the table and running it, in whatever process can do that kind of work.
+
+Merges run in a worker process (app.worker); what needs the generation engine runs beside it, in the API's process
+(app.engine_jobs). Each knows its kinds and leaves the others alone.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from app.errors import as_problem
+from app.shelves import Shelves
+from app.work import Work
+from merging.errors import MergeCancelled
+from store.errors import StorageBusy
+from store.jobs import Job
+
+log = logging.getLogger("spolia.jobs")
+
+Runs = Callable[[Shelves, Job, Work], dict[str, object]]
+"""Runs a claimed job to its result; raises MergeCancelled where `Work.cancelled` says so."""
+
+_POLL_S = 1.0
+
+
+class JobRunner:
+    """Runs the jobs of some kinds, one at a time.
+
+    `idle` is called when nothing is queued and says whether it had something to do. Only one runner of a kind may be
+    at work at a time: at its start it takes over what an earlier one left as running.
+    """
+
+    def __init__(
+        self, shelves: Shelves, kinds: Mapping[str, Runs], idle: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.shelves = shelves
+        self.wake = threading.Event()
+        self.stop = threading.Event()
+        self._kinds, self._idle = dict(kinds), idle
+
+    def run(self) -> None:
+        """Go on with what was interrupted, then take jobs until told to stop."""
+        jobs, settings = self.shelves.jobs, self.shelves.settings
+        for interrupted in jobs.requeue_interrupted(settings.max_interruptions, as_problem, kinds=self._kinds):
+            log.info("job %s was interrupted and is now %s", interrupted.id, interrupted.state)
+        while not self.stop.is_set():
+            self.wake.clear()
+            if (job := self._claim()) is not None:
+                self.run_one(job)
+            elif not self._idle():
+                self.wake.wait(_POLL_S)
+
+    def run_one(self, job: Job) -> None:
+        """Run a claimed job to its end, whatever it is; a runner that is told to stop leaves it as running."""
+        jobs, began = self.shelves.jobs, time.monotonic()
+        folder = self.shelves.settings.work_dir / job.id
+        work = Work(jobs, job.id, folder, self.stop)
+        log.info("job %s (%s) begins, attempt %d", job.id, job.kind, job.attempts)
+        try:
+            result = self._kinds[job.kind](self.shelves, job, work)
+        except MergeCancelled:
+            if work.stopping:
+                log.info("job %s pauses: the service stops", job.id)
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            jobs.cancelled(job.id)
+        except Exception as error:  # whatever it is, the job must end and say so
+            problem = as_problem(error)
+            log.log(
+                logging.ERROR if problem["status"] >= 500 else logging.INFO,
+                "job %s failed: %s",
+                job.id,
+                error,
+                exc_info=error if problem["status"] >= 500 else None,
+            )
+            shutil.rmtree(folder, ignore_errors=True)  # first: the disk may be full
+            jobs.fail(job.id, problem)
+        else:
+            jobs.succeed(job.id, result)
+            shutil.rmtree(folder, ignore_errors=True)
+        log.info("job %s ended after %.2f s", job.id, time.monotonic() - began)
+
+    def _claim(self) -> Job | None:
+        try:
+            return self.shelves.jobs.claim_next(self._kinds)
+        except StorageBusy as error:
+            log.warning("%s", error)
+            return None

@@ -1,0 +1,165 @@
+"""From a set in use to a merged version: merge it, compare both as they answer, move an alias if the bar is met.
+
+The merge is an ordinary merge job (the worker does it, and answers from the registry if it was done before); what is
+compared is what the engine says. The steps are idempotent, so a promotion that was interrupted simply runs again.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from app.generation import ChosenSet, choose_set
+from app.house import House
+from app.likeness import Likeness, compare
+from app.merging_service import Draft, draft_merge, result_json
+from app.problems import Refusal
+from app.schemas import MergeBody, SourceBody
+from app.schemas_promotion import PromotionBody
+from app.shelves import Shelves
+from app.work import Work
+from merging.errors import MergeCancelled
+from store.jobs import Job
+from store.records import Version
+from store.references import validate_name
+
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionDraft:
+    """A promotion that was found possible."""
+
+    merge: Draft
+    chosen: ChosenSet
+    alias: str
+    prompts: list[tuple[int, ...]]
+    body: PromotionBody
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What the job needs, whatever aliases and logged prompts are by then."""
+        return {
+            "merge": self.merge.payload,
+            "adapters": [list(pair) for pair in self.chosen.for_engine],
+            "alias": self.alias,
+            "prompts": [list(prompt) for prompt in self.prompts],
+            "max_tokens": self.body.max_tokens,
+            "bar": self.body.bar.model_dump(),
+        }
+
+
+def draft_promotion(house: House, body: PromotionBody) -> PromotionDraft:
+    """Resolve the set, plan its merge, gather the prompts; nothing is computed.
+
+    Raises:
+        Refusal, MergeError, StoreError: with what is wrong.
+    """
+    fields = set(MergeBody.model_fields)
+    merge = draft_merge(house.shelves, MergeBody.model_validate(body.model_dump(include=fields)))
+    sources = []
+    for version, source in zip(merge.versions, merge.recipe.sources, strict=True):
+        if not isinstance(source.weight, int | float):
+            detail = f"The weight of {version.ref} varies over the model; a set that is served has one number each."
+            raise Refusal(422, "bad-weights", detail, field="sources")
+        sources.append(SourceBody(ref=version.ref, weight=source.weight))
+    chosen = choose_set(house, house.base.name, sources)
+    prompts = _prompts(house, body, chosen)
+    return PromotionDraft(merge, chosen, validate_name(body.alias, "alias"), prompts, body)
+
+
+def _prompts(house: House, body: PromotionBody, chosen: ChosenSet) -> list[tuple[int, ...]]:
+    if body.prompts is None:
+        logged = house.prompt_log.of(chosen.for_engine)
+        if not logged:
+            detail = "No prompts of this set were logged (SPOLIA_LOGGED_PROMPTS keeps them); give prompts."
+            raise Refusal(422, "no-prompts", detail, field="prompts")
+        return logged
+    return [
+        house.prompts.text(item) if isinstance(item, str) else house.prompts.chat(item) for item in body.prompts
+    ]
+
+
+def run_promotion_job(house: House, shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
+    """Run a queued promotion. Calling it again after a crash does what is left to do.
+
+    Raises:
+        MergeCancelled: the user cancelled it, or the service stops.
+        Refusal: the merge failed; the sentence says why.
+    """
+    payload = job.payload
+    prompts = [tuple(prompt) for prompt in payload["prompts"]]
+    total = len(prompts) + 1
+
+    def step(done: int) -> None:
+        if work.cancelled():
+            raise MergeCancelled
+        work.progress(done, total)
+
+    step(0)
+    version = merged_version(house, shelves, payload["merge"], work)
+    step(1)
+    first = [(digest, weight) for digest, weight in payload["adapters"]]
+    likeness = compare(
+        house.engine,
+        first,
+        ((version.digest, 1.0),),
+        prompts,
+        max_tokens=payload["max_tokens"],
+        step=lambda done: step(1 + done),
+    )
+    met = meets(likeness, payload["bar"])
+    before = shelves.registry.get_adapter(version.namespace, version.name).aliases.get(payload["alias"])
+    if met:
+        shelves.registry.set_alias(version.namespace, version.name, payload["alias"], version.number)
+    work.progress(total, total)
+    return {
+        **result_json(version),
+        "promoted": met,
+        "alias": payload["alias"],
+        "previous": None if before is None else f"{version.namespace}/{version.name}@{before}",
+        "bar": payload["bar"],
+        "comparison": comparison_json(likeness),
+    }
+
+
+def merged_version(house: House, shelves: Shelves, payload: dict[str, Any], work: Work) -> Version:
+    """The version that the set's merge makes, by a merge job of its own. Raises Refusal, MergeCancelled."""
+    key = f"promotion:{payload['namespace']}/{payload['name']}:{payload['digests']}:{payload['recipe']}"
+    merge, _ = shelves.jobs.enqueue("merge", payload, key)
+    house.job_engine.wake()
+    while not (merge := shelves.jobs.get(merge.id)).finished:
+        if work.cancelled():
+            if not work.stopping:
+                shelves.jobs.request_cancel(merge.id)
+                house.job_engine.wake()
+            raise MergeCancelled
+        time.sleep(_LOOK_EVERY_S)
+    if merge.state == "failed":
+        problem = merge.error or {}
+        slug = str(problem.get("type", "")).rpartition(":")[2] or "merge-failed"
+        raise Refusal(int(problem.get("status", 500)), slug, str(problem.get("detail", "The merge failed.")))
+    if merge.state == "cancelled" or merge.result is None:
+        raise Refusal(409, "merge-cancelled", "The merge of the set was cancelled; nothing was promoted.")
+    return shelves.registry.resolve(merge.result["ref"])
+
+
+def meets(likeness: Likeness, bar: dict[str, float | None]) -> bool:
+    """Whether every figure that the bar names is met."""
+    agreement, loss = bar.get("agreement"), bar.get("loss")
+    return (agreement is None or likeness.agreement >= agreement) and (loss is None or likeness.loss <= loss)
+
+
+def comparison_json(likeness: Likeness) -> dict[str, Any]:
+    """The comparison as the job's result shows it: in all, and for every prompt in the order given."""
+    return {
+        "prompts": len(likeness.by_prompt),
+        "tokens": likeness.tokens,
+        "agreement": likeness.agreement,
+        "loss": likeness.loss,
+        "by_prompt": [
+            {"tokens": tokens, "agreement": agreed / tokens, "loss": loss / tokens}
+            for tokens, agreed, loss in likeness.by_prompt
+        ],
+    }
+
+
