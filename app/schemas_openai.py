@@ -1,4 +1,4 @@
-"""Request bodies of generation, in OpenAI's words, with `adapters` and what vLLM's users know beside them.
+"""Request bodies of generation, in OpenAI's words, with `adapters`, `combine` and what vLLM's users know beside them.
 
 A field that is not listed here is refused by name: an answer that ignored it would be wrong.
 """
@@ -44,6 +44,12 @@ class GenerateBody(Body):
     model: Text = Field(description="The base model's id or an adapter reference.")
     adapters: Sources | None = Field(
         None, description="A weighted set of adapters; `model` is then the base. An empty list is the base."
+    )
+    combine: Literal["sum", "ensemble"] = Field(
+        "sum",
+        description="What the set means. `sum`: all updates are applied at once. `ensemble`: each token is chosen from"
+        " the members' mean prediction, weights being shares, and the answer says how uncertain it is; the base model"
+        " may be a member.",
     )
     max_tokens: int | None = Field(None, ge=0)
     temperature: float = Field(1.0, ge=0, le=2)

@@ -16,7 +16,7 @@ from serving.errors import EnsembleEmpty, EnsembleTooLarge, InvalidSampling
 from serving.generation import BARE_BASE, Event, Generation
 from serving.lora_batch import adapter_set
 from serving.row import Row
-from serving.sampling import TokenChoice
+from serving.sampling import Sampling, TokenChoice
 
 
 def row_for(generation: Generation, base: BaseModel, on_event: Callable[[Event], None], max_rows: int) -> Row:
@@ -75,7 +75,9 @@ class _Follower(Row):
     """Any other member."""
 
     def __init__(self, lead: EnsembleRow, generation: Generation, base: BaseModel) -> None:
-        super().__init__(generation, base, _say_nothing)
+        # What is sampled is the lead's; here only the limit counts.
+        sampling = Sampling(max_tokens=generation.sampling.max_tokens)
+        super().__init__(replace(generation, sampling=sampling), base, _say_nothing)
         self._lead = lead
 
     @property

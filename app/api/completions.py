@@ -13,6 +13,7 @@ from app.house import House
 from app.openai_answers import Answer, Shape, text_logprobs
 from app.problems import Refusal
 from app.schemas_openai import CompletionBody
+from app.uncertainty import with_uncertainty
 from serving.engine import Generation
 
 router = APIRouter(prefix="/v1", tags=["generation"])
@@ -45,7 +46,8 @@ async def completions(house: HouseDep, request: Request, body: CompletionBody) -
         if body.logprobs is not None and (tokens or not body.stream):
             logprobs = text_logprobs(tokens, piece, 0 if opens else len(prompt) + answer.before)
         text = prompt + answer.text if opens else answer.text
-        return {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": answer.reason}
+        told = {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": answer.reason}
+        return with_uncertainty(told, tokens, answer.uncertainty)
 
     if not body.stream:
         return await answer_whole(house, request, work.generations, shape, choice)
@@ -75,7 +77,7 @@ def _prepare(house: House, body: CompletionBody) -> Work:
     if body.n > settings.max_choices:
         detail = f"At most {settings.max_choices} choices are generated at once; n is {body.n}."
         raise Refusal(422, "invalid-request", detail, field="n")
-    chosen = choose_set(house, body.model, body.adapters)
+    chosen = choose_set(house, body.model, body.adapters, body.combine)
     most = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     prompts = [house.prompts.text(item) if isinstance(item, str) else tuple(item) for item in body.prompt]
     samplings = [
@@ -88,7 +90,9 @@ def _prepare(house: House, body: CompletionBody) -> Work:
         )
         for choice in range(body.n)
     ]
-    generations = [Generation(prompt, chosen.for_engine, sampling) for prompt in prompts for sampling in samplings]
+    generations = [
+        Generation(prompt, chosen.for_engine, sampling, chosen.combine) for prompt in prompts for sampling in samplings
+    ]
     return Work(chosen, generations, [_echo(house, body, item) for item in body.prompt])
 
 

@@ -171,6 +171,17 @@ def test_generate_follows_a_schema_and_score_tells_every_token(shell: Shell, pus
     assert found["total"] == found["token_logprobs"][1]
 
 
+def test_generate_shows_what_an_ensemble_does_not_know(shell: Shell, pushed: list[str]) -> None:
+    words = ["generate", "The capital of France is", "--raw", "--max-tokens", 4, "--combine", "ensemble"]
+    done = shell.run(*words, "-a", f"{pushed[0]}=2", "-a", pushed[1])
+    assert (done.returncode, done.stdout.startswith(" Paris")) == (0, True)
+    assert "Uncertainty per token, in nats: " in done.stderr
+    told = shell.json(*words, "-a", pushed[0], "-a", BASE)["choices"][0]["uncertainty"]
+    assert told["mutual_information"] > 0
+    code, sentence = shell.failure(*words, "-a", f"{pushed[0]}=-1")
+    assert (code, "0 or more" in sentence) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [

@@ -179,6 +179,15 @@ def test_a_text_is_scored_and_an_answer_follows_a_schema(spolia: Client, two: tu
     assert reply in ('"yes"', '"no"')
 
 
+def test_an_ensemble_says_what_it_does_not_know(spolia: Client, two: tuple[str, str]) -> None:
+    options = {"max_tokens": 4, "temperature": 0, "combine": "ensemble"}
+    whole = spolia.complete("The capital of France is", adapters=list(two), **options)["choices"][0]
+    chunks = list(spolia.stream("The capital of France is", adapters=list(two), **options))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"]
+    assert chunks[-1]["choices"][0]["uncertainty"] == pytest.approx(whole["uncertainty"], abs=1e-4)
+    assert "uncertainty" not in spolia.complete("Hello", adapters=list(two), max_tokens=1)["choices"][0]
+
+
 def test_the_base_is_the_first_model(spolia: Client, two: tuple[str, str]) -> None:
     ids = [model["id"] for model in spolia.models()]
     assert ids[0] == BASE
