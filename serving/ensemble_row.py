@@ -22,7 +22,8 @@ from serving.sampling import Sampling, TokenChoice
 def row_for(generation: Generation, base: BaseModel, on_event: Callable[[Event], None], max_rows: int) -> Row:
     """The row that stands for a request.
 
-    Raises EmptyPrompt, PromptTooLong, TokenOutOfRange; for ensembles EnsembleEmpty, EnsembleWeights, EnsembleTooLarge.
+    Raises EmptyPrompt, PromptTooLong, TokenOutOfRange; for ensembles EnsembleEmpty, EnsembleWeights, EnsembleTooLarge
+    and InvalidSampling.
     """
     if generation.combine == "sum":
         return Row(generation, base, on_event)

@@ -1,5 +1,6 @@
 """Ensembles in the engine: what plain transformers compute member by member, whatever else runs in the batch."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel, load_base
+from serving.constrain import Constraint
 from serving.engine import Engine, Generation, Sampling, TokenEvent
 from serving.ensemble import Uncertainty, averaged
 from serving.ensemble_row import row_for
@@ -20,6 +22,7 @@ from serving.errors import (
     EnsembleEmpty,
     EnsembleTooLarge,
     EnsembleWeights,
+    InvalidSampling,
     NonFiniteLogits,
     StepFailed,
 )
@@ -202,6 +205,13 @@ def test_a_stop_string_ends_all_members(engine: Engine) -> None:
     assert engine.state().running == 0
 
 
+def test_an_answer_of_a_given_form_is_given_by_all(engine: Engine) -> None:
+    form = replace(SAMPLED, logit_bias={}, constraint=Constraint("regex", "(never|always) [0-9]{3}"))
+    answer = generate(engine, [_ensemble(*TRIO, sampling=form)])[0]
+    assert re.fullmatch("(never|always) [0-9]{3}", answer.text)
+    assert answer.finish.uncertainty is not None
+
+
 def test_requests_that_are_no_ensemble(engine: Engine) -> None:
     with pytest.raises(EnsembleTooLarge, match=r"5 members, .* at most 4 rows"):
         submit(engine, _ensemble(*((f"a{index}", 1.0) for index in range(5))))
@@ -211,6 +221,8 @@ def test_requests_that_are_no_ensemble(engine: Engine) -> None:
         submit(engine, _ensemble(("a0", 0.0)))
     with pytest.raises(EnsembleEmpty):
         submit(engine, _ensemble())
+    with pytest.raises(InvalidSampling, match="does not score prompts"):
+        submit(engine, _ensemble(*TRIO, sampling=replace(SAMPLING, prompt_logprobs=0)))
     assert engine.state().resident == {}
 
 
