@@ -99,7 +99,7 @@ def test_an_ensemble_is_what_its_members_say_one_by_one(
         allowed = mean.clone()
         allowed[2] = 0
         assert event.token_id == int(allowed.argmax())
-        assert event.logprob == pytest.approx(float(mean.log()[event.token_id]), abs=1e-6)
+        assert event.logprob == pytest.approx(float(mean.log()[event.token_id]), abs=1e-8)
         assert [token for token, _ in event.top] == mean.topk(5).indices.tolist()
         assert event.uncertainty is not None
         assert event.uncertainty.entropy == pytest.approx(entropy, abs=1e-8)
