@@ -10,7 +10,7 @@ import typer
 
 from app.cli_context import Connection
 from app.cli_explore import lineage, nearest, verify, what_if
-from app.cli_generate import generate
+from app.cli_generate import generate, score
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
 from app.cli_output import error_sentence, fail
@@ -34,6 +34,7 @@ for verb in (
     merge,
     join,
     generate,
+    score,
     jobs,
     methods,
     alias,

@@ -102,10 +102,12 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         base,
         shelves.adapter_loader(),
         pool_bytes=settings.adapter_pool_bytes,
+        prefix_bytes=settings.prefix_cache_bytes,
         max_rows=settings.max_batch_rows,
         max_waiting=settings.max_waiting_requests,
         threads=settings.threads,
     )
+    engine.prepare()
     engine.start()
     stack.callback(engine.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())

@@ -9,40 +9,57 @@ from typing import Any
 from ulid import ULID
 
 from app.errors import as_problem
-from serving.engine import Event, FinishEvent, TokenEvent, Usage
+from serving.engine import Event, FinishEvent, PromptEvent, TokenEvent, Usage
+from serving.ensemble import Uncertainty
 from serving.errors import ServingError
 
 Json = dict[str, Any]
 Piece = Callable[[int], str]
 
 DONE = "data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0  # what JSON cannot say, -inf, becomes this (vLLM's number)
 
 
 @dataclass(slots=True)
 class Answer:
-    """One choice as it grows."""
+    """One choice as it grows, or what one event adds to it.
 
+    `prompt`: its prompt's tokens, if they were scored; `end`: the token that ended it; `before`: characters already
+    sent of a streamed one.
+    """
+
+    index: int
     text: str = ""
     tokens: list[TokenEvent] = field(default_factory=list)
     reason: str | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
+    prompt: Sequence[TokenEvent] = ()
+    end: TokenEvent | None = None
+    before: int = 0
+    uncertainty: Uncertainty | None = None
 
     def take(self, event: Event) -> None:
         """Add what an event brings."""
         if isinstance(event, TokenEvent):
             self.text += event.text
             self.tokens.append(event)
+        elif isinstance(event, PromptEvent):
+            self.prompt = event.tokens
         elif isinstance(event, FinishEvent):
-            self.reason, self.usage = event.reason, event.usage
+            self.reason, self.usage, self.end = event.reason, event.usage, event.end
+            self.uncertainty = event.uncertainty
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What all chunks of one answer have in common. `choices_each`: answers to the same prompt, which counts once."""
+    """What all chunks of one answer have in common. `choices_each`: answers to the same prompt, which counts once.
+
+    `made_with`: the members `adapters` and, for an ensemble, `combine`.
+    """
 
     kind: str
     model: str
-    adapters: list[Json]
+    made_with: Json
     choices_each: int
     prefix: str
     id: str = field(default_factory=lambda: str(ULID()))
@@ -56,15 +73,21 @@ class Shape:
             "created": self.created,
             "model": self.model,
             "choices": choices,
-            "adapters": self.adapters,
+            **self.made_with,
             **more,
         }
 
     def usage(self, answers: Sequence[Answer]) -> Json:
-        """Token counts of all choices."""
-        prompt = sum(answer.usage.prompt_tokens for answer in answers[:: self.choices_each])
+        """Token counts of all choices; a prompt counts once, as its first choice found it."""
+        firsts = [answer.usage for answer in answers[:: self.choices_each]]
+        prompt = sum(usage.prompt_tokens for usage in firsts)
         completion = sum(answer.usage.completion_tokens for answer in answers)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
+        }
 
 
 def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece) -> Json:
@@ -72,7 +95,7 @@ def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece) -> Json:
 
     def shown(token_id: int, logprob: float | None) -> Json:
         text = piece(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
 
     return {
         "content": [
@@ -87,30 +110,37 @@ def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece) -> Json:
 
 
 def text_logprobs(tokens: Sequence[TokenEvent], piece: Piece, offset: int = 0) -> Json:
-    """Log-probabilities as completions show them; the chosen token is always among the top ones, as OpenAI has it."""
+    """Log-probabilities as completions show them; the chosen token is always among the top ones, as OpenAI has it.
+
+    A token without a log-probability (the first of a prompt) has null in both lists.
+    """
     pieces = [piece(token.token_id) for token in tokens]
     offsets = []
     for text in pieces:
         offsets.append(offset)
         offset += len(text)
-    tops: list[dict[str, float | None]] = []
+    tops: list[dict[str, float | None] | None] = []
     for text, token in zip(pieces, tokens, strict=True):
         top: dict[str, float | None] = {}
         for token_id, logprob in token.top:
-            top.setdefault(piece(token_id), logprob)  # two broken characters may look the same: the likelier stays
-        top.setdefault(text, token.logprob)
-        tops.append(top)
+            top.setdefault(piece(token_id), _finite(logprob))  # two broken characters may look the same: the likelier
+        top.setdefault(text, _finite(token.logprob))
+        tops.append(None if token.logprob is None else top)
     return {
         "tokens": pieces,
-        "token_logprobs": [token.logprob for token in tokens],
+        "token_logprobs": [_finite(token.logprob) for token in tokens],
         "top_logprobs": tops,
         "text_offset": offsets,
     }
 
 
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LEAST_LOGPROB)
+
+
 async def collect(events: AsyncIterator[tuple[int, Event]], count: int) -> list[Answer]:
     """All answers, whole."""
-    answers = [Answer() for _ in range(count)]
+    answers = [Answer(index) for index in range(count)]
     async for index, event in events:
         answers[index].take(event)
     return answers

@@ -70,7 +70,15 @@ class Settings(BaseSettings):
     adapter_pool_bytes: int = Field(
         512 * MIB, ge=1, description="Memory for adapters in use; the least recently used leave first."
     )
-    max_batch_rows: int = Field(16, ge=1, description="Most sequences generated in one batch.")
+    prefix_cache_bytes: int = Field(
+        256 * MIB,
+        ge=0,
+        description="Memory for the beginnings of earlier texts (keys and values), reused by later requests with the"
+        " same adapters and weights; the least recently used leave first, 0 keeps none.",
+    )
+    max_batch_rows: int = Field(
+        16, ge=1, description="Most sequences generated in one batch; an ensemble takes one for each member."
+    )
     max_waiting_requests: int = Field(256, ge=1, description="Most sequences waiting for a place in a batch.")
     max_choices: int = Field(16, ge=1, description="Most choices (`n`) of one generation request.")
     max_prompts: int = Field(64, ge=1, description="Most prompts of one completion request.")

@@ -1,7 +1,11 @@
 """The embedded engine: continuous batching on one thread, every request with its own weighted set of adapters.
 
-Each turn of the thread lets one group of waiting requests join (a prefill of similar lengths, bounded in tokens)
-and gives every running row one more token. Requests whose adapters are still being loaded are passed by others.
+Each turn of the thread does one pass over prompts that join (a group of waiting requests with similar tails, or the
+next part of a long prompt), bounded in tokens, and gives every running row one more token. Requests whose adapters are
+still being loaded are passed by others, and a long prompt takes turns with those that come after it.
+
+Every request hears its end. A step that fails ends the requests that it was for; a failure of anything else ends all
+that are in the house, and the thread goes on; should the thread itself be ended, another takes its place.
 """
 
 import copy
@@ -18,9 +22,23 @@ from torch import Tensor
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel
 from serving.batch import Batch
+from serving.constrain import Grammars
+from serving.ensemble_row import row_for
 from serving.errors import EngineClosed, NonFiniteLogits, QueueFull, ServingError, StepFailed
-from serving.generation import Event, FailEvent, FinishEvent, FinishReason, Generation, TokenEvent, Usage
+from serving.generation import (
+    Event,
+    FailEvent,
+    FinishEvent,
+    FinishReason,
+    Generation,
+    PromptEvent,
+    TokenEvent,
+    Usage,
+)
+from serving.joining import Joining
+from serving.memory import out_of_memory
 from serving.pool import AdapterPool
+from serving.prefill import Prefill
 from serving.resident import ResidentAdapter, check_servable, make_resident, served_size
 from serving.row import Row
 from serving.sampling import Sampling
@@ -33,6 +51,7 @@ __all__ = [
     "FailEvent",
     "FinishEvent",
     "Generation",
+    "PromptEvent",
     "Sampling",
     "Ticket",
     "TokenEvent",
@@ -44,12 +63,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """A look at the engine: requests waiting and running, adapters resident (digest -> leases) and their bytes."""
+    """A look at the engine: requests waiting, rows running (or on their way in), adapters resident (digest -> leases)
+    and their bytes, bytes of kept prefixes; whether its thread lives."""
 
     waiting: int
     running: int
     resident: dict[str, int]
     resident_bytes: int
+    prefix_bytes: int
+    alive: bool
 
 
 class Ticket:
@@ -60,7 +82,7 @@ class Ticket:
 
     def cancel(self) -> None:
         """End the request at the next step; it gets a FinishEvent("cancelled") unless it has ended already."""
-        self._row.cancelled = True
+        self._row.cancel()
         self._wake()
 
 
@@ -69,7 +91,10 @@ class Engine:
 
     load_adapter: opens a version by its digest; runs on the loader thread, may raise anything.
     pool_bytes: memory for resident adapters. max_rows: requests that decode together. max_waiting: bound of the queue.
-    prefill_tokens: most tokens (padding included) of one joining group, a longer prompt joins alone.
+    prefill_tokens: most tokens (padding included) of one pass over prompts; a longer prompt takes several, and those
+    that run get a token in between.
+    prefix_bytes: memory for the beginnings of texts that have ended, for later requests with the same set; 0 keeps
+    none (requests still share with those that run).
     max_cache_tokens: bound on rows x positions of the key/value cache; a lone request may always run.
     threads: torch threads of the engine's thread, None leaves torch's choice.
     """
@@ -83,6 +108,7 @@ class Engine:
         max_rows: int,
         max_waiting: int,
         prefill_tokens: int = 1024,
+        prefix_bytes: int = 0,
         max_cache_tokens: int = 131_072,
         threads: int | None = None,
     ) -> None:
@@ -90,17 +116,21 @@ class Engine:
             raise ValueError(f"max_rows must be at least 1, found {max_rows}")
         # A tokenizer refuses to be used by two threads while one changes its settings; the engine has its own.
         self.base = replace(base, tokenizer=copy.deepcopy(base.tokenizer))
+        self._grammars = Grammars(self.base.tokenizer, base.vocabulary, base.eos_ids)
         self._limits = Limits(max_rows, prefill_tokens, max_cache_tokens)
         self._max_waiting, self._threads = max_waiting, threads
         self._changed = threading.Condition()
         self._waiting: list[Row] = []
+        self._unfinished: dict[Row, None] = {}  # every request that has not heard its end, in order of arrival
         self._closed = False
-        self._batch = Batch(self.base, max_rows)
+        self._joining = Joining()
+        self._batch = Batch(self.base, max_rows, pass_tokens=prefill_tokens, prefix_bytes=prefix_bytes)
         self._pool = AdapterPool(load_adapter, self._measure, self._make, budget_bytes=pool_bytes, on_change=self._wake)
-        self._thread = threading.Thread(target=self._run, name="spolia-engine", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
-        self._thread.start()
+        with self._changed:
+            self._spawn()
         return self
 
     def close(self) -> None:
@@ -108,12 +138,10 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
         self._pool.close()
-        for row in [*self._batch.clear(), *self._waiting]:
-            row.fail(EngineClosed())
-        self._waiting.clear()
+        self._end_everything(EngineClosed())
 
     def __enter__(self) -> Self:
         return self.start()
@@ -121,26 +149,45 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def prepare(self) -> None:
+        """Do now what the first constrained answer would make all requests wait a second for."""
+        self._grammars.prepare()
+
     def submit(self, generation: Generation, on_event: Callable[[Event], None]) -> Ticket:
         """Queue a request. `on_event` is called on the engine's thread and must be quick.
 
-        The last event is a FinishEvent or a FailEvent.
-        Raises QueueFull, EngineClosed, and for the request itself EmptyPrompt, PromptTooLong, TokenOutOfRange.
+        A constraint is compiled here, on the caller's thread. The last event is a FinishEvent or a FailEvent.
+        Raises QueueFull, EngineClosed, and for the request itself EmptyPrompt, PromptTooLong, TokenOutOfRange,
+        ConstraintUnsupported, EnsembleEmpty, EnsembleWeights, EnsembleTooLarge, InvalidSampling.
         """
-        row = Row(generation, self.base, on_event)
+        row = row_for(generation, self.base, on_event, self._limits.max_rows)
+        if generation.sampling.constraint is not None:
+            row.sampler.keep_to(self._grammars.start(generation.sampling.constraint))
         with self._changed:
             if self._closed:
                 raise EngineClosed
             if len(self._waiting) >= self._max_waiting:
                 raise QueueFull(len(self._waiting), self._max_waiting)
-            row.lease = self._pool.request([digest for digest, _ in row.adapters])
+            lease = self._pool.request(row.digests)
+            for member in row.members:
+                member.lease = lease
             self._waiting.append(row)
+            self._unfinished[row] = None
+            if self._thread is not None and not self._thread.is_alive():
+                self._spawn()
             self._changed.notify_all()
         return Ticket(row, self._wake)
 
     def state(self) -> EngineState:
         with self._changed:
-            return EngineState(len(self._waiting), len(self._batch.rows), self._pool.resident(), self._pool.used_bytes)
+            return EngineState(
+                waiting=len(self._waiting),
+                running=len(self._batch.rows) + len(self._joining.rows),
+                resident=self._pool.resident(),
+                resident_bytes=self._pool.used_bytes,
+                prefix_bytes=self._batch.prefixes.used_bytes,
+                alive=self._thread is not None and self._thread.is_alive() and not self._closed,
+            )
 
     def _measure(self, digest: str, adapter: Adapter) -> int:
         check_servable(digest, adapter, self.base.name, self.base.modules)
@@ -153,22 +200,37 @@ class Engine:
         with self._changed:
             self._changed.notify_all()
 
+    def _spawn(self) -> None:
+        thread = threading.Thread(target=self._run, name="spolia-engine", daemon=True)
+        thread.start()
+        self._thread = thread
+
     def _run(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
-        with torch.inference_mode():
-            while self._has_work():
-                try:
-                    self._turn()
-                except Exception as error:  # whatever a step raises ends its rows, never the thread
-                    log.exception("A step of the engine failed")
-                    for row in self._batch.clear():
-                        self._end(row, StepFailed("decode", f"{type(error).__name__}: {error}"))
+        try:
+            if self._threads is not None:
+                torch.set_num_threads(self._threads)
+            with torch.inference_mode():
+                while self._has_work():
+                    try:
+                        self._turn()
+                    except Exception as error:
+                        log.exception("The engine failed outside its steps")
+                        self._end_everything(_failed("engine", error))
+        except BaseException as error:  # somebody ends this thread, with SystemExit say: the requests must hear of it
+            log.exception("The thread of the engine was ended; another takes its place")
+            try:
+                self._end_everything(_failed("engine", error))
+            finally:
+                with self._changed:
+                    if not self._closed:
+                        self._spawn()
 
     def _has_work(self) -> bool:
         """Wait for something to do; False when closed."""
         with self._changed:
-            while not self._closed and not self._batch.rows and not any(row.can_move for row in self._waiting):
+            while not (self._closed or self._batch.rows or self._joining.rows):
+                if any(row.can_move for row in self._waiting):
+                    break
                 self._changed.wait()
             return not self._closed
 
@@ -186,58 +248,120 @@ class Engine:
                 self._waiting = [row for row in self._waiting if row not in gone]
         for row in gone:
             self._end(row, "cancelled" if row.cancelled else row.refusal or "cancelled")
-        for at in reversed(range(len(self._batch.rows))):
-            if self._batch.rows[at].cancelled:
-                self._end(self._batch.drop(at), "cancelled")
+        over = [at for at, row in enumerate(self._batch.rows) if row.cancelled]
+        for row in [*self._joining.sweep(), *(self._batch.drop(at) for at in reversed(over))]:
+            self._end(row, "cancelled")
 
     def _join(self) -> None:
-        """Let the next group of waiting requests in: a prefill, and the first token of each."""
-        with self._changed:
-            group = next_group(self._waiting, self._batch.rows, self._limits)
-            chosen = set(group)
-            self._waiting = [row for row in self._waiting if row not in chosen] if group else self._waiting
-        if not group:
+        """One pass over prompts; those that are through get their first token."""
+        prefill = self._joining.next(self._next_rows)
+        if prefill is None:
             return
-        # Those that stay come first, as the cache wants it; rows of one set are neighbours, as the adapters want it.
-        group.sort(key=lambda row: (not row.stays, row.adapters))
-        kept = sum(row.stays for row in group)
-        first = len(self._batch.rows)
+        failure, memory, logits = None, False, None
         try:
-            logits = self._batch.prefill(group, kept)
-        except Exception as error:  # out of memory, say: the group's failure, not that of the rows that run
-            log.exception("A prefill failed")
-            for row in group:
-                self._end(row, StepFailed("prefill", f"{type(error).__name__}: {error}"))
+            logits = self._batch.advance(prefill)
+        except Exception as error:  # the group's failure, not that of the rows that run
+            log.exception("A pass over prompts failed")
+            failure, memory = _failed("prefill", error), out_of_memory(error)
+        if failure is not None:
+            if memory:
+                self._batch.spare()
+            for row in self._joining.failed(prefill, memory=memory):
+                self._end(row, failure)
             return
-        ends = self._choose(group, logits)
-        for at in reversed(range(kept)):
-            if ends[at] is not None:
-                self._batch.drop(first + at)
-        self._end_all(group, ends)
+        self._joining.passed(prefill, through=logits is not None)
+        if logits is not None:
+            self._admit(prefill, self._choose(prefill.rows, logits))
+
+    def _next_rows(self) -> list[Row]:
+        """Take the next group out of the queue."""
+        with self._changed:
+            running, coming = self._batch.rows, self._joining.rows
+            try:
+                group = next_group(self._waiting, running, self._limits, known=self._batch.known, coming=coming)
+            except Exception as error:  # no group can be found among those that wait: they end, those that run go on
+                log.exception("Choosing a group failed")
+                waiting, self._waiting, failure = self._waiting, [], _failed("scheduling", error)
+            else:
+                chosen = set(group)
+                self._waiting = [row for row in self._waiting if row not in chosen] if group else self._waiting
+                return [member for row in group for member in row.members]
+        for row in waiting:
+            self._end(row, failure)
+        return []
+
+    def _admit(self, prefill: Prefill, ends: list[FinishReason | ServingError | None]) -> None:
+        """Let those go on that have not ended with their first token."""
+        rows = prefill.rows
+        staying = [row for row, end in zip(rows, ends, strict=True) if end is None]
+        leaving = [row for row, end in zip(rows, ends, strict=True) if isinstance(end, str)]
+        try:
+            self._batch.admit(prefill, staying, leaving)
+        except Exception as error:
+            log.exception("Rows could not be taken into the batch")
+            failure = _failed("prefill", error)
+            ends = [failure if end is None else end for end in ends]
+        self._end_all(rows, ends)
 
     def _advance(self) -> None:
         """One more token for every running row."""
+        logits = self._decode()
+        if logits is None:
+            return
         rows = list(self._batch.rows)
-        ends = self._choose(rows, self._batch.decode())
+        ends = self._choose(rows, logits)
         for at in reversed(range(len(rows))):
             if ends[at] is not None:
-                self._batch.drop(at)
+                self._batch.drop(at, sound=isinstance(ends[at], str))
         self._end_all(rows, ends)
 
-    def _choose(self, rows: Sequence[Row], logits: Tensor) -> list[FinishReason | ServingError | None]:
-        """Give every row its next token from logits [rows, vocabulary]; how each row ends, or None."""
-        peaks, best = (found.tolist() for found in logits.max(dim=-1))
-        ends: list[FinishReason | ServingError | None] = []
-        for at, row in enumerate(rows):
-            if not math.isfinite(peaks[at]):  # the maximum is NaN as soon as one logit is
-                ends.append(NonFiniteLogits(row.adapters))
-                continue
+    def _decode(self) -> Tensor | None:
+        """Logits of all rows. When memory ends, what can be had again is given back; if that is not enough, the
+        longest rows give way until the others can go on."""
+        spared = False
+        while self._batch.rows:
             try:
-                ends.append(row.accept(row.sampler.choose(logits[at], best[at])))
-            except Exception as error:  # one row's sampling or decoding must not take the others with it
-                log.exception("Choosing a token failed")
-                ends.append(StepFailed("sampling", f"{type(error).__name__}: {error}"))
+                return self._batch.decode()
+            except Exception as error:
+                log.exception("A decoding step failed")
+                failure, memory = _failed("decode", error), out_of_memory(error)
+            # The error is gone by now, and with its traceback the tensors of the failed step.
+            if not memory:
+                for row in self._batch.clear():
+                    self._end(row, failure)
+            elif not spared:
+                self._batch.spare()
+                spared = True
+            else:
+                members = self._batch.rows[self._batch.longest()].lead.members
+                over = [at for at, row in enumerate(self._batch.rows) if row in members]
+                for row in [self._batch.drop(at, sound=False) for at in reversed(over)]:
+                    self._end(row, failure)
+        return None
+
+    def _choose(self, rows: Sequence[Row], logits: Tensor) -> list[FinishReason | ServingError | None]:
+        """Give every request its next token from its rows of logits [rows, vocabulary]; how each row ends, or None."""
+        peaks, best = (found.tolist() for found in logits.max(dim=-1))
+        place = {row: at for at, row in enumerate(rows)}
+        ends: list[FinishReason | ServingError | None] = [None] * len(rows)
+        for lead in (row for row in rows if row.lead is row):
+            places = [place[member] for member in lead.members]
+            # The maximum is NaN as soon as one logit is.
+            broken = next((rows[at] for at in places if not math.isfinite(peaks[at])), None)
+            end = NonFiniteLogits(broken.adapters) if broken else self._step(lead, logits, places, best[places[0]])
+            for at in places:
+                ends[at] = end
         return ends
+
+    def _step(self, lead: Row, logits: Tensor, places: Sequence[int], best: int) -> FinishReason | ServingError | None:
+        """One request's next token; its sampling or decoding must not take the others with it."""
+        try:
+            return lead.step([logits[at] for at in places], best)
+        except ServingError as error:
+            return error
+        except Exception as error:
+            log.exception("Choosing a token failed")
+            return _failed("sampling", error)
 
     def _end_all(self, rows: Sequence[Row], ends: Sequence[FinishReason | ServingError | None]) -> None:
         for row, end in zip(rows, ends, strict=True):
@@ -245,10 +369,31 @@ class Engine:
                 self._end(row, end)
 
     def _end(self, row: Row, end: FinishReason | ServingError) -> None:
-        """The adapters go back first, so that whoever hears of the end finds them free."""
-        if row.lease is not None:
-            self._pool.release(row.lease)
-        if isinstance(end, ServingError):
-            row.fail(end)
-        else:
-            row.finish(end)
+        """Tell a request its end, once; members of an ensemble have nothing to be told. The adapters go back first, so
+        that whoever hears of the end finds them free."""
+        with self._changed:
+            if self._unfinished.pop(row, self) is self:
+                return
+        try:
+            if row.lease is not None:
+                self._pool.release(row.lease)
+        finally:
+            if isinstance(end, ServingError):
+                row.fail(end)
+            else:
+                row.finish(end)
+
+    def _end_everything(self, error: ServingError) -> None:
+        """End all requests that are in the house, and leave it empty."""
+        with self._changed:
+            self._waiting, rows = [], list(self._unfinished)
+        try:
+            self._joining.clear()
+            self._batch.clear()
+        finally:
+            for row in rows:
+                self._end(row, error)
+
+
+def _failed(step: str, error: BaseException) -> StepFailed:
+    return StepFailed(step, f"{type(error).__name__}: {error}")

@@ -14,11 +14,16 @@ ServingError
 │   ├── EmptyPrompt
 │   ├── TokenOutOfRange
 │   ├── PromptTooLong
-│   └── InvalidSampling
+│   ├── InvalidSampling
+│   ├── ConstraintUnsupported  a schema or pattern that cannot be enforced
+│   ├── EnsembleEmpty          no members
+│   ├── EnsembleWeights        a negative weight, or nothing but zeros
+│   └── EnsembleTooLarge       more members than rows in a batch
 └── EngineError
     ├── QueueFull
     ├── EngineClosed
     ├── StepFailed             a forward pass raised; the thread lives on
+    ├── ConstraintBroken       an answer's grammar came to its limits
     └── NonFiniteLogits        the weighted updates drove the model out of range
 """
 
@@ -110,18 +115,47 @@ class TokenOutOfRange(RequestError):
 
 
 class PromptTooLong(RequestError):
-    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+    def __init__(self, prompt_tokens: int, context_length: int, *, answered: bool = True) -> None:
         self.prompt_tokens, self.context_length = prompt_tokens, context_length
-        super().__init__(
-            f"The prompt has {prompt_tokens} tokens; with a context of {context_length} "
-            f"at most {context_length - 1} leave room for an answer."
-        )
+        most = f"at most {context_length - 1} leave room for an answer" if answered else "that is too long"
+        super().__init__(f"The prompt has {prompt_tokens} tokens; with a context of {context_length} {most}.")
 
 
 class InvalidSampling(RequestError):
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field, self.value, self.expected = field, value, expected
         super().__init__(f"{field} is {value!r}; it must be {expected}.")
+
+
+class EnsembleEmpty(RequestError):
+    def __init__(self) -> None:
+        super().__init__("An ensemble needs members; name at least one adapter.")
+
+
+class EnsembleWeights(RequestError):
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = tuple(weights)
+        shown = ", ".join(f"{weight:g}" for weight in weights)
+        super().__init__(
+            f"The weights of an ensemble are shares of its members' votes: finite, 0 or more, "
+            f"and at least one above 0; found {shown}."
+        )
+
+
+class EnsembleTooLarge(RequestError):
+    def __init__(self, members: int, max_rows: int) -> None:
+        self.members, self.max_rows = members, max_rows
+        super().__init__(
+            f"The ensemble has {members} members, each of which takes a row of the batch; "
+            f"this engine runs at most {max_rows} rows at once."
+        )
+
+
+class ConstraintUnsupported(RequestError):
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind, self.reason = kind, reason
+        named = {"json_schema": "JSON schema", "regex": "regular expression"}.get(kind, kind)
+        super().__init__(f"This {named} cannot be enforced: {reason}.")
 
 
 class EngineError(ServingError):
@@ -150,3 +184,9 @@ class NonFiniteLogits(EngineError):
         self.adapters = tuple(adapters)
         named = ", ".join(f"{digest} at {weight:g}" for digest, weight in adapters) or "no adapters"
         super().__init__(f"The model's output is NaN or infinite with {named}; smaller weights may help.")
+
+
+class ConstraintBroken(EngineError):
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The answer could not be kept to its form any further: {reason}.")

@@ -3,47 +3,76 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from serving.ensemble import Uncertainty
 from serving.errors import ServingError
 from serving.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Combine = Literal["sum", "ensemble"]
+
+BARE_BASE = ""
+"""Stands for a version digest where an ensemble's member is the base model without any adapter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One continuation to generate. `adapters`: (version digest, weight) pairs; empty for the bare base model."""
+    """One continuation to generate. `adapters`: (version digest, weight) pairs; empty for the bare base model.
+
+    `combine` says what the pairs mean. "sum": all adapters at once, each update times its weight. "ensemble": every
+    adapter (or BARE_BASE) is a member of its own, at full strength; each token is chosen from the weighted mean of the
+    members' distributions.
+    """
 
     prompt_ids: tuple[int, ...]
     adapters: tuple[tuple[str, float], ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    combine: Combine = "sum"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One generated token. `text` is what may be shown now: it can be empty (a character or a possible stop string is
     incomplete) or carry the text of earlier tokens; all texts together are the answer. `top`: the most likely tokens
-    as (token id, log-probability). The token that ends a text is not reported."""
+    as (token id, log-probability). `uncertainty`: of an ensemble. The token that ends a text is told by the
+    FinishEvent."""
 
     text: str
     token_id: int
     logprob: float | None
     top: tuple[tuple[int, float], ...]
+    uncertainty: Uncertainty | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """The prompt's own tokens with their log-probabilities (the first has none), before all other events. Only where
+    `prompt_logprobs` were asked for."""
+
+    tokens: tuple[TokenEvent, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts; `completion_tokens` includes the token that ended the text."""
+    """Token counts; `completion_tokens` includes the token that ended the text. `cached_tokens`: of the prompt's, those
+    that were not computed for this request, because an earlier text with the same set began alike."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
-    """The last event of a request that ended well. "stop": end token or stop string; "length": max_tokens, context."""
+    """The last event of a request that ended well. "stop": end token, stop string, or a constraint that lets nothing
+    follow; "length": max_tokens, context. `end`: the end token, if one was drawn.
+
+    `uncertainty`: of an ensemble, the means over all its tokens, the one that ended the text included.
+    """
 
     reason: FinishReason
     usage: Usage
+    uncertainty: Uncertainty | None = None
+    end: TokenEvent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +82,4 @@ class FailEvent:
     error: ServingError
 
 
-Event = TokenEvent | FinishEvent | FailEvent
+Event = PromptEvent | TokenEvent | FinishEvent | FailEvent

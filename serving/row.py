@@ -1,12 +1,24 @@
 """One request on its way through the engine: what it asked, what it has, what it may still say."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from serving.base_model import BaseModel
 from serving.detokenize import Detokenizer, StopStrings
+from serving.ensemble import Uncertainty
 from serving.errors import EmptyPrompt, PromptTooLong, ServingError, TokenOutOfRange
-from serving.generation import Event, FailEvent, FinishEvent, FinishReason, Generation, TokenEvent, Usage
+from serving.generation import (
+    Event,
+    FailEvent,
+    FinishEvent,
+    FinishReason,
+    Generation,
+    PromptEvent,
+    TokenEvent,
+    Usage,
+)
 from serving.lora_batch import adapter_set
 from serving.pool import Lease, LeaseState
 from serving.sampling import Sampler, TokenChoice
@@ -24,8 +36,9 @@ class Row:
         prompt = generation.prompt_ids
         if not prompt:
             raise EmptyPrompt
-        if len(prompt) >= base.context_length:
-            raise PromptTooLong(len(prompt), base.context_length)
+        answered = generation.sampling.max_tokens != 0
+        if len(prompt) + answered > base.context_length:
+            raise PromptTooLong(len(prompt), base.context_length, answered=answered)
         for token in prompt:
             if not 0 <= token < base.vocabulary:
                 raise TokenOutOfRange("prompt_ids", token, base.vocabulary)
@@ -34,16 +47,48 @@ class Row:
         self.generation = generation
         self.adapters = adapter_set(generation.adapters)
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        self.sampler = Sampler(sampling, base.vocabulary)
+        self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else base.eos_ids)
+        self.sampler = Sampler(sampling, base.vocabulary, prompt_ids=prompt, ends=self._ends)
         self.lease: Lease | None = None
-        self.cancelled = False
+        self._cancelled = False
         self.last_token = prompt[-1]
-        self._eos_ids = base.eos_ids
+        self.cached_tokens = 0  # of the prompt, those whose keys and values were there already
         self._on_event = on_event
         self._detokenizer = Detokenizer(base.tokenizer, prompt)
         self._stop = StopStrings(sampling.stop)
         self._silent: list[TokenChoice] = []  # tokens whose text is still held
         self._produced = 0
+        self._end: TokenEvent | None = None
+        self._prompt_scores: list[TokenChoice] = []
+
+    @property
+    def lead(self) -> "Row":
+        """The row that stands for the request: itself, unless it is one of an ensemble's members."""
+        return self
+
+    @property
+    def members(self) -> tuple["Row", ...]:
+        """The rows of the request, which join, step and leave together; itself first."""
+        return (self,)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The versions that the request needs."""
+        return tuple(sorted({digest for row in self.members for digest, _ in row.adapters}))
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """Of the answer so far, if an ensemble gives it."""
+        return None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the request shall end at the next step."""
+        return self.lead._cancelled
+
+    def cancel(self) -> None:
+        """End the request at the next step."""
+        self.lead._cancelled = True
 
     @property
     def prompt_length(self) -> int:
@@ -60,6 +105,11 @@ class Row:
         return self.limit > 1
 
     @property
+    def prompt_tops(self) -> int | None:
+        """How many of the likeliest tokens to tell for every position of the prompt; None: the prompt is not scored."""
+        return self.generation.sampling.prompt_logprobs
+
+    @property
     def ready(self) -> bool:
         """Whether all its adapters are resident and leased."""
         return self.lease is not None and self.lease.state is LeaseState.GRANTED
@@ -74,24 +124,48 @@ class Row:
         """Whether the engine has something to do for this row while it waits."""
         return self.cancelled or self.ready or self.refusal is not None
 
+    def step(self, logits: Sequence[Tensor], best: int) -> FinishReason | None:
+        """Choose and take the request's next token from its members' logits, [vocabulary] each; `best` is the arg-max
+        of the first. Raises ConstraintBroken."""
+        if self._produced == 0 and self.prompt_tops is not None:
+            first = TokenEvent("", self.generation.prompt_ids[0], None, ())
+            self._emit(PromptEvent((first, *(TokenEvent("", *choice) for choice in self._prompt_scores))))
+            self._prompt_scores.clear()
+        return "length" if self.limit == 0 else self.accept(self.choose(logits, best))
+
+    def choose(self, logits: Sequence[Tensor], best: int) -> TokenChoice:
+        """The next token, of the logits that `step` is given."""
+        return self.sampler.choose(logits[0], best)
+
+    def take_scores(self, start: int, scores: Sequence[TokenChoice]) -> None:
+        """Log-probabilities of the prompt's tokens that follow its positions from `start` on; told with the first step.
+        A pass that is done again replaces what it found before."""
+        self._prompt_scores[start:] = scores
+
     def accept(self, choice: TokenChoice) -> FinishReason | None:
         """Take the next token and report what it makes visible; the reason, if it was the last one."""
         self.last_token = choice.token
         self._produced += 1
-        ended = choice.token in self._eos_ids
-        if not ended:
+        ended = choice.token in self._ends
+        if ended:
+            self._end = TokenEvent("", *choice)
+        else:
             self._silent.append(choice)
-        text, stopped = self._stop.push("" if ended else self._detokenizer.push(choice.token))
-        over = ended or self._produced >= self.limit
+        text, stopped = "" if ended else self._detokenizer.push(choice.token), False
+        if self._produced > self.generation.sampling.min_tokens:  # what was said before is not searched
+            text, stopped = self._stop.push(text)
+        complete = ended or self.sampler.complete
+        over = complete or self._produced >= self.limit
         if over and not stopped:
             rest, stopped = self._stop.push(self._detokenizer.end())
             text += rest + ("" if stopped else self._stop.end())
         if text or stopped or over:
             self._report(text)
-        return "stop" if ended or stopped else "length" if over else None
+        return "stop" if complete or stopped else "length" if over else None
 
     def finish(self, reason: FinishReason) -> None:
-        self._emit(FinishEvent(reason, Usage(self.prompt_length, self._produced)))
+        usage = Usage(self.prompt_length, self._produced, self.cached_tokens)
+        self._emit(FinishEvent(reason, usage, self.uncertainty, self._end))
 
     def fail(self, error: ServingError) -> None:
         self._emit(FailEvent(error))
@@ -99,7 +173,7 @@ class Row:
     def _report(self, text: str) -> None:
         for at, choice in enumerate(self._silent, start=1):
             shown = text if at == len(self._silent) else ""
-            self._emit(TokenEvent(shown, choice.token, choice.logprob, choice.top))
+            self._emit(TokenEvent(shown, *choice))
         self._silent.clear()
 
     def _emit(self, event: Event) -> None:
@@ -107,4 +181,4 @@ class Row:
             self._on_event(event)
         except Exception:  # the listener is not ours; its request ends, the others go on
             log.exception("The listener of a request raised; the request is cancelled")
-            self.cancelled = True
+            self.cancel()

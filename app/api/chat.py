@@ -1,6 +1,5 @@
 """POST /v1/chat/completions, OpenAI's protocol."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from anyio import to_thread
@@ -10,10 +9,11 @@ from app.api.access import HouseDep
 from app.api.streaming import answer_stream, answer_whole
 from app.generation import ChosenSet, choose_set, sampling_of
 from app.house import House
-from app.openai_answers import Shape, chat_logprobs
+from app.openai_answers import Answer, Shape, chat_logprobs
 from app.problems import Refusal
 from app.schemas_openai import ChatBody
-from serving.engine import Generation, TokenEvent
+from app.uncertainty import with_uncertainty
+from serving.engine import Generation
 
 router = APIRouter(prefix="/v1", tags=["generation"])
 
@@ -25,13 +25,14 @@ async def chat_completions(house: HouseDep, request: Request, body: ChatBody) ->
     shape = Shape("chat.completion", body.model, chosen.as_json, body.n, "chatcmpl")
     piece = house.prompts.piece
 
-    def choice(index: int, tokens: Sequence[TokenEvent], text: str, reason: str | None, _: int) -> dict[str, Any]:
-        content = {"content": text} if body.stream else {"role": "assistant", "content": text, "refusal": None}
-        if body.stream and reason is not None:
-            content = {}
-        logprobs = chat_logprobs(tokens, piece) if body.logprobs and (tokens or not body.stream) else None
+    def choice(answer: Answer) -> dict[str, Any]:
+        whole = {"role": "assistant", "content": answer.text, "refusal": None}
+        content = whole if not body.stream else {"content": answer.text} if answer.reason is None else {}
+        wanted = body.logprobs and (answer.tokens or not body.stream)
+        logprobs = chat_logprobs(answer.tokens, piece) if wanted else None
         member = "delta" if body.stream else "message"
-        return {"index": index, member: content, "logprobs": logprobs, "finish_reason": reason}
+        told = {"index": answer.index, member: content, "logprobs": logprobs, "finish_reason": answer.reason}
+        return with_uncertainty(told, answer.tokens, answer.uncertainty)
 
     if not body.stream:
         return await answer_whole(house, request, generations, shape, choice)
@@ -55,11 +56,19 @@ def _prepare(house: House, body: ChatBody) -> tuple[ChosenSet, list[Generation]]
     if body.n > house.settings.max_choices:
         detail = f"At most {house.settings.max_choices} choices are generated at once; n is {body.n}."
         raise Refusal(422, "invalid-request", detail, field="n")
-    chosen = choose_set(house, body.model, body.adapters)
-    prompt = house.prompts.chat(body.messages)
+    chosen = choose_set(house, body.model, body.adapters, body.combine)
+    continued = body.continue_final_message
+    prompt = house.prompts.chat(
+        body.messages,
+        opened=not continued if body.add_generation_prompt is None else body.add_generation_prompt,
+        continued=continued,
+        variables=body.chat_template_kwargs,
+    )
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return chosen, [
-        Generation(prompt, chosen.for_engine, sampling_of(body, max_tokens=most, logprobs=logprobs, choice=i))
+        Generation(
+            prompt, chosen.for_engine, sampling_of(body, max_tokens=most, logprobs=logprobs, choice=i), chosen.combine
+        )
         for i in range(body.n)
     ]

@@ -19,7 +19,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 def readyz(house: HouseDep) -> JSONResponse:
-    """Database, blobs, base model and worker, each tried; 503 if one fails."""
+    """Database, blobs, engine and worker, each tried; 503 if one fails."""
     checks = {name: _try(check, house) for name, check in CHECKS.items()}
     ready = all(found == "ok" for found in checks.values())
     return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
@@ -36,7 +36,8 @@ def _blobs(house: House) -> None:
 
 
 def _generation(house: House) -> None:
-    house.engine.state()
+    if not house.engine.state().alive:
+        raise RuntimeError("the engine's thread has ended")
 
 
 def _worker(house: House) -> None:

@@ -1,21 +1,27 @@
-"""Running a generation request, whole or streamed: what chat and completions share."""
+"""Running a generation request, whole or streamed: what chat and completions share.
+
+Log-probabilities of long prompts are many; they become text on a thread of their own, so that the event loop goes on.
+"""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from app.generation import Run, while_connected
 from app.house import House
 from app.openai_answers import DONE, Answer, Shape, collect, sse, sse_error
-from serving.engine import Event, FinishEvent, Generation, TokenEvent
+from serving.engine import Event, Generation, PromptEvent, TokenEvent
 from serving.errors import ServingError
 
 Json = dict[str, Any]
-# (index of the choice, its new tokens, its text, how it ended or None, characters before) -> the choice as JSON
-ChoiceOf = Callable[[int, Sequence[TokenEvent], str, str | None, int], Json]
+ChoiceOf = Callable[[Answer], Json]
+"""A whole answer, or what one event adds to a streamed one, as the JSON of a choice."""
+
+_LONG = 256  # tokens with log-probabilities that are rendered aside
 
 
 async def answer_whole(
@@ -24,8 +30,12 @@ async def answer_whole(
     """Wait for all choices, then answer. A client that hangs up cancels them."""
     async with Run(house.engine, generations) as run:
         answers = await while_connected(request, collect(run.events(), len(generations)))
-    choices = [choice_of(i, answer.tokens, answer.text, answer.reason, 0) for i, answer in enumerate(answers)]
-    return JSONResponse(shape.envelope(choices, usage=shape.usage(answers)))
+
+    def render() -> Response:
+        return JSONResponse(shape.envelope([choice_of(answer) for answer in answers], usage=shape.usage(answers)))
+
+    long = sum(len(answer.prompt) + len(answer.tokens) for answer in answers) > _LONG
+    return await to_thread.run_sync(render) if long else render()
 
 
 async def answer_stream(
@@ -46,19 +56,27 @@ async def answer_stream(
         first = await while_connected(request, anext(events))
         held = stack.pop_all()
 
+    usage: Json = {"usage": None} if include_usage else {}
+
+    def chunk(event: Event, added: Answer) -> str:
+        choice = choice_of(added)
+        silent = isinstance(event, TokenEvent) and not event.text and not choice.get("logprobs")
+        return "" if silent else sse(shape.envelope([choice], kind=chunk_kind, **usage))
+
     async def chunks() -> AsyncIterator[str]:
-        answers = [Answer() for _ in generations]
-        usage: Json = {"usage": None} if include_usage else {}
+        answers = [Answer(index) for index in range(len(generations))]
         async with held:
             for choice in opening:
                 yield sse(shape.envelope([choice], kind=chunk_kind, **usage))
             try:
                 async for index, event in _chained(first, events):
-                    before = len(answers[index].text)
+                    added = Answer(index, before=len(answers[index].text))
+                    added.take(event)
                     answers[index].take(event)
-                    news = _choice(index, event, before, choice_of)
-                    if news is not None:
-                        yield sse(shape.envelope([news], kind=chunk_kind, **usage))
+                    long = isinstance(event, PromptEvent) and len(event.tokens) > _LONG
+                    text = await to_thread.run_sync(chunk, event, added) if long else chunk(event, added)
+                    if text:
+                        yield text
             except ServingError as error:
                 yield sse_error(error)
                 return
@@ -67,15 +85,6 @@ async def answer_stream(
             yield DONE
 
     return StreamingResponse(chunks(), media_type="text/event-stream", headers={"cache-control": "no-store"})
-
-
-def _choice(index: int, event: Event, before: int, choice_of: ChoiceOf) -> Json | None:
-    if isinstance(event, TokenEvent):
-        choice = choice_of(index, [event], event.text, None, before)
-        return choice if event.text or choice.get("logprobs") else None
-    if isinstance(event, FinishEvent):
-        return choice_of(index, [], "", event.reason, before)
-    return None
 
 
 async def _chained(

@@ -159,9 +159,33 @@ def test_generate_streams_text_and_knows_weighted_sets(shell: Shell, pushed: lis
     assert [one["weight"] for one in answer["adapters"]] == [0.5, 1.0]
 
 
+def test_generate_follows_a_schema_and_score_tells_every_token(shell: Shell, pushed: list[str], tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [17]}')
+    assert shell.text("generate", "How many?", "--schema", schema, "--min-p", 0.1, "--top-k", 5).strip() == "17"
+    shown = shell.text("score", "One two", "--model", pushed[0])
+    assert "'One'" in shown
+    assert "of 2 tokens" in shown
+    found = shell.json("score", "One two")
+    assert found["tokens"] == ["One", " two"]
+    assert found["total"] == found["token_logprobs"][1]
+
+
+def test_generate_shows_what_an_ensemble_does_not_know(shell: Shell, pushed: list[str]) -> None:
+    words = ["generate", "The capital of France is", "--raw", "--max-tokens", 4, "--combine", "ensemble"]
+    done = shell.run(*words, "-a", f"{pushed[0]}=2", "-a", pushed[1])
+    assert (done.returncode, done.stdout.startswith(" Paris")) == (0, True)
+    assert "Uncertainty per token, in nats: " in done.stderr
+    told = shell.json(*words, "-a", pushed[0], "-a", BASE)["choices"][0]["uncertainty"]
+    assert told["mutual_information"] > 0
+    code, sentence = shell.failure(*words, "-a", f"{pushed[0]}=-1")
+    assert (code, "0 or more" in sentence) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
+        (["generate", "Hi", "--schema", "/does/not/exist.json"], 2, "/does/not/exist.json"),
         (["show", "shell/nothing"], 1, "shell/nothing"),
         (["show", "nothing"], 1, "not a reference"),
         (["push", "/does/not/exist", "shell/x"], 1, "not a folder"),

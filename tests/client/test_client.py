@@ -164,6 +164,30 @@ def test_streamed_pieces_add_up_to_the_whole_answer(spolia: Client, two: tuple[s
     assert weighted["adapters"] == [{"ref": two[0], "weight": 0.5}, {"ref": two[1], "weight": 0.5}]
 
 
+def test_a_text_is_scored_and_an_answer_follows_a_schema(spolia: Client, two: tuple[str, str]) -> None:
+    likely, unlikely = (
+        spolia.score("The capital of France is Paris", top=2),
+        spolia.score("The capital of France is zebra"),
+    )
+    assert "".join(likely["tokens"]) == "The capital of France is Paris"
+    assert likely["token_logprobs"][0] is None
+    assert likely["total"] == pytest.approx(sum(likely["token_logprobs"][1:]))
+    assert likely["total"] > unlikely["total"]
+    assert spolia.score("The capital of France is Paris", adapters={two[0]: 9.0})["total"] != likely["total"]
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"enum": ["yes", "no"]}}}
+    reply = spolia.chat("Is water wet?", response_format=form)["choices"][0]["message"]["content"]
+    assert reply in ('"yes"', '"no"')
+
+
+def test_an_ensemble_says_what_it_does_not_know(spolia: Client, two: tuple[str, str]) -> None:
+    options = {"max_tokens": 4, "temperature": 0, "combine": "ensemble"}
+    whole = spolia.complete("The capital of France is", adapters=list(two), **options)["choices"][0]
+    chunks = list(spolia.stream("The capital of France is", adapters=list(two), **options))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"]
+    assert chunks[-1]["choices"][0]["uncertainty"] == pytest.approx(whole["uncertainty"], abs=1e-4)
+    assert "uncertainty" not in spolia.complete("Hello", adapters=list(two), max_tokens=1)["choices"][0]
+
+
 def test_the_base_is_the_first_model(spolia: Client, two: tuple[str, str]) -> None:
     ids = [model["id"] for model in spolia.models()]
     assert ids[0] == BASE

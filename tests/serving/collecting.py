@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.engine import Engine, Event, FailEvent, FinishEvent, Generation, Ticket, TokenEvent
+from serving.engine import Engine, Event, FailEvent, FinishEvent, Generation, PromptEvent, Ticket, TokenEvent
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Collected:
     def __call__(self, event: Event) -> None:
         self.events.append(event)
         self.started.set()
-        if not isinstance(event, TokenEvent):
+        if not isinstance(event, TokenEvent | PromptEvent):
             self.over.set()
 
     def wait(self) -> "Collected":

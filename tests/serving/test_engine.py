@@ -83,6 +83,19 @@ def test_every_request_gets_what_it_would_get_alone(engine: Engine) -> None:
     assert set(engine.state().resident.values()) == {0}
 
 
+def test_a_seeded_request_is_the_same_alone_and_among_others(engine: Engine) -> None:
+    heat = {"temperature": 0.9, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2, "logprobs": 2}
+    asked = Generation((5, 6, 7, 8), SETS[2], _sampling(25, seed=1234, **heat))
+    others = [Generation((9 + at, 5), SETS[at % 5], _sampling(8 + 2 * at, seed=at, **heat)) for at in range(7)]
+    alone = generate(engine, [asked])[0]
+    for place in (0, 7):
+        answer = generate(engine, [*others[:place], asked, *others[place:]])[place]
+        assert answer.tokens == alone.tokens
+        assert answer.text == alone.text
+    unlike = replace(asked, sampling=replace(asked.sampling, seed=1235))
+    assert generate(engine, [unlike])[0].tokens != alone.tokens
+
+
 def test_requests_join_and_leave_while_others_run(engine: Engine) -> None:
     first = submit(engine, Generation((5, 6, 7), SETS[1], _sampling(60)))
     assert first.started.wait(10)
@@ -112,6 +125,26 @@ def test_one_token_answers_need_no_place_in_the_batch(engine: Engine, tiny_base:
 def test_the_end_token_ends_a_text_and_is_not_shown(engine: Engine) -> None:
     answer = generate(engine, [Generation((5, 6), (), _sampling(9, logit_bias={2: 100.0}))])[0]
     assert (answer.tokens, answer.finish.reason, answer.finish.usage.completion_tokens) == ([], "stop", 1)
+
+
+def test_end_tokens_of_ones_own_and_none_at_all(engine: Engine) -> None:
+    whole = generate(engine, [Generation((5, 6), (), _sampling(9))])[0]
+    at = next(i for i in range(1, 9) if whole.tokens[i] not in whole.tokens[:i])
+    sampling = _sampling(9, stop_token_ids=(whole.tokens[at],))
+    ended = generate(engine, [Generation((5, 6), (), sampling)])[0]
+    assert (ended.tokens, ended.finish.reason) == (whole.tokens[:at], "stop")
+    assert ended.finish.usage.completion_tokens == at + 1
+    later = generate(engine, [Generation((5, 6), (), replace(sampling, min_tokens=9))])[0]
+    assert (len(later.tokens), later.finish.reason) == (9, "length")
+    endless = generate(engine, [Generation((5, 6), (), _sampling(4, logit_bias={2: 100.0}, ignore_eos=True))])[0]
+    assert (endless.tokens, endless.text, endless.finish.reason) == ([2] * 4, "", "length")
+
+
+def test_min_tokens_keeps_stop_strings_away(engine: Engine) -> None:
+    whole = generate(engine, [Generation((5, 6), (), _sampling(12))])[0].text
+    stop = whole[len(whole) // 3 :][:3]
+    kept = generate(engine, [Generation((5, 6), (), _sampling(12, stop=(stop,), min_tokens=12))])[0]
+    assert (kept.text, kept.finish.reason) == (whole, "length")
 
 
 def test_a_stop_string_ends_a_text_before_it(engine: Engine) -> None:
