@@ -7,7 +7,7 @@ from typing import Any
 
 from anyio import to_thread
 
-from app.generation import choose_set
+from app.generation import model_version
 from app.house import House
 from app.problems import Refusal
 from serving.errors import NotResident, ServingError
@@ -82,10 +82,10 @@ def follow_alias(house: House, before: Version | None, now: Version) -> None:
 
 
 def _servable(house: House, ref: str) -> Version:
-    chosen = choose_set(house, ref, None)
-    if not chosen.members:
+    version = model_version(house, ref)
+    if version is None:
         raise Refusal(422, "invalid-request", f"'{ref}' is the base model, which is always there.", field="ref")
-    return chosen.members[0][0]
+    return version
 
 
 def _ref_of(registry: Registry, digest: str) -> str | None:
