@@ -36,6 +36,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")] = None,
     schema: Annotated[Path | None, typer.Option(help="File with a JSON schema that the answer must match.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds until it ends with an error, if not yet done.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate text, streamed as it is made."""
@@ -43,6 +44,7 @@ def generate(
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     options |= {"min_p": min_p, "repetition_penalty": repetition_penalty}
     options |= {"combine": combine} if combine != "sum" else {}
+    options |= {"timeout_s": timeout} if timeout is not None else {}
     options |= {"seed": seed} if seed is not None else {}
     options |= {"stop": stop} if stop else {}
     options |= {"response_format": schema_format(schema)} if schema is not None else {}

@@ -33,6 +33,7 @@ from app.client_inputs import (
     source_list,
     version_path,
 )
+from app.client_pool import PoolVerbs
 from app.recipe_file import read_recipe
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
@@ -45,7 +46,7 @@ RECONNECT_WITHIN_S = 60.0
 RECONNECT_EVERY_S = 0.5
 
 
-class Client(GenerationVerbs):
+class Client(GenerationVerbs, PoolVerbs):
     """One service. Use it as a context manager, or close it."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:

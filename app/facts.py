@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltas.adapter import Adapter
+from deltas.effect import silence
 from deltas.errors import ShapeMismatch, UnknownModule
 from store.records import Base
 from store.registry import Registry
@@ -70,11 +71,21 @@ def _hint(base: Base) -> str:
 def use_notes(adapter: Adapter) -> list[str]:
     """What keeps an adapter from being merged or served, or how it is read: a sentence each."""
     obstacles = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles]
+    if (reason := no_effect(adapter)) is not None:
+        return [f"It changes nothing: {reason}. It can be kept and merged, but is not served."]
     if not obstacles and adapter.unserved:
         return [f"It can be merged, but is not served: {'; '.join(adapter.unserved)}."]
     if not obstacles and adapter.conversion:
         return [f"It is read by conversion: {adapter.conversion}."]
     return obstacles
+
+
+def no_effect(adapter: Adapter) -> str | None:
+    """Why an adapter that could be served would change nothing, as half a sentence; None if it changes something."""
+    if adapter.obstacles or adapter.unserved:
+        return None
+    found = (adapter.factors(name) for name in adapter.modules)
+    return silence((factors.A, factors.B) for factors in found)
 
 
 def content_facts(adapter: Adapter) -> dict[str, Any]:
@@ -103,5 +114,5 @@ def content_facts(adapter: Adapter) -> dict[str, Any]:
         "parameters": adapter.parameters,
         "dtype": adapter.dtype,
         "mergeable": not adapter.obstacles,
-        "servable": not (adapter.obstacles or adapter.unserved),
+        "servable": not (adapter.obstacles or adapter.unserved or no_effect(adapter)),
     }

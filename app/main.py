@@ -29,6 +29,7 @@ from app.api import (
     models,
     nearest,
     online,
+    pool,
     provenance,
     uploads,
     what_if,
@@ -50,7 +51,7 @@ log = logging.getLogger("spolia")
 BASE_DETAILS = ("origin", "architecture", "parameters", "context_length", "embeddings", "experts")
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, provenance, merges, online, what_if, compare,
-    nearest, jobs,
+    nearest, jobs, pool,
 )  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         prefix_bytes=settings.prefix_cache_bytes,
         max_rows=settings.max_batch_rows,
         max_waiting=settings.max_waiting_requests,
+        max_waiting_per_caller=settings.max_waiting_per_caller,
         threads=settings.threads,
     )
     engine.prepare()

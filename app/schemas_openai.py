@@ -72,7 +72,12 @@ class GenerateBody(Body):
     n: Count = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512, description="Who asks; accepted, not stored.")
+    user: str | None = Field(
+        None, max_length=512, description="Who asks; not stored. The users of one client address take turns."
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, description="Seconds that the answer may take, waiting included; an error ends it then."
+    )
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -330,7 +330,8 @@ class Adapter:
         unknown = [module for module in self.modules if module not in modules]
         if unknown:
             near = difflib.get_close_matches(unknown[0], modules, n=1)
-            raise UnknownModule(unknown[0], name, len(unknown), len(self.modules), near)
+            keys = [key for module in unknown for key in self.modules[module].keys.values()]
+            raise UnknownModule(unknown[0], name, len(unknown), len(self.modules), near, keys)
         for module, info in self.modules.items():
             outs, ins = modules[module]
             found = (info.out_features or outs, info.in_features or ins)

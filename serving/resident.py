@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from deltas.adapter import Adapter
+from deltas.effect import silence
 from serving.base_model import BaseModel
-from serving.errors import AdapterModuleMissing, AdapterNotServable, AdapterShapeMismatch
+from serving.errors import AdapterModuleMissing, AdapterNotServable, AdapterShapeMismatch, NoEffect
+from serving.plain_lora import is_plain, read_plain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,11 +60,20 @@ def check_servable(digest: str, adapter: Adapter, base: str, modules: Mapping[st
 
 
 def make_resident(digest: str, adapter: Adapter, base: BaseModel) -> ResidentAdapter:
-    """Read and cast all factors of an adapter. Raises what `check_servable` raises."""
+    """Read and cast all factors of an adapter. Raises what `check_servable` raises, and NoEffect."""
     check_servable(digest, adapter, base.name, base.modules)
+    modules = _factors(adapter, base)
+    if (reason := silence((part.A, part.Bt.T) for part in modules.values())) is not None:
+        raise NoEffect(digest, list(modules), f"{reason} ({base.dtype} as served)".replace("torch.", ""))
+    return ResidentAdapter(digest, modules, served_size(adapter, base.dtype))
+
+
+def _factors(adapter: Adapter, base: BaseModel) -> dict[str, ServedFactors]:
+    if is_plain(adapter):
+        return {name: ServedFactors(*pair) for name, pair in read_plain(adapter, base.dtype, base.device).items()}
     modules: dict[str, ServedFactors] = {}
     for name in adapter.modules:
         factors = adapter.factors(name)
         A = factors.A.to(base.device, base.dtype).contiguous()
         modules[name] = ServedFactors(A, factors.B.T.to(base.device, base.dtype).contiguous())
-    return ResidentAdapter(digest, modules, served_size(adapter, base.dtype))
+    return modules

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.access import HouseDep
 from app.api.streaming import answer_stream, answer_whole
+from app.asking import addressed
 from app.generation import ChosenSet, choose_set, sampling_of
 from app.house import House
 from app.openai_answers import Answer, Shape, chat_logprobs
@@ -22,6 +23,7 @@ router = APIRouter(prefix="/v1", tags=["generation"])
 async def chat_completions(house: HouseDep, request: Request, body: ChatBody) -> Response:
     """Go on with a conversation, with the base model, an adapter, or a weighted set of adapters."""
     chosen, generations = await to_thread.run_sync(_prepare, house, body)
+    generations = addressed(house.settings, request, body, generations)
     shape = Shape("chat.completion", body.model, chosen.as_json, body.n, "chatcmpl")
     piece = house.prompts.piece
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.access import HouseDep
 from app.api.streaming import answer_stream, answer_whole
+from app.asking import addressed
 from app.generation import ChosenSet, choose_set, sampling_of
 from app.house import House
 from app.openai_answers import Answer, Shape, text_logprobs
@@ -34,6 +35,7 @@ class Work:
 async def completions(house: HouseDep, request: Request, body: CompletionBody) -> Response:
     """Continue prompts (texts or token ids), with the base model, an adapter, or a weighted set of adapters."""
     work = await to_thread.run_sync(_prepare, house, body)
+    generations = addressed(house.settings, request, body, work.generations)
     shape = Shape("text_completion", body.model, work.chosen.as_json, body.n, "cmpl")
     piece = house.prompts.piece
 
@@ -50,12 +52,12 @@ async def completions(house: HouseDep, request: Request, body: CompletionBody) -
         return with_uncertainty(told, tokens, answer.uncertainty)
 
     if not body.stream:
-        return await answer_whole(house, request, work.generations, shape, choice)
+        return await answer_whole(house, request, generations, shape, choice)
     silent = body.echo and body.logprobs is None  # else the prompt comes with its log-probabilities
     return await answer_stream(
         house,
         request,
-        work.generations,
+        generations,
         shape,
         opening=[_opening(i, work.echoed[i // body.n]) for i in range(len(work.generations))] if silent else [],
         choice_of=choice,

@@ -142,6 +142,16 @@ def test_join_says_which_slot_and_why(shell: Shell, pushed: list[str], tmp_path:
     assert "joined shell/kept@2, which is now shell/kept@3" in text
 
 
+def test_pool_shows_loads_pins_and_unloads(shell: Shell, pushed: list[str]) -> None:
+    assert f"{pushed[0]} is in memory" in shell.text("pool", "load", pushed[0])
+    assert "pinned)" in shell.text("pool", "load", pushed[0], "--pin")
+    page = shell.text("pool")
+    assert all(word in page for word in (pushed[0], "pinned", "in use", "0 running, 0 waiting"))
+    assert shell.json("pool")["adapters"][-1]["ref"] == pushed[0]
+    assert f"{pushed[0]} is unloaded." in shell.text("pool", "unload", pushed[0])
+    assert "not in memory" in shell.failure("pool", "unload", pushed[0])[1]
+
+
 def test_alias_tag_rm(shell: Shell, pushed: list[str]) -> None:
     assert "now names shell/b@1" in shell.text("alias", "shell/b", "production")
     assert shell.json("show", "shell/b:production")["aliases"] == ["production"]
