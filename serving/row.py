@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Callable
 
+from serving.adapter_set import adapter_set
 from serving.base_model import BaseModel
 from serving.detokenize import Detokenizer, StopStrings
 from serving.errors import EmptyPrompt, PromptTooLong, ServingError, TokenOutOfRange
 from serving.generation import Event, FailEvent, FinishEvent, FinishReason, Generation, TokenEvent, Usage
-from serving.lora_batch import adapter_set
 from serving.pool import Lease, LeaseState
 from serving.sampling import Sampler, TokenChoice
 
