@@ -178,14 +178,12 @@ def write_voices(room: Path, count: int) -> dict[str, Path]:
     return {word: voice.write(room / str(number), word) for number, word in enumerate(voice.words)}
 
 
-def churn(url: str, folders: Mapping[str, Path], operations: int, clients: int, seed: int = 0) -> Ledger:
+def churn(url: str, folders: Mapping[str, Path], ledger: Ledger, operations: int, clients: int, seed: int = 0) -> None:
     """Let so many clients do so many operations in all."""
-    ledger = Ledger()
     with ThreadPoolExecutor(clients) as pool:
         players = [Player(url, folders, ledger, seed + number) for number in range(clients)]
         for done in [pool.submit(player.play, operations // clients) for player in players]:
             done.result()
-    return ledger
 
 
 def main() -> None:
@@ -195,7 +193,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", type=int, default=10)
     args = parser.parse_args()
-    total, wrong, memory = Counter[str](), list[str](), list[float]()
+    ledger, memory = Ledger(), list[float]()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         room = Path(temporary)
@@ -204,20 +202,24 @@ def main() -> None:
         settings = {"ADAPTER_POOL_BYTES": 8 * size}  # fewer than there are: evictions all along
         with spolia(room / "data", threads=args.threads, settings=settings) as server:
             for part in range(args.parts):
-                ledger = churn(server.url, folders, args.operations // args.parts, args.clients, seed=1000 * part)
-                total += ledger.counts
-                wrong += ledger.wrong
+                churn(server.url, folders, ledger, args.operations // args.parts, args.clients, seed=1000 * part)
                 memory.append(server.memory_bytes() / 2**20)
-                print(f"part {part}: {memory[-1]:.0f} MB, wrong so far: {len(wrong)}", flush=True)
+                print(f"part {part}: {memory[-1]:.0f} MB, wrong so far: {len(ledger.wrong)}", flush=True)
             state = httpx.get(f"{server.url}/v1/pool", timeout=60).json()
     seconds = time.perf_counter() - started
-    print(json.dumps(dict(sorted(total.items())), indent=1))
-    print(f"{sum(total.values())} operations in {seconds:.0f} s; memory MB: {[round(one) for one in memory]}")
+    print(json.dumps(dict(sorted(ledger.counts.items())), indent=1))
+    print(f"{sum(ledger.counts.values())} operations in {seconds:.0f} s; memory MB: {[round(one) for one in memory]}")
     document = {"machine": machine(args.threads), "operations": args.operations, "clients": args.clients}
-    found = {"seconds": seconds, "counts": dict(total), "memory_mb": memory, "wrong": wrong[:50], "pool": state}
+    found = {
+        "seconds": seconds,
+        "counts": dict(ledger.counts),
+        "memory_mb": memory,
+        "wrong": ledger.wrong[:50],
+        "pool": state,
+    }
     write_results("serving_churn", {**document, **found})
-    if wrong:
-        sys.exit(f"{len(wrong)} answers were wrong, first: {wrong[0]}")
+    if ledger.wrong:
+        sys.exit(f"{len(ledger.wrong)} things were wrong, first: {ledger.wrong[0]}")
 
 
 if __name__ == "__main__":
