@@ -1,9 +1,8 @@
 """What HTTP adds to the engine, what else it holds up, and how a plain base model compares with `transformers serve`.
 
-Eight concurrent streams on the bare base model, the same prompts and tokens: through the engine in this process,
-and through the service over HTTP. Meanwhile a task on the service's event loop cannot be watched from outside, so a
-ninth client asks /healthz every 5 ms: the longest answer bounds how long the loop was ever blocked (it includes the
-client's own delays, so it is an upper bound). The same streams go to `transformers serve`.
+Eight concurrent streams on the bare base model, the same prompts and tokens: through the engine in a process of its
+own, and through the service over HTTP. The same questions go to `transformers serve` as chats. Apart from that, the
+service's event loop is watched by a task of its own for how long it was blocked.
 
     python -m benchmarks.serving.overhead [--repeats 5] [--tokens 64] [--threads 1] [--transformers PATH]
 
@@ -16,13 +15,15 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import uvicorn
 
+from app.main import create_app
+from app.settings import Settings
 from benchmarks.measuring import base_folder, in_fresh_process, machine, summary, write_results
 from benchmarks.serving.clients import Asked, figures, load, percentiles
 from benchmarks.serving.load import NO_END
@@ -33,22 +34,49 @@ ROWS = 8
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-async def watched(url: str, requests: Sequence[Asked], path: str) -> tuple[dict[str, Any], list[float]]:
-    """The load's figures, and how long /healthz took meanwhile."""
+def streams(url: str, tokens: int) -> dict[str, Any]:
+    """Eight streams at once; what the clients saw."""
+    return figures(asyncio.run(load(url, questions(tokens))))
+
+
+def questions(tokens: int) -> list[Asked]:
+    """Eight requests to the bare base model."""
+    body = {"model": BASE, "max_tokens": tokens, "temperature": 0, "stream": True, "logit_bias": NO_END}
+    return [Asked(0.0, {"prompt": text, **body}) for text in prompts(ROWS)]
+
+
+def loop_lags(folder: str, tokens: int, threads: int) -> dict[str, Any]:
+    """The service in this process, watched from its own event loop while a client process has eight streams.
+
+    A task sleeps a millisecond again and again; what it sleeps too long is the time that the loop was blocked (or
+    that the processor was somebody else's).
+    """
+    port = free_port()
+    settings = Settings(data_dir=Path(folder), port=port, threads=threads, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="warning"))
     lags: list[float] = []
 
     async def watch() -> None:
-        async with httpx.AsyncClient(base_url=url) as http:
-            while True:
-                started = time.perf_counter()
-                await http.get("/healthz")
-                lags.append(time.perf_counter() - started)
-                await asyncio.sleep(0.005)
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(0.001)
+            lags.append(time.perf_counter() - started - 0.001)
 
-    watcher = asyncio.create_task(watch())
-    seen = figures(await load(url, requests, path=path))
-    watcher.cancel()
-    return seen, lags
+    async def run() -> None:
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.05)
+        call = {"url": f"http://127.0.0.1:{port}", "tokens": tokens}
+        ask = partial(in_fresh_process, "benchmarks.serving.overhead:streams", call, threads=1)
+        await asyncio.to_thread(ask)
+        watcher = asyncio.create_task(watch())
+        await asyncio.to_thread(ask)
+        watcher.cancel()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
+    return {**percentiles(lags), "most": max(lags), "looks": len(lags)}
 
 
 def main() -> None:
@@ -60,7 +88,6 @@ def main() -> None:
     args = parser.parse_args()
     engine: list[float] = []
     rates: dict[str, list[float]] = {"http": [], "transformers": []}
-    lags: list[float] = []
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         ours = stack.enter_context(spolia(Path(temporary), threads=args.threads))
         peer = None
@@ -69,10 +96,8 @@ def main() -> None:
             command = [str(args.transformers), "serve", "--port", str(port), "--host", "127.0.0.1"]
             command += ["--device", "cpu", "--dtype", "float32", "--continuous-batching"]
             peer = stack.enter_context(running(command, port, threads=args.threads, ready="/health"))
+        completions = questions(args.tokens)
         plain = {"max_tokens": args.tokens, "temperature": 0, "stream": True}
-        completions = [
-            Asked(0.0, {"model": BASE, "prompt": text, "logit_bias": NO_END, **plain}) for text in prompts(ROWS)
-        ]
         chats = [
             Asked(0.0, {"model": str(base_folder()), "messages": [{"role": "user", "content": text}], **plain})
             for text in prompts(ROWS)
@@ -83,7 +108,6 @@ def main() -> None:
             found = in_fresh_process("benchmarks.serving.throughput:measured", arguments, threads=args.threads)
             engine.append(found["tokens_per_s"])
             rates["http"].append(figures(asyncio.run(load(ours.url, completions)))["tokens_per_s"])
-            lags += asyncio.run(watched(ours.url, completions, "/v1/completions"))[1]
             if peer is not None:
                 rates["transformers"].append(
                     figures(asyncio.run(load(peer.url, chats, path="/v1/chat/completions")))["tokens_per_s"]
@@ -92,9 +116,12 @@ def main() -> None:
     for name, found in table.items():
         ratio = found["median"] / table["engine"]["median"]
         print(f"{name:14} {found['median']:8.1f} ({found['least']:.1f} … {found['most']:.1f}) tokens/s {ratio:6.3f} ×")
-    print("healthz meanwhile, seconds:", {**percentiles(lags), "most": max(lags)})
-    document = {"machine": machine(args.threads), "tokens": args.tokens, "rates": table}
-    write_results("serving_overhead", {**document, "healthz_s": {**percentiles(lags), "most": max(lags)}})
+    with tempfile.TemporaryDirectory() as temporary:
+        arguments = {"folder": temporary, "tokens": args.tokens, "threads": args.threads}
+        lags = in_fresh_process("benchmarks.serving.overhead:loop_lags", arguments, threads=args.threads)
+    print("event loop blocked, seconds:", lags)
+    document = {"machine": machine(args.threads), "tokens": args.tokens, "rates": table, "loop_blocked_s": lags}
+    write_results("serving_overhead", document)
 
 
 if __name__ == "__main__":
