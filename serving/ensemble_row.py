@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from serving.adapter_set import adapter_set
 from serving.base_model import BaseModel
 from serving.ensemble import Uncertainty, averaged, predict, shares
 from serving.errors import EnsembleEmpty, EnsembleTooLarge, InvalidSampling
 from serving.generation import BARE_BASE, Event, Generation
-from serving.lora_batch import adapter_set
 from serving.row import Row
 from serving.sampling import Sampling, TokenChoice
 

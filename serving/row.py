@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from serving.adapter_set import adapter_set
 from serving.base_model import BaseModel
 from serving.detokenize import Detokenizer, StopStrings
 from serving.ensemble import Uncertainty
@@ -21,7 +22,6 @@ from serving.generation import (
     TokenEvent,
     Usage,
 )
-from serving.lora_batch import adapter_set
 from serving.pool import Lease, LeaseState
 from serving.sampling import Sampler, TokenChoice
 
