@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel
+from serving.base_weights import with_loaded_base
 from serving.batch import Batch
 from serving.errors import EngineClosed, NonFiniteLogits, QueueFull, ServingError, StepFailed
 from serving.generation import Event, FailEvent, FinishEvent, FinishReason, Generation, TokenEvent, Usage
@@ -143,6 +144,7 @@ class Engine:
             return EngineState(len(self._waiting), len(self._batch.rows), self._pool.resident(), self._pool.used_bytes)
 
     def _measure(self, digest: str, adapter: Adapter) -> int:
+        adapter = with_loaded_base(adapter, self.base)
         check_servable(digest, adapter, self.base.name, self.base.modules)
         return served_size(adapter, self.base.dtype)
 

@@ -14,21 +14,21 @@ arithmetic counts, so there each run of rows meets only its own adapters, straig
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from serving.forms import Hook, form_hooks
 from serving.resident import ResidentAdapter, ServedFactors
 
 AdapterSet = tuple[tuple[str, float], ...]
 """(version digest, weight), sorted by digest, without zeros and repeats."""
 
-Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 Run = tuple[slice, ServedFactors, float]
 """Neighbouring rows, and what one adapter of their set adds at which weight."""
 
@@ -79,8 +79,10 @@ class LoraBatch:
             return
         self.remove()
         if any(sets):  # an empty set is the bare base
-            hooks = self._runs(sets, residents) if many_tokens else self._stacked(sets, residents)
-            for name, hook in hooks.items():
+            # In this order: forms scale what the base layer alone gave.
+            beside = form_hooks(sets, {digest: resident.forms for digest, resident in residents.items()})
+            ranks = self._runs(sets, residents) if many_tokens else self._stacked(sets, residents)
+            for name, hook in chain(beside.items(), ranks.items()):
                 self._handles.append(self._linears[name].register_forward_hook(hook))
         self._applied = wanted
 
@@ -98,6 +100,8 @@ class LoraBatch:
     def _stacked(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> dict[str, Hook]:
         uniform = sets[0] if all(one == sets[0] for one in sets) else None
         stack = self._stack(uniform, sets, residents)
+        if not stack.modules:  # none of them has ranks
+            return {}
         if uniform is not None:
             return {name: _stacked_hook(factors, None) for name, factors in stack.modules.items()}
         masks = _masks(stack, sets)
