@@ -12,7 +12,6 @@ from deltas.errors import ShapeMismatch, UnknownModule
 from store.records import Base
 from store.registry import Registry
 
-
 RULES = 1  # by which `use_notes` and `content_facts` judge; one more whenever they come to say something else
 
 
@@ -75,8 +74,8 @@ def _hint(base: Base) -> str:
 
 
 def use_notes(adapter: Adapter, linears: Collection[str]) -> list[str]:
-    """What keeps an adapter from being merged, or from being served beside a base model with these linear layers, or how
-    it is read: a sentence each."""
+    """What keeps an adapter from being merged, or from being served beside a base model with these linear layers, or
+    how it is read: a sentence each."""
     refused = refusals(adapter, linears)
     notes = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.unread]
     notes += [f"It cannot be merged: {reason}." for reason in adapter.obstacles if reason not in adapter.unread]

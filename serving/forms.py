@@ -97,7 +97,7 @@ def _plan(members: Mapping[int, ServedForms], weights: Tensor) -> tuple[Tensor |
             factor = (weights if rows is None else weights[rows])[:, at].reshape(-1, 1, 1)
             factor = factor.to(member.dense.device, member.dense.dtype)
             products.append(Product(_on(rows, factor.device), factor, member.dense))
-    return None if scale is None else 1 + scale, shift, products
+    return scale, shift, products
 
 
 def _mixed(vectors: Mapping[int, Tensor | None], weights: Tensor) -> Tensor | None:
@@ -123,7 +123,7 @@ def _on(rows: Tensor | None, device: torch.device) -> Tensor | None:
 def _hook(scale: Tensor | None, shift: Tensor | None, products: Sequence[Product]) -> Hook:
     def apply_forms(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if scale is not None:
-            output.mul_(scale)
+            output.addcmul_(output, scale)
         if shift is not None:
             output.add_(shift)
         for product in products:

@@ -8,8 +8,18 @@ from typing import Any
 
 import torch
 from peft import (
-    AdaLoraConfig, GloraConfig, HiraConfig, IA3Config, KasaConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig,
-    PeftModel, VeraConfig, get_peft_model,
+    AdaLoraConfig,
+    GloraConfig,
+    HiraConfig,
+    IA3Config,
+    KasaConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MissConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
 )  # fmt: skip
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -40,8 +50,8 @@ FAMILIES: dict[str, Any] = {
     "hira": HiraConfig(r=2, target_modules=T),
     "ia3": IA3Config(**FEEDFORWARD),
     "loha": LoHaConfig(r=2, alpha=5, target_modules=T),
-    "loha, large": LoHaConfig(r=5, alpha=5, target_modules=T),
-    "loha, full": LoHaConfig(r=7, alpha=5, target_modules=T),
+    "loha, large": LoHaConfig(r=4, alpha=5, target_modules=T),
+    "loha, full": LoHaConfig(r=6, alpha=5, target_modules=T),
     "lokr": LoKrConfig(r=1, alpha=3, target_modules=T),
     "vera": VeraConfig(r=6, target_modules=T),
     "glora": GloraConfig(r=2, target_modules=T, config_C="lora", config_D_E="vector"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import IA3Config, LoraConfig
+from peft import LoraConfig
 from torch import Tensor
 
 from serving.base_model import BaseModel
