@@ -28,11 +28,10 @@ def layouts(adapter: Adapter) -> dict[str, Layout]:
     """Every linear layer that the adapter changes, sorted by name, with the forms that its change takes."""
     found = {name: adapter.layout(name) for name in adapter.modules}
     for extra in adapter.extras.values():
+        known = found.get(extra.module, Layout(extra.shape[0], 0))
         if _is_weight(extra):
-            known = found.get(extra.module, Layout(extra.shape[0], extra.shape[-1]))
-            found[extra.module] = known._replace(dense=True)
+            found[extra.module] = known._replace(ins=extra.shape[-1], dense=True)
         else:
-            known = found.get(extra.module, Layout(extra.shape[0], 0))
             found[extra.module] = known._replace(bias=True)
     return dict(sorted(found.items()))
 

@@ -122,6 +122,7 @@ def _on(rows: Tensor | None, device: torch.device) -> Tensor | None:
 
 def _hook(scale: Tensor | None, shift: Tensor | None, products: Sequence[Product]) -> Hook:
     def apply_forms(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
         if scale is not None:
             output.addcmul_(output, scale)
         if shift is not None:

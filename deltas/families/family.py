@@ -16,6 +16,7 @@ One file in this folder for each. A family says
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -102,13 +103,11 @@ class Family(ABC):
     ) -> Forms:
         """The change of a linear layer from the module's tensors, as for `update`. `bias`: the base layer's [out],
         where it has one and `needs_base`."""
-        update = self.update(config, info, parts, weight)
+        dense = self.layout(config, info, {part: tuple(tensor.shape) for part, tensor in parts.items()}).dense
+        update = self.update(config, replace(info, exact=not dense), parts, weight)
         if not isinstance(update, Factors):
             return Forms(dense=update)
-        shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
-        if self.layout(config, info, shapes).dense:
-            return Forms(dense=update.B @ update.A)
-        return Forms(factors=update)
+        return Forms(dense=update.B.double() @ update.A.double()) if dense else Forms(factors=update)
 
 
 def described(

@@ -43,6 +43,7 @@ def test_a_version_comes_back_as_it_was_published(registry: Registry, blobs: Loc
             "files",
             "config_identity",
             "tokenizer_identity",
+            "judged",
             "lineage",
             "report",
             "sketch",
