@@ -25,7 +25,7 @@ def refusals(adapter: Adapter, linears: Collection[str]) -> tuple[str, ...]:
 
 
 def layouts(adapter: Adapter) -> dict[str, Layout]:
-    """Every linear layer that the adapter changes, sorted by name, with the forms that its change takes."""
+    """Every layer that an adapter without refusals changes, sorted by name, with the forms that its change takes."""
     found = {name: adapter.layout(name) for name in adapter.modules}
     for extra in adapter.extras.values():
         known = found.get(extra.module, Layout(extra.shape[0], 0))

@@ -21,6 +21,8 @@ from torch.nn.functional import linear
 from deltas.forms import Forms
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+WeightedSet = tuple[tuple[str, float], ...]
+"""(digest, weight) of each adapter."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,11 @@ class ServedForms:
     input: Tensor | None
     dense: Tensor | None
     bias: Tensor | None
+
+    @property
+    def present(self) -> list[Tensor]:
+        """Those that there are, at least one."""
+        return [form for form in (self.output, self.input, self.dense, self.bias) if form is not None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,64 +67,66 @@ def served_forms(
     return None if all(form is None for form in kept) else ServedForms(*kept)
 
 
-def form_hooks(
-    sets: Sequence[tuple[tuple[str, float], ...]], forms: Mapping[str, Mapping[str, ServedForms]]
-) -> dict[str, Hook]:
+class _Shares:
+    """Each row's weights of some adapters; of one row, where all rows have the same set. Most layers ask for the same
+    adapters, so answers are kept."""
+
+    def __init__(self, sets: Sequence[WeightedSet], digests: Sequence[str], like: Tensor) -> None:
+        rows = sets[:1] if all(one == sets[0] for one in sets) else sets
+        weights = [[dict(one).get(digest, 0.0) for digest in digests] for one in rows]
+        self._weights = torch.tensor(weights, dtype=torch.float64).to(like.device, like.dtype)
+        self._of: dict[tuple[int, ...], Tensor] = {}
+        self._rows_with: dict[tuple[int, ...], Tensor | None] = {}
+
+    def of(self, columns: tuple[int, ...]) -> Tensor:
+        """[rows, columns]."""
+        if columns not in self._of:
+            self._of[columns] = self._weights[:, columns]
+        return self._of[columns]
+
+    def rows_with(self, columns: tuple[int, ...]) -> Tensor | None:
+        """The rows that have any of these adapters; None if all have."""
+        if columns not in self._rows_with:
+            found = (self.of(columns) != 0).any(dim=1)
+            self._rows_with[columns] = None if bool(found.all()) else found.nonzero().reshape(-1)
+        return self._rows_with[columns]
+
+    def mixed(self, vectors: Mapping[int, Tensor]) -> Tensor | None:
+        """Each row's weighted sum of vectors [n], given by column: [rows, 1, n]."""
+        if not vectors:
+            return None
+        return (self.of(tuple(vectors)) @ torch.stack(list(vectors.values()))).unsqueeze(1)
+
+
+def form_hooks(sets: Sequence[WeightedSet], forms: Mapping[str, Mapping[str, ServedForms]]) -> dict[str, Hook]:
     """For each layer that needs one, the hook that applies `sets[i]` to row i. `forms`: of each adapter by digest, by
     layer; what has none may be left out."""
-    named = sorted({digest for one in sets for digest, _ in one if forms.get(digest)})
-    if not named:
+    digests = sorted({digest for one in sets for digest, _ in one if forms.get(digest)})
+    layers: dict[str, dict[int, ServedForms]] = {}
+    for column, digest in enumerate(digests):
+        for layer, one in forms[digest].items():
+            layers.setdefault(layer, {})[column] = one
+    if not layers:
         return {}
-    rows = sets[:1] if all(one == sets[0] for one in sets) else sets
-    weights = torch.tensor([[dict(one).get(digest, 0.0) for digest in named] for one in rows], dtype=torch.float64)
-    layers = sorted({layer for digest in named for layer in forms[digest]})
-    return {
-        layer: _hook(
-            *_plan({at: forms[digest][layer] for at, digest in enumerate(named) if layer in forms[digest]}, weights)
-        )
-        for layer in layers
-    }
+    like = next(form for member in layers.values() for one in member.values() for form in one.present)
+    shares = _Shares(sets, digests, like)
+    return {layer: _hook(*_plan(members, shares)) for layer, members in layers.items()}
 
 
-def _plan(members: Mapping[int, ServedForms], weights: Tensor) -> tuple[Tensor | None, Tensor | None, list[Product]]:
-    """What one layer's hook does: the scale [rows or 1, 1, out] and shift of the outputs, and products. `members`: by
-    their columns in weights [rows, adapters], of one row for all alike."""
-    scale = _mixed({at: member.output for at, member in members.items()}, weights)
-    shift = _mixed({at: member.bias for at, member in members.items()}, weights)
+def _plan(members: Mapping[int, ServedForms], shares: _Shares) -> tuple[Tensor | None, Tensor | None, list[Product]]:
+    """What one layer's hook does: the scale [rows or 1, 1, out] and shift of the outputs, and products."""
+    scale = shares.mixed({at: one.output for at, one in members.items() if one.output is not None})
+    shift = shares.mixed({at: one.bias for at, one in members.items() if one.bias is not None})
     products = []
-    inputs = {at: member.input for at, member in members.items() if member.input is not None}
-    if inputs:
-        rows = _having(weights, list(inputs))
-        mixed = _mixed(inputs, weights if rows is None else weights[rows])
-        assert mixed is not None
-        products.append(Product(_on(rows, mixed.device), mixed, None))
-    for at, member in members.items():
-        if member.dense is not None:
-            rows = _having(weights, [at])
-            factor = (weights if rows is None else weights[rows])[:, at].reshape(-1, 1, 1)
-            factor = factor.to(member.dense.device, member.dense.dtype)
-            products.append(Product(_on(rows, factor.device), factor, member.dense))
+    inputs = {at: one.input for at, one in members.items() if one.input is not None}
+    if (mixed := shares.mixed(inputs)) is not None:
+        rows = shares.rows_with(tuple(inputs))
+        products.append(Product(rows, mixed if rows is None else mixed[rows], None))
+    for at, one in members.items():
+        if one.dense is not None:
+            rows, weights = shares.rows_with((at,)), shares.of((at,)).unsqueeze(2)
+            products.append(Product(rows, weights if rows is None else weights[rows], one.dense))
     return scale, shift, products
-
-
-def _mixed(vectors: Mapping[int, Tensor | None], weights: Tensor) -> Tensor | None:
-    """Each row's weighted sum of the vectors that there are, [rows, 1, n]."""
-    present = {at: vector for at, vector in vectors.items() if vector is not None}
-    if not present:
-        return None
-    stack = torch.stack(list(present.values()))
-    shares = weights[:, list(present)].to(stack.device, stack.dtype)
-    return (shares @ stack).unsqueeze(1)
-
-
-def _having(weights: Tensor, columns: list[int]) -> Tensor | None:
-    """The rows that have any of these adapters; None if all have."""
-    found = (weights[:, columns] != 0).any(dim=1)
-    return None if bool(found.all()) else found.nonzero().reshape(-1)
-
-
-def _on(rows: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if rows is None else rows.to(device)
 
 
 def _hook(scale: Tensor | None, shift: Tensor | None, products: Sequence[Product]) -> Hook:

@@ -101,9 +101,9 @@ def test_plain_ranks_have_no_forms_and_dense_updates_count_in_full(
 ) -> None:
     for name, resident in residents.items():
         adapter = with_loaded_base(made[name].open(), biased_base)
-        beside = [form for one in resident.forms.values() for form in (one.output, one.input, one.dense, one.bias)]
+        beside = [form for one in resident.forms.values() for form in one.present]
         factors = [side for one in resident.modules.values() for side in (one.A, one.Bt)]
-        held = sum(tensor.nbytes for tensor in (*beside, *factors) if tensor is not None)
+        held = sum(tensor.nbytes for tensor in (*beside, *factors))
         assert held <= served_size(adapter, biased_base.dtype) == resident.size_bytes
         # All that may be spared are biases that an output's scaling turned out not to touch.
         assert resident.size_bytes - held <= 8 * sum(
