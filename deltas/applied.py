@@ -12,6 +12,8 @@ def refusals(adapter: Adapter, linears: Collection[str]) -> tuple[str, ...]:
     """Why the adapter cannot be served exactly beside a base model whose linear layers are `linears`; a sentence each,
     none where it can."""
     found = list(adapter.unread)
+    if adapter.needs_base and adapter.config.raw.get("fan_in_fan_out"):
+        found.append("fan_in_fan_out says that its base model keeps weights as [in, out], which linear layers do not")
     for kind, what in (("embedding", "an embedding"), ("expert", "an expert of a mixture")):
         first = next((info.name for info in adapter.modules.values() if info.kind == kind), None)
         if first is not None:

@@ -81,7 +81,10 @@ class LoraBatch:
         if any(sets):  # an empty set is the bare base
             # In this order: forms scale what the base layer alone gave.
             beside = form_hooks(sets, {digest: resident.forms for digest, resident in residents.items()})
-            ranks = self._runs(sets, residents) if many_tokens else self._stacked(sets, residents)
+            ranked = [tuple(part for part in one if residents[part[0]].modules) for one in sets]
+            ranks = {}
+            if any(ranked):
+                ranks = self._runs(ranked, residents) if many_tokens else self._stacked(ranked, residents)
             for name, hook in chain(beside.items(), ranks.items()):
                 self._handles.append(self._linears[name].register_forward_hook(hook))
         self._applied = wanted
@@ -100,8 +103,6 @@ class LoraBatch:
     def _stacked(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> dict[str, Hook]:
         uniform = sets[0] if all(one == sets[0] for one in sets) else None
         stack = self._stack(uniform, sets, residents)
-        if not stack.modules:  # none of them has ranks
-            return {}
         if uniform is not None:
             return {name: _stacked_hook(factors, None) for name, factors in stack.modules.items()}
         masks = _masks(stack, sets)

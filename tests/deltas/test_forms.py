@@ -1,5 +1,6 @@
 """Every family in the forms that serving applies: put together they are what PEFT's own merge does, biases included."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,14 @@ def test_what_cannot_be_merged_for_its_biases_is_not_refused(tmp_path: Path) -> 
     adapter = saved(tmp_path, config, make=tiny_qwen).open()
     assert "scales the bias" in adapter.obstacles[0]
     assert refusals(adapter, adapter.modules) == ()
+
+
+def test_a_base_that_keeps_weights_the_other_way_round_is_no_linear_layer(tmp_path: Path) -> None:
+    found = saved(tmp_path, LoraConfig(r=3, target_modules=["q_proj"], use_dora=True))
+    config = found.adapter / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "fan_in_fan_out": True}))
+    (refused,) = refusals(found.open(), ["model.layers.0.self_attn.q_proj"])
+    assert "fan_in_fan_out" in refused
 
 
 def test_ranks_that_cost_more_than_the_matrix_are_multiplied_out(tmp_path: Path) -> None:
