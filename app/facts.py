@@ -88,6 +88,11 @@ def use_notes(adapter: Adapter, linears: Collection[str]) -> list[str]:
     return notes
 
 
+def is_served(adapter: Adapter, linears: Collection[str]) -> bool:
+    """Whether the adapter can be served beside a base model with these linear layers."""
+    return not refusals(adapter, linears)
+
+
 def content_facts(adapter: Adapter, linears: Collection[str]) -> dict[str, Any]:
     """The fields of NewVersion that follow from the adapter's content and its base model's linear layers."""
     modules = list(adapter.modules.values())
@@ -115,5 +120,5 @@ def content_facts(adapter: Adapter, linears: Collection[str]) -> dict[str, Any]:
         "dtype": adapter.dtype,
         "judged": RULES,
         "mergeable": not adapter.obstacles,
-        "servable": not refusals(adapter, linears),
+        "servable": is_served(adapter, linears),
     }

@@ -6,10 +6,9 @@ A version keeps what was found when it was published, so that lists need not ope
 
 import logging
 
-from app.facts import RULES, match_base, use_notes
+from app.facts import RULES, is_served, match_base, use_notes
 from app.shelves import Shelves
 from app.uploading import spelling_notes
-from deltas.applied import refusals
 from deltas.errors import DeltaError
 from store.records import Version
 
@@ -33,7 +32,7 @@ def judge_refused(shelves: Shelves) -> int:
 def _judge(shelves: Shelves, version: Version) -> bool:
     adapter = shelves.open_adapter(version)
     match = match_base(shelves.registry, adapter)
-    servable = not refusals(adapter, match.linears)
+    servable = is_served(adapter, match.linears)
     shelves.registry.judge_again(
         version,
         mergeable=not adapter.obstacles,

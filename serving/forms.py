@@ -53,15 +53,14 @@ class Product:
 def served_forms(
     forms: Forms, base_bias: Tensor | None, dtype: torch.dtype, device: torch.device
 ) -> ServedForms | None:
-    """The forms of one layer beside its factors, cast; None if there are none. `base_bias`: [out], where it has one."""
+    """The forms of one layer beside its factors that are not zero, cast; None if there are none. `base_bias`: [out],
+    where it has one."""
     bias = forms.bias
     if forms.output is not None and base_bias is not None:
         returned = forms.output * base_bias.to(forms.output.device, forms.output.dtype)
         bias = -returned if bias is None else bias - returned
-    if bias is not None and not bool(bias.any()):
-        bias = None
     kept = [
-        None if form is None else form.to(device, dtype).contiguous()
+        None if form is None or not bool(form.any()) else form.to(device, dtype).contiguous()
         for form in (forms.output, forms.input, forms.dense, bias)
     ]
     return None if all(form is None for form in kept) else ServedForms(*kept)
