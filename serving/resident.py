@@ -64,7 +64,7 @@ def make_resident(digest: str, adapter: Adapter, base: BaseModel) -> ResidentAda
     check_servable(digest, adapter, base.name, base.modules)
     modules = _factors(adapter, base)
     if (reason := silence((part.A, part.Bt.T) for part in modules.values())) is not None:
-        raise NoEffect(digest, list(modules), f"{reason} ({base.dtype} as served)".replace("torch.", ""))
+        raise NoEffect(digest, list(modules), f"{reason} ({str(base.dtype).removeprefix('torch.')}, as served)")
     return ResidentAdapter(digest, modules, served_size(adapter, base.dtype))
 
 
