@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltas.adapter import Adapter
-from deltas.applied import layouts, refusals
-from deltas.effect import silence
+from deltas.applied import applied, layouts, refusals
+from deltas.effect import has_effect, silence
 from deltas.errors import ShapeMismatch, UnknownModule
 from store.records import Base
 from store.registry import Registry
@@ -77,9 +77,9 @@ def _hint(base: Base) -> str:
 def use_notes(adapter: Adapter, linears: Collection[str]) -> list[str]:
     """What keeps an adapter from being merged, or from being served beside a base model with these linear layers, or
     how it is read: a sentence each."""
-    refused = refusals(adapter, linears)
-    if not refused and (reason := no_effect(adapter)) is not None:
+    if (reason := no_effect(adapter, linears)) is not None:
         return [f"It changes nothing: {reason}. It can be kept and merged, but is not served."]
+    refused = refusals(adapter, linears)
     notes = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.unread]
     notes += [f"It cannot be merged: {reason}." for reason in adapter.obstacles if reason not in adapter.unread]
     if not adapter.unread and refused:
@@ -92,17 +92,24 @@ def use_notes(adapter: Adapter, linears: Collection[str]) -> list[str]:
 
 
 def is_served(adapter: Adapter, linears: Collection[str]) -> bool:
-    """Whether the adapter can be served, to some effect, beside a base model with these linear layers."""
-    return not refusals(adapter, linears) and no_effect(adapter) is None
+    """Whether the adapter can be served beside a base model with these linear layers."""
+    return not refusals(adapter, linears) and no_effect(adapter, linears) is None
 
 
-def no_effect(adapter: Adapter) -> str | None:
-    """Why an adapter that could be served would change nothing, as half a sentence; None if it changes something, or if
-    that shows only beside the base model's weights, when it is loaded."""
-    if adapter.needs_base or not all(layout.plain for layout in layouts(adapter).values()):
+def no_effect(adapter: Adapter, linears: Collection[str]) -> str | None:
+    """Why an adapter that could be served would change nothing, as half a sentence; None if it changes something."""
+    if refusals(adapter, linears):
         return None
-    found = (adapter.factors(name) for name in adapter.modules)
-    return silence((factors.A, factors.B) for factors in found)
+    silent = []
+    for name in layouts(adapter):
+        factors, *others = applied(adapter, name)
+        if any(bool(form.any()) for form in others if form is not None):
+            return None
+        if factors is not None:
+            if has_effect(factors.A, factors.B):
+                return None
+            silent.append((factors.A, factors.B))
+    return silence(silent)
 
 
 def content_facts(adapter: Adapter, linears: Collection[str]) -> dict[str, Any]:

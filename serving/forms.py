@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from deltas.forms import Forms
+from serving.adapter_set import AdapterSet
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
-WeightedSet = tuple[tuple[str, float], ...]
-"""(digest, weight) of each adapter."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +69,7 @@ class _Shares:
     """Each row's weights of some adapters; of one row, where all rows have the same set. Most layers ask for the same
     adapters, so answers are kept."""
 
-    def __init__(self, sets: Sequence[WeightedSet], digests: Sequence[str], like: Tensor) -> None:
+    def __init__(self, sets: Sequence[AdapterSet], digests: Sequence[str], like: Tensor) -> None:
         rows = sets[:1] if all(one == sets[0] for one in sets) else sets
         weights = [[dict(one).get(digest, 0.0) for digest in digests] for one in rows]
         self._weights = torch.tensor(weights, dtype=torch.float64).to(like.device, like.dtype)
@@ -97,7 +96,7 @@ class _Shares:
         return (self.of(tuple(vectors)) @ torch.stack(list(vectors.values()))).unsqueeze(1)
 
 
-def form_hooks(sets: Sequence[WeightedSet], forms: Mapping[str, Mapping[str, ServedForms]]) -> dict[str, Hook]:
+def form_hooks(sets: Sequence[AdapterSet], forms: Mapping[str, Mapping[str, ServedForms]]) -> dict[str, Hook]:
     """For each layer that needs one, the hook that applies `sets[i]` to row i. `forms`: of each adapter by digest, by
     layer; what has none may be left out."""
     digests = sorted({digest for one in sets for digest, _ in one if forms.get(digest)})

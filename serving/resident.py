@@ -66,18 +66,18 @@ def make_resident(digest: str, adapter: Adapter, base: BaseModel) -> ResidentAda
     """Read and cast all of an adapter. Raises what `check_servable` raises, and NoEffect."""
     adapter = with_loaded_base(adapter, base)
     check_servable(digest, adapter, base.name, base.modules)
-    modules, beside = _read(adapter, base)
+    modules, beside = _plain(adapter, base) if is_plain(adapter) else _in_forms(adapter, base)
     if not beside and (reason := silence((part.A, part.Bt.T) for part in modules.values())) is not None:
-        names = list(layouts(adapter))
-        raise NoEffect(digest, names, f"{reason} ({base.dtype} as served)".replace("torch.", ""))
+        raise NoEffect(digest, list(adapter.modules), f"{reason} ({str(base.dtype).removeprefix('torch.')}, as served)")
     return ResidentAdapter(digest, modules, served_size(adapter, base.dtype), beside)
 
 
-def _read(adapter: Adapter, base: BaseModel) -> tuple[dict[str, ServedFactors], dict[str, ServedForms]]:
-    """Factors by module, and the forms beside them."""
-    if is_plain(adapter) and not adapter.extras:
-        pairs = read_plain(adapter, base.dtype, base.device)
-        return {name: ServedFactors(*pair) for name, pair in pairs.items()}, {}
+def _plain(adapter: Adapter, base: BaseModel) -> tuple[dict[str, ServedFactors], dict[str, ServedForms]]:
+    read = read_plain(adapter, base.dtype, base.device)
+    return {name: ServedFactors(*pair) for name, pair in read.items()}, {}
+
+
+def _in_forms(adapter: Adapter, base: BaseModel) -> tuple[dict[str, ServedFactors], dict[str, ServedForms]]:
     modules: dict[str, ServedFactors] = {}
     beside: dict[str, ServedForms] = {}
     for name in layouts(adapter):
