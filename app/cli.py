@@ -1,7 +1,7 @@
 """The command `spolia`: the service and its registry from the shell.
 
-Each verb is one function in cli_registry, cli_explore, cli_merge, cli_generate or cli_serve. Failures end with a status
-other than 0 and one sentence on stderr.
+Each verb is one function in cli_registry, cli_explore, cli_merge, cli_generate, cli_pool or cli_serve. Failures end
+with a status other than 0 and one sentence on stderr.
 """
 
 from typing import Annotated
@@ -14,6 +14,7 @@ from app.cli_generate import generate, score
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
 from app.cli_output import error_sentence, fail
+from app.cli_pool import pool
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
 from app.cli_serve import serve
 from app.client_http import SpoliaError
@@ -43,6 +44,7 @@ for verb in (
 ):
     cli.command()(verb)
 cli.command("what-if")(what_if)
+cli.add_typer(pool, name="pool")
 
 
 @cli.callback()

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+from app.client_generate import GenerationVerbs
 from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
 from app.client_inputs import (
     MergeSources,
@@ -27,12 +28,12 @@ from app.client_inputs import (
     Weight,
     adapter_files,
     adapter_path,
-    message_list,
     part,
     read_config,
     source_list,
     version_path,
 )
+from app.client_pool import PoolVerbs
 from app.recipe_file import read_recipe
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
@@ -45,13 +46,12 @@ RECONNECT_WITHIN_S = 60.0
 RECONNECT_EVERY_S = 0.5
 
 
-class Client:
+class Client(GenerationVerbs, PoolVerbs):
     """One service. Use it as a context manager, or close it."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
         chosen = url or os.environ.get("SPOLIA_URL") or DEFAULT_URL
-        self._http = Transport(chosen, api_key or os.environ.get("SPOLIA_API_KEY"))
-        self._base_id: str | None = None
+        super().__init__(Transport(chosen, api_key or os.environ.get("SPOLIA_API_KEY")))
         self.url = self._http.url
 
     def __enter__(self) -> Self:
@@ -350,77 +350,6 @@ class Client:
         if job["state"] == "failed":
             raise SpoliaError(job["error"] or {"detail": f"Job {job_id} failed."})
         return job
-
-    # --- generation
-
-    def models(self) -> Sequence[Json]:
-        """What generation can name as `model`: the base model first, then adapters."""
-        data: Sequence[Json] = self._http.json("GET", "/v1/models")["data"]
-        return data
-
-    def complete(
-        self, prompt: str | Sequence[str], *, model: str | None = None, adapters: Sources | None = None, **options: Any
-    ) -> Json:
-        """POST /v1/completions: `options` are OpenAI's (max_tokens, temperature, response_format, …) and vLLM's (min_p,
-        repetition_penalty, …)."""
-        prompts = prompt if isinstance(prompt, str) else list(prompt)
-        return self._http.json(
-            "POST", "/v1/completions", json={"prompt": prompts} | self._ask(model, adapters, options)
-        )
-
-    def score(self, text: str, *, model: str | None = None, adapters: Sources | None = None, top: int = 0) -> Json:
-        """How likely a text is: `tokens`, `token_logprobs` (the first is None), `top_logprobs` with the `top` likeliest
-        of each position, and the `total`. Nothing is generated."""
-        options = {"max_tokens": 0, "echo": True, "logprobs": top}
-        found: Json = self.complete(text, model=model, adapters=adapters, **options)["choices"][0]["logprobs"]
-        return found | {"total": sum(value for value in found["token_logprobs"] if value is not None)}
-
-    def chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        *,
-        model: str | None = None,
-        adapters: Sources | None = None,
-        **options: Any,
-    ) -> Json:
-        """POST /v1/chat/completions; a plain string is one message of the user."""
-        body = {"messages": message_list(messages)} | self._ask(model, adapters, options)
-        return self._http.json("POST", "/v1/chat/completions", json=body)
-
-    def generate(
-        self,
-        prompt: str | Sequence[Mapping[str, Any]],
-        *,
-        model: str | None = None,
-        adapters: Sources | None = None,
-        chat: bool = False,
-        **options: Any,
-    ) -> Iterator[str]:
-        """The pieces of one answer as they are made: a completion of `prompt`, or with `chat=True` a reply to it."""
-        body: Json = {"stream": True} | self._ask(model, adapters, options)
-        if chat:
-            body["messages"], path = message_list(prompt), "/v1/chat/completions"
-        else:
-            body["prompt"], path = prompt, "/v1/completions"
-        for _, data in self._http.events("POST", path, json=body):
-            if data == "[DONE]":
-                return
-            chunk = json.loads(data)
-            if "error" in chunk:
-                raise SpoliaError({"detail": chunk["error"].get("message"), **chunk["error"]})
-            for choice in chunk["choices"]:
-                piece = choice["delta"].get("content") if chat else choice["text"]
-                if piece:
-                    yield piece
-
-    def _ask(self, model: str | None, adapters: Sources | None, options: Mapping[str, Any]) -> Json:
-        """The fields that every generation call shares; without a model, the base."""
-        if model is None:
-            self._base_id = self._base_id or str(self.models()[0]["id"])
-        body: Json = {"model": model or self._base_id, **options}
-        if adapters is not None:
-            body["adapters"] = source_list(adapters)
-        return body
 
     # Last, because below it `list` is this method and no longer the type.
     def list(

@@ -16,6 +16,7 @@ from app.problems import Refusal
 from app.schemas import SourceBody
 from app.schemas_openai import GenerateBody
 from serving.engine import Engine, Event, FailEvent, FinishEvent, Generation, Sampling, Ticket
+from serving.generation import BARE_BASE, Combine
 from store.errors import BadReference, UnknownReference
 from store.records import Version
 
@@ -24,36 +25,45 @@ LARGEST_WEIGHT = 3.4028234e38  # of float32, in which adapters are applied
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One adapter of a set, pinned; without a digest the bare base model, which may be a member of an ensemble."""
+
+    ref: str
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChosenSet:
     """The adapters of a request, pinned: whatever an alias or "latest" means later, this is what it runs with."""
 
-    members: tuple[tuple[Version, float], ...]
+    members: tuple[Member, ...]
+    combine: Combine
 
     @property
     def for_engine(self) -> tuple[tuple[str, float], ...]:
-        """(version digest, weight) pairs; an adapter that was named twice has the sum of its weights."""
-        weights: dict[str, float] = {}
-        for version, weight in self.members:
-            weights[version.digest] = weights.get(version.digest, 0.0) + weight
-        return tuple(weights.items())
+        """(version digest, weight) pairs as they were given; the engine adds up those of one adapter."""
+        return tuple((member.digest, member.weight) for member in self.members)
 
     @property
-    def as_json(self) -> list[dict[str, Any]]:
-        """What the answer says it was made with."""
+    def as_json(self) -> dict[str, Any]:
+        """What the answer says it was made with; an adapter that was named twice has the sum of its weights."""
         weights: dict[str, float] = {}
-        for version, weight in self.members:
-            weights[version.ref] = weights.get(version.ref, 0.0) + weight
-        return [{"ref": ref, "weight": weight} for ref, weight in weights.items()]
+        for member in self.members:
+            weights[member.ref] = weights.get(member.ref, 0.0) + member.weight
+        adapters = [{"ref": ref, "weight": weight} for ref, weight in weights.items()]
+        return {"adapters": adapters} | ({} if self.combine == "sum" else {"combine": self.combine})
 
 
-def choose_set(house: House, model: str, adapters: Sequence[SourceBody] | None) -> ChosenSet:
+def choose_set(house: House, model: str, adapters: Sequence[SourceBody] | None, combine: Combine = "sum") -> ChosenSet:
     """The adapters that `model` and `adapters` mean at this moment; none for the bare base model.
 
     Raises:
         UnknownReference, BadReference, Refusal: never an answer from the base in place of an adapter.
     """
     if adapters is None:
-        members = [] if model == house.base.name else [(_resolve_model(house, model), 1.0)]
+        version = model_version(house, model)
+        members = [] if version is None else [_member(version, 1.0)]
     elif model != house.base.name:
         detail = f"With adapters, model must be the base model, '{house.base.name}'; {model[:120]!r} is not."
         raise Refusal(422, "invalid-request", detail, field="model", known=[house.base.name])
@@ -61,11 +71,14 @@ def choose_set(house: House, model: str, adapters: Sequence[SourceBody] | None) 
         detail = f"The set has {len(adapters)} adapters; at most {house.settings.max_sources} are applied together."
         raise Refusal(422, "too-many-sources", detail, field="adapters")
     else:
-        members = [(house.registry.resolve(a.ref), 1.0 if a.weight is None else a.weight) for a in adapters]
-    for version, _ in members:
-        _check_served(house, version)
-    chosen = ChosenSet(tuple(members))
-    for entry in chosen.as_json:
+        members = [
+            Member(a.ref, BARE_BASE, _weight(a))
+            if combine == "ensemble" and a.ref == house.base.name
+            else _member(_checked(house, house.registry.resolve(a.ref)), _weight(a))
+            for a in adapters
+        ]
+    chosen = ChosenSet(tuple(members), combine)
+    for entry in chosen.as_json["adapters"]:
         if abs(entry["weight"]) > LARGEST_WEIGHT:
             detail = (
                 f"The weight of {entry['ref']} is {entry['weight']:g}; at most {LARGEST_WEIGHT:.3g} can be applied."
@@ -74,9 +87,16 @@ def choose_set(house: House, model: str, adapters: Sequence[SourceBody] | None) 
     return chosen
 
 
-def _resolve_model(house: House, model: str) -> Version:
+def model_version(house: House, model: str) -> Version | None:
+    """The version that `model` means at this moment; None for the base model.
+
+    Raises:
+        Refusal: there is no such model, or it cannot be served.
+    """
+    if model == house.base.name:
+        return None
     try:
-        return house.registry.resolve(model)
+        return _checked(house, house.registry.resolve(model))
     except BadReference:
         missing, near = f"there is no model {model[:120]!r}", []
     except UnknownReference as error:
@@ -86,7 +106,15 @@ def _resolve_model(house: House, model: str) -> Version:
     raise Refusal(404, "unknown-reference", missing[:1].upper() + missing[1:] + hint, reference=model, near=known)
 
 
-def _check_served(house: House, version: Version) -> None:
+def _weight(source: SourceBody) -> float:
+    return 1.0 if source.weight is None else source.weight
+
+
+def _member(version: Version, weight: float) -> Member:
+    return Member(version.ref, version.digest, weight)
+
+
+def _checked(house: House, version: Version) -> Version:
     if not version.servable:
         detail = f"{version.ref} cannot be served. {' '.join(version.notes)}"
         raise Refusal(422, "not-servable", detail, reference=version.ref, reasons=list(version.notes))
@@ -94,6 +122,7 @@ def _check_served(house: House, version: Version) -> None:
         made_for = f"for '{version.base_model}'" if version.base_model else "for a base model that it does not name"
         detail = f"{version.ref} was made {made_for}; this service serves '{house.base.name}'."
         raise Refusal(409, "other-base", detail, reference=version.ref, known=[house.base.name])
+    return version
 
 
 def sampling_of(

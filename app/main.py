@@ -29,6 +29,7 @@ from app.api import (
     models,
     nearest,
     online,
+    pool,
     provenance,
     uploads,
     what_if,
@@ -37,6 +38,7 @@ from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.house import House
 from app.jobs import EmbeddedJobEngine
+from app.judging import judge_refused
 from app.limits import BodyLimits
 from app.problems import Problem
 from app.prompts import Prompts
@@ -50,7 +52,7 @@ log = logging.getLogger("spolia")
 BASE_DETAILS = ("origin", "architecture", "parameters", "context_length", "embeddings", "experts")
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, provenance, merges, online, what_if, compare,
-    nearest, jobs,
+    nearest, jobs, pool,
 )  # fmt: skip
 
 
@@ -98,6 +100,8 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_engine.start()
     stack.callback(job_engine.close)
     base = open_base(shelves)
+    if served := judge_refused(shelves):
+        log.info("%d versions that were refused before can be served now", served)
     engine = Engine(
         base,
         shelves.adapter_loader(),
@@ -105,6 +109,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         prefix_bytes=settings.prefix_cache_bytes,
         max_rows=settings.max_batch_rows,
         max_waiting=settings.max_waiting_requests,
+        max_waiting_per_caller=settings.max_waiting_per_caller,
         threads=settings.threads,
     )
     engine.prepare()

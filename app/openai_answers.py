@@ -10,6 +10,7 @@ from ulid import ULID
 
 from app.errors import as_problem
 from serving.engine import Event, FinishEvent, PromptEvent, TokenEvent, Usage
+from serving.ensemble import Uncertainty
 from serving.errors import ServingError
 
 Json = dict[str, Any]
@@ -35,6 +36,7 @@ class Answer:
     prompt: Sequence[TokenEvent] = ()
     end: TokenEvent | None = None
     before: int = 0
+    uncertainty: Uncertainty | None = None
 
     def take(self, event: Event) -> None:
         """Add what an event brings."""
@@ -45,15 +47,19 @@ class Answer:
             self.prompt = event.tokens
         elif isinstance(event, FinishEvent):
             self.reason, self.usage, self.end = event.reason, event.usage, event.end
+            self.uncertainty = event.uncertainty
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What all chunks of one answer have in common. `choices_each`: answers to the same prompt, which counts once."""
+    """What all chunks of one answer have in common. `choices_each`: answers to the same prompt, which counts once.
+
+    `made_with`: the members `adapters` and, for an ensemble, `combine`.
+    """
 
     kind: str
     model: str
-    adapters: list[Json]
+    made_with: Json
     choices_each: int
     prefix: str
     id: str = field(default_factory=lambda: str(ULID()))
@@ -67,7 +73,7 @@ class Shape:
             "created": self.created,
             "model": self.model,
             "choices": choices,
-            "adapters": self.adapters,
+            **self.made_with,
             **more,
         }
 

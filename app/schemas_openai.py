@@ -1,4 +1,4 @@
-"""Request bodies of generation, in OpenAI's words, with `adapters` and what vLLM's users know beside them.
+"""Request bodies of generation, in OpenAI's words, with `adapters`, `combine` and what vLLM's users know beside them.
 
 A field that is not listed here is refused by name: an answer that ignored it would be wrong.
 """
@@ -45,6 +45,12 @@ class GenerateBody(Body):
     adapters: Sources | None = Field(
         None, description="A weighted set of adapters; `model` is then the base. An empty list is the base."
     )
+    combine: Literal["sum", "ensemble"] = Field(
+        "sum",
+        description="What the set means. `sum`: all updates are applied at once. `ensemble`: each token is chosen from"
+        " the members' mean prediction, weights being shares, and the answer says how uncertain it is; the base model"
+        " may be a member.",
+    )
     max_tokens: int | None = Field(None, ge=0)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -66,7 +72,12 @@ class GenerateBody(Body):
     n: Count = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=512, description="Who asks; accepted, not stored.")
+    user: str | None = Field(
+        None, max_length=512, description="Who asks; not stored. The users of one client address take turns."
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, description="Seconds that the answer may take, waiting included; an error ends it then."
+    )
 
     @field_validator("stop", mode="before")
     @classmethod

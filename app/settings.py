@@ -76,8 +76,19 @@ class Settings(BaseSettings):
         description="Memory for the beginnings of earlier texts (keys and values), reused by later requests with the"
         " same adapters and weights; the least recently used leave first, 0 keeps none.",
     )
-    max_batch_rows: int = Field(16, ge=1, description="Most sequences generated in one batch.")
+    kept_headers: int = Field(
+        128, ge=0, description="Adapters whose headers stay read, about 1 kB for each module and adapter."
+    )
+    max_batch_rows: int = Field(
+        16, ge=1, description="Most sequences generated in one batch; an ensemble takes one for each member."
+    )
     max_waiting_requests: int = Field(256, ge=1, description="Most sequences waiting for a place in a batch.")
+    max_waiting_per_caller: int = Field(
+        256, ge=1, description="Most sequences of one client address waiting; lower it where clients differ in address."
+    )
+    max_generation_s: float = Field(
+        3600.0, gt=0, description="Longest that a generation may take, waiting included; `timeout_s` asks for less."
+    )
     max_choices: int = Field(16, ge=1, description="Most choices (`n`) of one generation request.")
     max_prompts: int = Field(64, ge=1, description="Most prompts of one completion request.")
 

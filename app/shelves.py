@@ -12,8 +12,10 @@ from deltas.base import FolderWeights
 from deltas.header import Limits
 from deltas.tokenizer import Tokenizer
 from merging.file_cache import FileCache
+from serving.errors import AdapterGone
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
+from store.errors import UnknownReference
 from store.jobs import JobTable
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
@@ -68,8 +70,19 @@ class Shelves:
         return adapter.with_base(FolderWeights(base.name, folder))
 
     def adapter_loader(self) -> Callable[[str], Adapter]:
-        """For the generation engine: version digest (hex) -> adapter."""
-        return lambda digest: self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
+        """For the generation engine: version digest (hex) -> adapter; AdapterGone if the version was deleted.
+
+        Opened ones are kept (a version never changes): reading a header takes as long as reading the weights.
+        """
+
+        @lru_cache(maxsize=self.settings.kept_headers)
+        def load(digest: str) -> Adapter:
+            try:
+                return self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
+            except UnknownReference as error:
+                raise AdapterGone(digest) from error
+
+        return load
 
 
 @lru_cache(maxsize=64)

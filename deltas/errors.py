@@ -13,6 +13,10 @@ DeltaError
 └── NotLowRank         asked for the factors of an adapter that is not plain LoRA
 """
 
+from collections.abc import Sequence
+
+MAX_KEYS = 64  # named by one error
+
 
 class DeltaError(Exception):
     """Root of everything that this room raises on purpose."""
@@ -57,9 +61,11 @@ class NonFiniteTensor(DeltaError):
 
 
 class UnknownModule(DeltaError):
-    """The adapter changes a module that its base model does not have."""
+    """The adapter changes a module that its base model does not have. `keys`: tensors that match nothing there."""
 
-    def __init__(self, module: str, base: str, unknown: int, total: int, near: list[str]) -> None:
+    def __init__(
+        self, module: str, base: str, unknown: int, total: int, near: list[str], keys: Sequence[str] = ()
+    ) -> None:
         hint = f"; the nearest name there is '{near[0]}'" if near else ""
         super().__init__(
             f"module '{module}' does not exist in base model '{base}' ({unknown} of the adapter's {total} modules"
@@ -67,6 +73,7 @@ class UnknownModule(DeltaError):
         )
         self.module = module
         self.near = near
+        self.keys = tuple(keys[:MAX_KEYS])
 
 
 class ShapeMismatch(DeltaError):

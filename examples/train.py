@@ -72,9 +72,9 @@ def batches(examples: Sequence[Example], steps: int, rng: Random) -> Iterator[li
         yield [pool.pop() for _ in range(BATCH)]
 
 
-def fit(task: Task, base: Path, tokenizer: Any, examples: Sequence[Example]) -> Any:
-    """A PEFT model of the task, trained."""
-    torch.manual_seed(SEED)
+def fit(task: Task, base: Path, tokenizer: Any, examples: Sequence[Example], seed: int = SEED) -> Any:
+    """A PEFT model of the task, trained; the seed decides its start and the order of the examples."""
+    torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     config = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=BASE, **task.lora)
     model = get_peft_model(model, config)
@@ -87,7 +87,7 @@ def fit(task: Task, base: Path, tokenizer: Any, examples: Sequence[Example]) -> 
     )
     answers = dict(zip(examples[0].labels, first_tokens(tokenizer, examples[0].labels), strict=True))
     started, running = time.perf_counter(), 0.0
-    for step, batch in enumerate(batches(examples, task.steps, Random(SEED)), start=1):
+    for step, batch in enumerate(batches(examples, task.steps, Random(seed)), start=1):
         goal = torch.tensor([answers[example.label] for example in batch])
         loss = cross_entropy(last_logits(model, tokenizer, [example.prompt for example in batch]), goal)
         optimizer.zero_grad()

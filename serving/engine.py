@@ -12,6 +12,7 @@ import copy
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel
+from serving.base_weights import with_loaded_base
 from serving.batch import Batch
 from serving.constrain import Grammars
 from serving.ensemble_row import row_for
-from serving.errors import EngineClosed, NonFiniteLogits, QueueFull, ServingError, StepFailed
+from serving.errors import EngineClosed, NonFiniteLogits, ServingError, StepFailed
 from serving.generation import (
     Event,
     FailEvent,
@@ -37,12 +39,14 @@ from serving.generation import (
 )
 from serving.joining import Joining
 from serving.memory import out_of_memory
+from serving.pace import Pace
 from serving.pool import AdapterPool
 from serving.prefill import Prefill
 from serving.resident import ResidentAdapter, check_servable, make_resident, served_size
 from serving.row import Row
 from serving.sampling import Sampling
 from serving.waiting import Limits, next_group
+from serving.waiting_line import WaitingLine
 
 __all__ = [
     "Engine",
@@ -60,11 +64,14 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_AHEAD = 2  # of max_rows: so many waiting requests have their adapters loaded
+
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
     """A look at the engine: requests waiting, rows running (or on their way in), adapters resident (digest -> leases)
-    and their bytes, bytes of kept prefixes; whether its thread lives."""
+    and their bytes, bytes of kept prefixes; whether its thread lives; how many callers wait; rates of the last ten
+    seconds."""
 
     waiting: int
     running: int
@@ -72,6 +79,9 @@ class EngineState:
     resident_bytes: int
     prefix_bytes: int
     alive: bool
+    callers: int
+    tokens_per_s: float
+    requests_per_s: float
 
 
 class Ticket:
@@ -90,7 +100,8 @@ class Engine:
     """A base model that generates for many requests at once.
 
     load_adapter: opens a version by its digest; runs on the loader thread, may raise anything.
-    pool_bytes: memory for resident adapters. max_rows: requests that decode together. max_waiting: bound of the queue.
+    pool_bytes: memory for resident adapters. max_rows: requests that decode together. max_waiting: bound of the queue;
+    max_waiting_per_caller: of one caller's share of it, None for the same.
     prefill_tokens: most tokens (padding included) of one pass over prompts; a longer prompt takes several, and those
     that run get a token in between.
     prefix_bytes: memory for the beginnings of texts that have ended, for later requests with the same set; 0 keeps
@@ -107,6 +118,7 @@ class Engine:
         pool_bytes: int,
         max_rows: int,
         max_waiting: int,
+        max_waiting_per_caller: int | None = None,
         prefill_tokens: int = 1024,
         prefix_bytes: int = 0,
         max_cache_tokens: int = 131_072,
@@ -118,14 +130,20 @@ class Engine:
         self.base = replace(base, tokenizer=copy.deepcopy(base.tokenizer))
         self._grammars = Grammars(self.base.tokenizer, base.vocabulary, base.eos_ids)
         self._limits = Limits(max_rows, prefill_tokens, max_cache_tokens)
-        self._max_waiting, self._threads = max_waiting, threads
+        self._threads = threads
         self._changed = threading.Condition()
-        self._waiting: list[Row] = []
         self._unfinished: dict[Row, None] = {}  # every request that has not heard its end, in order of arrival
         self._closed = False
         self._joining = Joining()
         self._batch = Batch(self.base, max_rows, pass_tokens=prefill_tokens, prefix_bytes=prefix_bytes)
-        self._pool = AdapterPool(load_adapter, self._measure, self._make, budget_bytes=pool_bytes, on_change=self._wake)
+        self.pool = AdapterPool(load_adapter, self._measure, self._make, budget_bytes=pool_bytes, on_change=self._wake)
+        self._waiting = WaitingLine(
+            self.pool.request,
+            limit=max_waiting,
+            caller_limit=max_waiting_per_caller or max_waiting,
+            ahead=_AHEAD * max_rows,
+        )
+        self._tokens, self._ended = Pace(), Pace()
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
@@ -140,7 +158,7 @@ class Engine:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
-        self._pool.close()
+        self.pool.close()
         self._end_everything(EngineClosed())
 
     def __enter__(self) -> Self:
@@ -157,8 +175,8 @@ class Engine:
         """Queue a request. `on_event` is called on the engine's thread and must be quick.
 
         A constraint is compiled here, on the caller's thread. The last event is a FinishEvent or a FailEvent.
-        Raises QueueFull, EngineClosed, and for the request itself EmptyPrompt, PromptTooLong, TokenOutOfRange,
-        ConstraintUnsupported, EnsembleEmpty, EnsembleWeights, EnsembleTooLarge, InvalidSampling.
+        Raises QueueFull, CallerQueueFull, EngineClosed, and for the request itself EmptyPrompt, PromptTooLong,
+        TokenOutOfRange, ConstraintUnsupported, EnsembleEmpty, EnsembleWeights, EnsembleTooLarge, InvalidSampling.
         """
         row = row_for(generation, self.base, on_event, self._limits.max_rows)
         if generation.sampling.constraint is not None:
@@ -166,12 +184,7 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise EngineClosed
-            if len(self._waiting) >= self._max_waiting:
-                raise QueueFull(len(self._waiting), self._max_waiting)
-            lease = self._pool.request(row.digests)
-            for member in row.members:
-                member.lease = lease
-            self._waiting.append(row)
+            self._waiting.add(row)
             self._unfinished[row] = None
             if self._thread is not None and not self._thread.is_alive():
                 self._spawn()
@@ -183,13 +196,17 @@ class Engine:
             return EngineState(
                 waiting=len(self._waiting),
                 running=len(self._batch.rows) + len(self._joining.rows),
-                resident=self._pool.resident(),
-                resident_bytes=self._pool.used_bytes,
+                resident=self.pool.resident(),
+                resident_bytes=self.pool.used_bytes,
                 prefix_bytes=self._batch.prefixes.used_bytes,
                 alive=self._thread is not None and self._thread.is_alive() and not self._closed,
+                callers=self._waiting.callers,
+                tokens_per_s=self._tokens.per_second,
+                requests_per_s=self._ended.per_second,
             )
 
     def _measure(self, digest: str, adapter: Adapter) -> int:
+        adapter = with_loaded_base(adapter, self.base)
         check_servable(digest, adapter, self.base.name, self.base.modules)
         return served_size(adapter, self.base.dtype)
 
@@ -231,7 +248,8 @@ class Engine:
             while not (self._closed or self._batch.rows or self._joining.rows):
                 if any(row.can_move for row in self._waiting):
                     break
-                self._changed.wait()
+                first = min((row.deadline for row in self._waiting), default=math.inf)
+                self._changed.wait(None if first == math.inf else max(0.0, first - time.monotonic()))
             return not self._closed
 
     def _turn(self) -> None:
@@ -241,16 +259,13 @@ class Engine:
             self._advance()
 
     def _sweep(self) -> None:
-        """Let go of what was cancelled and of requests whose adapters cannot be had."""
+        """Let go of what was cancelled, of what is late and of requests whose adapters cannot be had."""
+        now = time.monotonic()
         with self._changed:
-            gone = [row for row in self._waiting if row.cancelled or row.refusal is not None]
-            if gone:
-                self._waiting = [row for row in self._waiting if row not in gone]
-        for row in gone:
-            self._end(row, "cancelled" if row.cancelled else row.refusal or "cancelled")
-        over = [at for at, row in enumerate(self._batch.rows) if row.cancelled]
-        for row in [*self._joining.sweep(), *(self._batch.drop(at) for at in reversed(over))]:
-            self._end(row, "cancelled")
+            gone = self._waiting.remove(lambda row: row.over(now) or row.refusal is not None)
+        over = [at for at, row in enumerate(self._batch.rows) if row.over(now)]
+        for row in [*gone, *self._joining.sweep(now), *(self._batch.drop(at) for at in reversed(over))]:
+            self._end(row, row.ending)
 
     def _join(self) -> None:
         """One pass over prompts; those that are through get their first token."""
@@ -278,13 +293,13 @@ class Engine:
         with self._changed:
             running, coming = self._batch.rows, self._joining.rows
             try:
-                group = next_group(self._waiting, running, self._limits, known=self._batch.known, coming=coming)
+                waiting = self._waiting.candidates()
+                group = next_group(waiting, running, self._limits, known=self._batch.known, coming=coming)
+                self._waiting.take(group)
             except Exception as error:  # no group can be found among those that wait: they end, those that run go on
                 log.exception("Choosing a group failed")
-                waiting, self._waiting, failure = self._waiting, [], _failed("scheduling", error)
+                waiting, failure = self._waiting.remove(lambda row: True), _failed("scheduling", error)
             else:
-                chosen = set(group)
-                self._waiting = [row for row in self._waiting if row not in chosen] if group else self._waiting
                 return [member for row in group for member in row.members]
         for row in waiting:
             self._end(row, failure)
@@ -341,6 +356,7 @@ class Engine:
 
     def _choose(self, rows: Sequence[Row], logits: Tensor) -> list[FinishReason | ServingError | None]:
         """Give every request its next token from its rows of logits [rows, vocabulary]; how each row ends, or None."""
+        self._tokens.add(sum(row.lead is row for row in rows))
         peaks, best = (found.tolist() for found in logits.max(dim=-1))
         place = {row: at for at, row in enumerate(rows)}
         ends: list[FinishReason | ServingError | None] = [None] * len(rows)
@@ -374,9 +390,11 @@ class Engine:
         with self._changed:
             if self._unfinished.pop(row, self) is self:
                 return
+            self._waiting.end(row)
+        self._ended.add()
         try:
             if row.lease is not None:
-                self._pool.release(row.lease)
+                self.pool.release(row.lease)
         finally:
             if isinstance(end, ServingError):
                 row.fail(end)
@@ -386,7 +404,8 @@ class Engine:
     def _end_everything(self, error: ServingError) -> None:
         """End all requests that are in the house, and leave it empty."""
         with self._changed:
-            self._waiting, rows = [], list(self._unfinished)
+            self._waiting.remove(lambda row: True)
+            rows = list(self._unfinished)
         try:
             self._joining.clear()
             self._batch.clear()

@@ -10,19 +10,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from serving.adapter_set import adapter_set
 from serving.base_model import BaseModel
 from serving.ensemble import Uncertainty, averaged, predict, shares
 from serving.errors import EnsembleEmpty, EnsembleTooLarge, InvalidSampling
 from serving.generation import BARE_BASE, Event, Generation
-from serving.lora_batch import adapter_set
 from serving.row import Row
-from serving.sampling import TokenChoice
+from serving.sampling import Sampling, TokenChoice
 
 
 def row_for(generation: Generation, base: BaseModel, on_event: Callable[[Event], None], max_rows: int) -> Row:
     """The row that stands for a request.
 
-    Raises EmptyPrompt, PromptTooLong, TokenOutOfRange; for ensembles EnsembleEmpty, EnsembleWeights, EnsembleTooLarge.
+    Raises EmptyPrompt, PromptTooLong, TokenOutOfRange; for ensembles EnsembleEmpty, EnsembleWeights, EnsembleTooLarge
+    and InvalidSampling.
     """
     if generation.combine == "sum":
         return Row(generation, base, on_event)
@@ -75,7 +76,9 @@ class _Follower(Row):
     """Any other member."""
 
     def __init__(self, lead: EnsembleRow, generation: Generation, base: BaseModel) -> None:
-        super().__init__(generation, base, _say_nothing)
+        # What is sampled is the lead's; here only the limit counts.
+        sampling = Sampling(max_tokens=generation.sampling.max_tokens)
+        super().__init__(replace(generation, sampling=sampling), base, _say_nothing)
         self._lead = lead
 
     @property

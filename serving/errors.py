@@ -8,8 +8,13 @@ ServingError
 │   ├── AdapterNotServable     the adapter itself says why it is no plain sum of updates
 │   ├── AdapterModuleMissing   it changes modules that the base model does not have
 │   ├── AdapterShapeMismatch   it was made for other shapes
+│   ├── NoEffect               it would change no logit
+│   ├── AdapterGone            its version was deleted while a request waited for it
 │   ├── AdapterLoadFailed      the loader raised
-│   └── SetTooLarge            the set alone is larger than the pool
+│   ├── SetTooLarge            the set alone is larger than the pool, or than what pins leave of it
+│   ├── PinsTooLarge           pinned adapters would be larger than the pool
+│   ├── PoolBusy               no room for an adapter that no request waits for
+│   └── NotResident            nothing to unload
 ├── RequestError
 │   ├── EmptyPrompt
 │   ├── TokenOutOfRange
@@ -21,6 +26,8 @@ ServingError
 │   └── EnsembleTooLarge       more members than rows in a batch
 └── EngineError
     ├── QueueFull
+    ├── CallerQueueFull        one caller has too many requests waiting
+    ├── DeadlineExceeded       the request took longer than it was given
     ├── EngineClosed
     ├── StepFailed             a forward pass raised; the thread lives on
     ├── ConstraintBroken       an answer's grammar came to its limits
@@ -83,6 +90,18 @@ class AdapterShapeMismatch(AdapterError):
         )
 
 
+class NoEffect(AdapterError):
+    def __init__(self, digest: str, modules: Sequence[str], reason: str) -> None:
+        self.digest, self.modules, self.reason = digest, tuple(modules), reason
+        super().__init__(f"Adapter {digest} changes nothing: {reason}. Requests with it would be the base model's.")
+
+
+class AdapterGone(AdapterError):
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(f"Adapter {digest} is gone: its version was deleted before this request could begin.")
+
+
 class AdapterLoadFailed(AdapterError):
     def __init__(self, digest: str, reason: str) -> None:
         self.digest, self.reason = digest, reason
@@ -90,13 +109,38 @@ class AdapterLoadFailed(AdapterError):
 
 
 class SetTooLarge(AdapterError):
-    def __init__(self, digests: Sequence[str], size_bytes: int, budget_bytes: int) -> None:
+    def __init__(self, digests: Sequence[str], size_bytes: int, budget_bytes: int, pinned_bytes: int = 0) -> None:
         self.digest, self.digests = digests[0], tuple(digests)
-        self.size_bytes, self.budget_bytes = size_bytes, budget_bytes
+        self.size_bytes, self.budget_bytes, self.pinned_bytes = size_bytes, budget_bytes, pinned_bytes
+        pool = f"the whole pool of {budget_bytes} bytes"
+        if pinned_bytes:
+            pool = f"the {budget_bytes - pinned_bytes} bytes that pinned adapters leave of the pool"
+        super().__init__(f"The adapters {', '.join(digests)} need {size_bytes} bytes in memory, more than {pool}.")
+
+
+class PinsTooLarge(AdapterError):
+    def __init__(self, digest: str, size_bytes: int, pinned_bytes: int, budget_bytes: int) -> None:
+        self.digest, self.size_bytes = digest, size_bytes
+        self.pinned_bytes, self.budget_bytes = pinned_bytes, budget_bytes
         super().__init__(
-            f"The adapters {', '.join(digests)} need {size_bytes} bytes in memory, "
-            f"more than the whole pool of {budget_bytes} bytes."
+            f"Adapter {digest} of {size_bytes} bytes cannot be pinned: {pinned_bytes} of the pool's {budget_bytes}"
+            " bytes are pinned already; unpin or unload others first."
         )
+
+
+class PoolBusy(AdapterError):
+    def __init__(self, digest: str, size_bytes: int, free_bytes: int) -> None:
+        self.digest, self.size_bytes, self.free_bytes = digest, size_bytes, free_bytes
+        super().__init__(
+            f"Adapter {digest} needs {size_bytes} bytes; what is not leased or pinned in the pool is smaller,"
+            " and a load ahead of requests waits for none of them; try again later."
+        )
+
+
+class NotResident(AdapterError):
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(f"Adapter {digest} is not in memory.")
 
 
 class RequestError(ServingError):
@@ -163,9 +207,29 @@ class EngineError(ServingError):
 
 
 class QueueFull(EngineError):
-    def __init__(self, waiting: int, limit: int) -> None:
-        self.waiting, self.limit = waiting, limit
+    """`retry_after_s`: when those that wait will have begun, at the pace of late; whole seconds, at least one."""
+
+    def __init__(self, waiting: int, limit: int, retry_after_s: int = 1) -> None:
+        self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s
         super().__init__(f"{waiting} requests are waiting already, the limit is {limit}; try again later.")
+
+
+class CallerQueueFull(EngineError):
+    """`retry_after_s`: when the caller's own will have begun, at the pace of late; whole seconds, at least one."""
+
+    def __init__(self, waiting: int, limit: int, retry_after_s: int = 1) -> None:
+        self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s
+        super().__init__(
+            f"{waiting} requests of this caller are waiting already, the limit for one caller is {limit};"
+            " try again later."
+        )
+
+
+class DeadlineExceeded(EngineError):
+    def __init__(self, timeout_s: float, completion_tokens: int) -> None:
+        self.timeout_s, self.completion_tokens = timeout_s, completion_tokens
+        got = f"after {completion_tokens} tokens" if completion_tokens else "before its first token"
+        super().__init__(f"The request was given {timeout_s:g} s and had not ended by then; it was stopped {got}.")
 
 
 class EngineClosed(EngineError):

@@ -21,12 +21,18 @@ class Generation:
     `combine` says what the pairs mean. "sum": all adapters at once, each update times its weight. "ensemble": every
     adapter (or BARE_BASE) is a member of its own, at full strength; each token is chosen from the weighted mean of the
     members' distributions.
+
+    Requests of different `caller`s take turns, and within a caller those of different `lane`s. `timeout_s`: how long
+    the request may take, waiting included; None for as long as it takes.
     """
 
     prompt_ids: tuple[int, ...]
     adapters: tuple[tuple[str, float], ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     combine: Combine = "sum"
+    caller: str = ""
+    lane: str = ""
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,9 @@ class Joining:
         self._apart += [Prefill(row.members, retried=True) for row in prefill.rows if row.lead is row]
         return []
 
-    def sweep(self) -> list[Row]:
-        """Let go of what was cancelled."""
-        gone = [row for row in self.rows if row.cancelled]
+    def sweep(self, now: float) -> list[Row]:
+        """Let go of what was cancelled or is late."""
+        gone = [row for row in self.rows if row.over(now)]
         if gone:
             for some in (self._under_way, self._apart):
                 for prefill in list(some):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving.lora_batch import AdapterSet
+from serving.adapter_set import AdapterSet
 from serving.prefill_cache import PrefillCache
 from serving.row import Row
 from serving.sampling import TokenChoice

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from serving.lora_batch import AdapterSet
+from serving.adapter_set import AdapterSet
 from serving.spans import Span, cloned, part_of, span_bytes
 
 MIN_SHARED = 16

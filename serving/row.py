@@ -1,14 +1,17 @@
 """One request on its way through the engine: what it asked, what it has, what it may still say."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from serving.adapter_set import adapter_set
 from serving.base_model import BaseModel
 from serving.detokenize import Detokenizer, StopStrings
 from serving.ensemble import Uncertainty
-from serving.errors import EmptyPrompt, PromptTooLong, ServingError, TokenOutOfRange
+from serving.errors import DeadlineExceeded, EmptyPrompt, PromptTooLong, ServingError, TokenOutOfRange
 from serving.generation import (
     Event,
     FailEvent,
@@ -19,11 +22,12 @@ from serving.generation import (
     TokenEvent,
     Usage,
 )
-from serving.lora_batch import adapter_set
 from serving.pool import Lease, LeaseState
 from serving.sampling import Sampler, TokenChoice
 
 log = logging.getLogger(__name__)
+
+_OUTPUT_COST = 2.0  # of a generated token, in tokens of a prompt: the Virtual Token Counter's weights
 
 
 class Row:
@@ -51,6 +55,7 @@ class Row:
         self.sampler = Sampler(sampling, base.vocabulary, prompt_ids=prompt, ends=self._ends)
         self.lease: Lease | None = None
         self._cancelled = False
+        self.deadline = math.inf if generation.timeout_s is None else time.monotonic() + generation.timeout_s
         self.last_token = prompt[-1]
         self.cached_tokens = 0  # of the prompt, those whose keys and values were there already
         self._on_event = on_event
@@ -122,7 +127,23 @@ class Row:
     @property
     def can_move(self) -> bool:
         """Whether the engine has something to do for this row while it waits."""
-        return self.cancelled or self.ready or self.refusal is not None
+        return self.over(time.monotonic()) or self.ready or self.refusal is not None
+
+    def over(self, now: float) -> bool:
+        """Whether the request shall end at the next step, whatever it has: it was cancelled, or its time is up."""
+        return self.cancelled or self.lead.deadline <= now
+
+    @property
+    def ending(self) -> FinishReason | ServingError:
+        """How a request ends that is over, or whose adapters cannot be had."""
+        if self.cancelled:
+            return "cancelled"
+        return self.refusal or DeadlineExceeded(self.generation.timeout_s or 0.0, self._produced)
+
+    @property
+    def cost(self) -> float:
+        """What the request has taken of the engine once it runs, in tokens of a prompt."""
+        return len(self.members) * (self.prompt_length + _OUTPUT_COST * self._produced)
 
     def step(self, logits: Sequence[Tensor], best: int) -> FinishReason | None:
         """Choose and take the request's next token from its members' logits, [vocabulary] each; `best` is the arg-max

@@ -82,7 +82,8 @@ def next_group(
             continue
         least = min(known(member) for member in members)
         tail = row.prompt_length - least
-        if len(members) == 1 and any(_begins_like(row, first, least) for first in firsts):
+        waits = len(members) == 1 and row.prompt_tops is None  # a prompt that is scored is computed in any case
+        if waits and any(_begins_like(row, first, least) for first in firsts):
             continue
         wider, longer = max(width, tail), max(length, row.prompt_length)
         over = (rows + len(members)) * wider > limits.prefill_tokens

@@ -8,6 +8,7 @@ from pydantic import Field
 from app.api.access import HouseDep
 from app.presenting import adapter_json, page_json, version_json
 from app.problems import Refusal
+from app.residency import follow_alias, forget_deleted, meant
 from app.schemas import AliasBody, Body, TagsBody, Text
 from store.records import Version
 from store.registry import Registry
@@ -69,15 +70,20 @@ def get_report(house: HouseDep, namespace: str, name: str, version: str) -> dict
 
 @router.delete("/{namespace}/{name}/versions/{version}", status_code=204)
 def delete_version(house: HouseDep, namespace: str, name: str, version: int, force: bool = False) -> Response:
-    """Delete a version that nothing needs, or any with force."""
+    """Delete a version that nothing needs, or any with force. Requests that run with it go on to their end."""
+    deleted = meant(house, f"{namespace}/{name}@{version}")
     house.registry.delete_version(namespace, name, version, force)
+    forget_deleted(house, deleted)
     return Response(status_code=204)
 
 
 @router.put("/{namespace}/{name}/aliases/{alias}")
 def set_alias(house: HouseDep, namespace: str, name: str, alias: str, body: AliasBody) -> dict[str, Any]:
     """Point an alias to a version, from one moment to the next."""
-    return version_json(house.registry.set_alias(namespace, name, alias, body.version))
+    before = meant(house, f"{namespace}/{name}:{alias}")
+    now = house.registry.set_alias(namespace, name, alias, body.version)
+    follow_alias(house, before, now)
+    return version_json(now)
 
 
 @router.delete("/{namespace}/{name}/aliases/{alias}", status_code=204)

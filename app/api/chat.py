@@ -7,11 +7,13 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.access import HouseDep
 from app.api.streaming import answer_stream, answer_whole
+from app.asking import addressed
 from app.generation import ChosenSet, choose_set, sampling_of
 from app.house import House
 from app.openai_answers import Answer, Shape, chat_logprobs
 from app.problems import Refusal
 from app.schemas_openai import ChatBody
+from app.uncertainty import with_uncertainty
 from serving.engine import Generation
 
 router = APIRouter(prefix="/v1", tags=["generation"])
@@ -21,6 +23,7 @@ router = APIRouter(prefix="/v1", tags=["generation"])
 async def chat_completions(house: HouseDep, request: Request, body: ChatBody) -> Response:
     """Go on with a conversation, with the base model, an adapter, or a weighted set of adapters."""
     chosen, generations = await to_thread.run_sync(_prepare, house, body)
+    generations = addressed(house.settings, request, body, generations)
     shape = Shape("chat.completion", body.model, chosen.as_json, body.n, "chatcmpl")
     piece = house.prompts.piece
 
@@ -30,7 +33,8 @@ async def chat_completions(house: HouseDep, request: Request, body: ChatBody) ->
         wanted = body.logprobs and (answer.tokens or not body.stream)
         logprobs = chat_logprobs(answer.tokens, piece) if wanted else None
         member = "delta" if body.stream else "message"
-        return {"index": answer.index, member: content, "logprobs": logprobs, "finish_reason": answer.reason}
+        told = {"index": answer.index, member: content, "logprobs": logprobs, "finish_reason": answer.reason}
+        return with_uncertainty(told, answer.tokens, answer.uncertainty)
 
     if not body.stream:
         return await answer_whole(house, request, generations, shape, choice)
@@ -54,7 +58,7 @@ def _prepare(house: House, body: ChatBody) -> tuple[ChosenSet, list[Generation]]
     if body.n > house.settings.max_choices:
         detail = f"At most {house.settings.max_choices} choices are generated at once; n is {body.n}."
         raise Refusal(422, "invalid-request", detail, field="n")
-    chosen = choose_set(house, body.model, body.adapters)
+    chosen = choose_set(house, body.model, body.adapters, body.combine)
     continued = body.continue_final_message
     prompt = house.prompts.chat(
         body.messages,
@@ -65,6 +69,8 @@ def _prepare(house: House, body: ChatBody) -> tuple[ChosenSet, list[Generation]]
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return chosen, [
-        Generation(prompt, chosen.for_engine, sampling_of(body, max_tokens=most, logprobs=logprobs, choice=i))
+        Generation(
+            prompt, chosen.for_engine, sampling_of(body, max_tokens=most, logprobs=logprobs, choice=i), chosen.combine
+        )
         for i in range(body.n)
     ]

@@ -8,11 +8,13 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.access import HouseDep
 from app.api.streaming import answer_stream, answer_whole
+from app.asking import addressed
 from app.generation import ChosenSet, choose_set, sampling_of
 from app.house import House
 from app.openai_answers import Answer, Shape, text_logprobs
 from app.problems import Refusal
 from app.schemas_openai import CompletionBody
+from app.uncertainty import with_uncertainty
 from serving.engine import Generation
 
 router = APIRouter(prefix="/v1", tags=["generation"])
@@ -33,6 +35,7 @@ class Work:
 async def completions(house: HouseDep, request: Request, body: CompletionBody) -> Response:
     """Continue prompts (texts or token ids), with the base model, an adapter, or a weighted set of adapters."""
     work = await to_thread.run_sync(_prepare, house, body)
+    generations = addressed(house.settings, request, body, work.generations)
     shape = Shape("text_completion", body.model, work.chosen.as_json, body.n, "cmpl")
     piece = house.prompts.piece
 
@@ -45,15 +48,16 @@ async def completions(house: HouseDep, request: Request, body: CompletionBody) -
         if body.logprobs is not None and (tokens or not body.stream):
             logprobs = text_logprobs(tokens, piece, 0 if opens else len(prompt) + answer.before)
         text = prompt + answer.text if opens else answer.text
-        return {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": answer.reason}
+        told = {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": answer.reason}
+        return with_uncertainty(told, tokens, answer.uncertainty)
 
     if not body.stream:
-        return await answer_whole(house, request, work.generations, shape, choice)
+        return await answer_whole(house, request, generations, shape, choice)
     silent = body.echo and body.logprobs is None  # else the prompt comes with its log-probabilities
     return await answer_stream(
         house,
         request,
-        work.generations,
+        generations,
         shape,
         opening=[_opening(i, work.echoed[i // body.n]) for i in range(len(work.generations))] if silent else [],
         choice_of=choice,
@@ -75,7 +79,7 @@ def _prepare(house: House, body: CompletionBody) -> Work:
     if body.n > settings.max_choices:
         detail = f"At most {settings.max_choices} choices are generated at once; n is {body.n}."
         raise Refusal(422, "invalid-request", detail, field="n")
-    chosen = choose_set(house, body.model, body.adapters)
+    chosen = choose_set(house, body.model, body.adapters, body.combine)
     most = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     prompts = [house.prompts.text(item) if isinstance(item, str) else tuple(item) for item in body.prompt]
     samplings = [
@@ -88,7 +92,9 @@ def _prepare(house: House, body: CompletionBody) -> Work:
         )
         for choice in range(body.n)
     ]
-    generations = [Generation(prompt, chosen.for_engine, sampling) for prompt in prompts for sampling in samplings]
+    generations = [
+        Generation(prompt, chosen.for_engine, sampling, chosen.combine) for prompt in prompts for sampling in samplings
+    ]
     return Work(chosen, generations, [_echo(house, body, item) for item in body.prompt])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.api.access import HouseDep
-from app.generation import choose_set
+from app.generation import model_version
 from app.house import House
 from store.records import AdapterEntry, Version
 
@@ -31,10 +31,8 @@ def list_models(house: HouseDep) -> dict[str, Any]:
 @router.get("/{model:path}")
 def get_model(house: HouseDep, model: str) -> dict[str, Any]:
     """One model: the base model's id, or any adapter reference."""
-    chosen = choose_set(house, model, None)
-    if not chosen.members:
-        return _base_json(house)
-    return _version_json(model, chosen.members[0][0])
+    version = model_version(house, model)
+    return _base_json(house) if version is None else _version_json(model, version)
 
 
 def _base_json(house: House) -> dict[str, Any]:

@@ -117,6 +117,22 @@ def test_different_sets_at_the_same_time_do_not_mix(service: Service, adapters: 
         close(served, alone[i % 5])
 
 
+def test_equal_beginnings_are_reused_within_one_set_and_never_beyond(service: Service, adapters: Path) -> None:
+    def usage(start: str, **fields: Any) -> tuple[int, int]:
+        body = {"model": BASE, "prompt": start + PROMPT, "max_tokens": 3, "temperature": 0, **fields}
+        found = service.http.post("/v1/completions", json=body).json()["usage"]
+        return found["prompt_tokens"], found["prompt_tokens_details"]["cached_tokens"]
+
+    start = "Twelve questions on geography, each with one short answer and nothing else. " * 2
+    half = {"adapters": [{"ref": "gen/a", "weight": 0.5}]}
+    length, cached = usage(start)
+    assert cached < 16
+    for fields in ({}, {"model": "gen/a"}, half):
+        assert usage(start, **fields) == (length, length - 1 if fields == {} else 0)
+        assert usage(start, **fields) == (length, length - 1)
+        assert usage(start, n=3, temperature=1, **fields) == (length, length - 1)
+
+
 def test_the_openai_client_lists_chats_and_streams(client: openai.OpenAI, adapters: Path) -> None:
     models = {model.id: model for model in client.models.list()}
     assert {BASE, "gen/a", "gen/b"} <= models.keys()
@@ -144,7 +160,13 @@ def test_the_openai_client_lists_chats_and_streams(client: openai.OpenAI, adapte
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         assert text == choice.message.content
-        assert chunks[-1].usage == whole.usage
+        last = chunks[-1].usage
+        assert last is not None
+        assert last.model_dump(exclude={"prompt_tokens_details"}) == whole.usage.model_dump(
+            exclude={"prompt_tokens_details"}
+        )
+        assert last.prompt_tokens_details is not None
+        assert last.prompt_tokens_details.cached_tokens == last.prompt_tokens - 1  # all but the token before the answer
         assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == choice.finish_reason
     plain = client.chat.completions.create(model=BASE, messages=question, temperature=0, max_tokens=12)
     assert "Paris" in (plain.choices[0].message.content or "")

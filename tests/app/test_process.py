@@ -1,17 +1,21 @@
 """The process around the application: settings, where it listens, its worker."""
 
 import fcntl
+import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from app.api.health import readyz
 from app.jobs import EmbeddedJobEngine
 from app.main import RemoteRefused, is_loopback, serve
 from app.settings import Settings
+from serving.engine import Engine
 from tests.app.service import Service, small_adapter
 from tests.e2e.process import worker_of
 
@@ -48,6 +52,18 @@ def test_ready_says_what_was_checked(service: Service) -> None:
     found = service.http.get("/readyz").json()
     assert found == {"ready": True, "checks": dict.fromkeys(("database", "blobs", "generation", "worker"), "ok")}
     assert service.http.get("/healthz").json() == {"status": "ok"}
+
+
+def test_a_service_whose_engine_has_ended_is_not_ready(service: Service) -> None:
+    base = service.house.base
+    ended = Engine(base, service.house.shelves.adapter_loader(), pool_bytes=1, max_rows=1, max_waiting=1)
+    ended.start()
+    ended.close()
+    answer = readyz(replace(service.house, engine=ended))
+    assert answer.status_code == 503
+    checks = json.loads(bytes(answer.body))["checks"]
+    assert checks.pop("generation") == "RuntimeError: the engine's thread has ended"
+    assert set(checks.values()) == {"ok"}
 
 
 def test_a_worker_that_dies_is_started_again_and_there_is_only_one(service: Service, tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def test_scoring_only_has_the_shape_of_an_answer(service: Service, tokenizer: An
     answer = ask(service, prompt=CONTEXT, max_tokens=0, logprobs=2)
     choice, ids = answer["choices"][0], tokenizer.encode(CONTEXT)
     assert (choice["text"], choice["finish_reason"]) == (CONTEXT, "length")
-    assert answer["usage"] == {"prompt_tokens": len(ids), "completion_tokens": 0, "total_tokens": len(ids)}
+    counts = {"prompt_tokens": len(ids), "completion_tokens": 0, "total_tokens": len(ids)}
+    assert answer["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
     logprobs = choice["logprobs"]
     assert "".join(logprobs["tokens"]) == CONTEXT
     assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)

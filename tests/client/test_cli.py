@@ -142,6 +142,16 @@ def test_join_says_which_slot_and_why(shell: Shell, pushed: list[str], tmp_path:
     assert "joined shell/kept@2, which is now shell/kept@3" in text
 
 
+def test_pool_shows_loads_pins_and_unloads(shell: Shell, pushed: list[str]) -> None:
+    assert f"{pushed[0]} is in memory" in shell.text("pool", "load", pushed[0])
+    assert "pinned)" in shell.text("pool", "load", pushed[0], "--pin")
+    page = shell.text("pool")
+    assert all(word in page for word in (pushed[0], "pinned", "in use", "0 running, 0 waiting"))
+    assert shell.json("pool")["adapters"][-1]["ref"] == pushed[0]
+    assert f"{pushed[0]} is unloaded." in shell.text("pool", "unload", pushed[0])
+    assert "not in memory" in shell.failure("pool", "unload", pushed[0])[1]
+
+
 def test_alias_tag_rm(shell: Shell, pushed: list[str]) -> None:
     assert "now names shell/b@1" in shell.text("alias", "shell/b", "production")
     assert shell.json("show", "shell/b:production")["aliases"] == ["production"]
@@ -169,6 +179,17 @@ def test_generate_follows_a_schema_and_score_tells_every_token(shell: Shell, pus
     found = shell.json("score", "One two")
     assert found["tokens"] == ["One", " two"]
     assert found["total"] == found["token_logprobs"][1]
+
+
+def test_generate_shows_what_an_ensemble_does_not_know(shell: Shell, pushed: list[str]) -> None:
+    words = ["generate", "The capital of France is", "--raw", "--max-tokens", 4, "--combine", "ensemble"]
+    done = shell.run(*words, "-a", f"{pushed[0]}=2", "-a", pushed[1])
+    assert (done.returncode, done.stdout.startswith(" Paris")) == (0, True)
+    assert "Uncertainty per token, in nats: " in done.stderr
+    told = shell.json(*words, "-a", pushed[0], "-a", BASE)["choices"][0]["uncertainty"]
+    assert told["mutual_information"] > 0
+    code, sentence = shell.failure(*words, "-a", f"{pushed[0]}=-1")
+    assert (code, "0 or more" in sentence) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,33 @@ def test_a_text_is_scored_and_an_answer_follows_a_schema(spolia: Client, two: tu
     assert reply in ('"yes"', '"no"')
 
 
+def test_an_ensemble_says_what_it_does_not_know(spolia: Client, two: tuple[str, str]) -> None:
+    options = {"max_tokens": 4, "temperature": 0, "combine": "ensemble"}
+    whole = spolia.complete("The capital of France is", adapters=list(two), **options)["choices"][0]
+    chunks = list(spolia.stream("The capital of France is", adapters=list(two), **options))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"]
+    assert chunks[-1]["choices"][0]["uncertainty"] == pytest.approx(whole["uncertainty"], abs=1e-4)
+    assert "uncertainty" not in spolia.complete("Hello", adapters=list(two), max_tokens=1)["choices"][0]
+
+
+def test_adapters_are_loaded_pinned_and_unloaded(spolia: Client, two: tuple[str, str]) -> None:
+    assert spolia.load(two[0])["pinned"] is False
+    assert spolia.load(two[0], pinned=True)["pinned"] is True
+    state = spolia.pool()
+    assert {one["ref"]: one["pinned"] for one in state["adapters"]}[two[0]]
+    assert state["queue"]["running"] == 0
+    assert spolia.unload(two[0]) == {"ref": two[0], "state": "unloaded"}
+    with pytest.raises(SpoliaError, match="not in memory") as absent:
+        spolia.unload(two[0])
+    assert (absent.value.status, absent.value.slug) == (404, "not-resident")
+
+
+def test_a_deadline_is_an_error_of_its_own(spolia: Client) -> None:
+    with pytest.raises(SpoliaError, match=r"given 0\.01 s") as late:
+        spolia.complete("Once", max_tokens=2000, timeout_s=0.01)
+    assert (late.value.status, late.value.slug) == (504, "deadline-exceeded")
+
+
 def test_the_base_is_the_first_model(spolia: Client, two: tuple[str, str]) -> None:
     ids = [model["id"] for model in spolia.models()]
     assert ids[0] == BASE

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltas.adapter import Adapter
+from serving.adapter_set import AdapterSet, adapter_set
 from serving.base_model import BaseModel
 from serving.errors import AdapterModuleMissing, AdapterNotServable, AdapterShapeMismatch
-from serving.lora_batch import AdapterSet, LoraBatch, adapter_set
+from serving.lora_batch import LoraBatch
 from serving.resident import check_servable, make_resident
 from tests.factory import write_adapter
 

@@ -10,9 +10,19 @@ import pytest
 
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel
-from serving.errors import AdapterLoadFailed, EngineClosed, SetTooLarge
+from serving.errors import (
+    AdapterGone,
+    AdapterLoadFailed,
+    EngineClosed,
+    NotResident,
+    PinsTooLarge,
+    PoolBusy,
+    ServingError,
+    SetTooLarge,
+)
 from serving.pool import AdapterPool, Lease, LeaseState
 from serving.resident import make_resident, served_size
+from serving.residents import Unloaded
 
 
 class Loads:
@@ -27,6 +37,8 @@ class Loads:
         self.count[digest] += 1
         if digest == "broken":
             raise OSError("the disk is on fire")
+        if digest == "deleted":
+            raise FileNotFoundError(digest)
         return self.adapters(digest)
 
 
@@ -169,3 +181,162 @@ def test_many_threads_get_their_adapters_within_the_budget(
         thread.join(60)
     assert problems == []
     assert set(pool.resident().values()) == {0}
+
+
+def test_a_load_ahead_of_requests_is_there_when_they_come(
+    make_pool: Callable[[int], AdapterPool], loads: Loads, sizes: dict[str, int]
+) -> None:
+    pool = make_pool(sizes["a1"] + sizes["a2"])
+    pool.load("a1").result(20)
+    assert pool.request(["a1"]).state is LeaseState.GRANTED
+    pool.load("a2").result(20)
+    with pytest.raises(PoolBusy):
+        pool.load("a4").result(20)
+    with pytest.raises(SetTooLarge):
+        make_pool(sizes["a4"] - 1).load("a4").result(20)
+    with pytest.raises(AdapterLoadFailed, match="on fire"):
+        pool.load("broken").result(20)
+    with pytest.raises(AdapterGone):
+        pool.load("deleted").result(20)
+    assert loads.count["a1"] == loads.count["a2"] == 1
+
+
+def test_loads_come_after_what_requests_wait_for(make_pool: Callable[[int], AdapterPool], loads: Loads) -> None:
+    pool = make_pool(1 << 30)
+    order: list[str] = []
+    loads.gate.clear()
+    first = pool.load("a0")
+    time.sleep(0.02)  # the loader has it in hand
+    second, wanted = pool.load("a1"), pool.request(["a2"])
+    second.add_done_callback(lambda _: order.append("a1" if wanted.state is LeaseState.GRANTED else "a1 first"))
+    dropped = pool.load("a3")
+    assert dropped.cancel()
+    loads.gate.set()
+    for future in (first, second):
+        future.result(20)
+    settle(wanted)
+    assert (order, loads.count["a3"]) == (["a1"], 0)
+
+
+def test_what_is_pinned_stays_and_leaves_the_rest_to_others(
+    make_pool: Callable[[int], AdapterPool], sizes: dict[str, int]
+) -> None:
+    pool = make_pool(sizes["a5"] + sizes["a1"])
+    pool.load("a1", pinned=True).result(20)
+    for name in ("a5", "a0", "a5"):
+        pool.release(settle(pool.request([name])))
+    assert {info.digest: info.pinned for info in pool.state().adapters} == {"a1": True, "a5": False}
+    pool.load("a5", pinned=True).result(20)  # together exactly the budget
+    with pytest.raises(PinsTooLarge, match=f"{pool.budget_bytes} of the pool's"):
+        pool.load("a0", pinned=True).result(20)
+    assert pool.state().pinned_bytes == pool.budget_bytes
+    never = settle(pool.request(["a2"]))
+    assert isinstance(never.error, SetTooLarge)
+    assert never.error.pinned_bytes == pool.budget_bytes
+    pool.load("a5", pinned=False).result(20)
+    assert settle(pool.request(["a2"])).state is LeaseState.GRANTED
+
+
+def test_a_pin_that_comes_meanwhile_ends_a_wait_without_hope(
+    make_pool: Callable[[int], AdapterPool], sizes: dict[str, int]
+) -> None:
+    pool = make_pool(sizes["a5"])
+    settle(pool.request(["a1"]))
+    waiting = pool.request(["a5"])
+    time.sleep(0.05)
+    assert waiting.state is LeaseState.PENDING
+    pool.load("a1", pinned=True).result(20)
+    assert isinstance(settle(waiting).error, SetTooLarge)
+
+
+def test_unloading_takes_two_phases_while_somebody_runs(
+    make_pool: Callable[[int], AdapterPool], loads: Loads, sizes: dict[str, int]
+) -> None:
+    pool = make_pool(3 * sizes["a1"])
+    running = settle(pool.request(["a1"]))
+    before = running.adapters["a1"]
+    assert pool.unload("a1") is Unloaded.DRAINING
+    assert pool.used_bytes == sizes["a1"]
+    with pytest.raises(NotResident):
+        pool.unload("a1")
+    again = settle(pool.request(["a1"]))  # read anew beside the one that drains
+    assert again.adapters["a1"] is not before
+    assert running.adapters["a1"] is before
+    assert (loads.count["a1"], pool.used_bytes, pool.resident()) == (2, 2 * sizes["a1"], {"a1": 2})
+    pool.release(running)
+    assert (pool.used_bytes, pool.resident()) == (sizes["a1"], {"a1": 1})
+    pool.release(again)
+    assert pool.unload("a1") is Unloaded.FREED
+    assert pool.used_bytes == 0
+
+
+def test_closing_ends_loads_too(make_pool: Callable[[int], AdapterPool], loads: Loads) -> None:
+    pool = make_pool(1 << 30)
+    loads.gate.clear()
+    pool.load("a0")
+    waiting = pool.load("a1")
+    threading.Timer(0.05, loads.gate.set).start()
+    pool.close()
+    with pytest.raises(EngineClosed):
+        waiting.result(20)
+    with pytest.raises(EngineClosed):
+        pool.load("a0")
+
+
+def test_churn(make_pool: Callable[[int], AdapterPool], sizes: dict[str, int]) -> None:
+    """Threads that lease, load, pin and unload at random: the budget holds, leased adapters stay, nobody hangs."""
+    pool = make_pool(sizes["a5"] + sizes["a4"] + sizes["a3"])
+    problems: list[str] = []
+    over = threading.Event()
+    granted = Counter[str]()
+
+    def lease(rng: random.Random) -> None:
+        wanted = rng.sample(sorted(sizes), rng.randrange(1, 3))
+        lease = settle(pool.request(wanted))
+        if lease.state is LeaseState.FAILED:
+            if not isinstance(lease.error, SetTooLarge) or not lease.error.pinned_bytes:
+                problems.append(f"{wanted}: {lease.error}")
+            return
+        tensors = [part.A for name in wanted for part in lease.adapters[name].modules.values()]
+        held = Counter(info.digest for info in pool.state().adapters if info.leases)
+        if set(lease.adapters) != set(wanted) or not set(wanted) <= held.keys() or not all(map(len, tensors)):
+            problems.append(f"{wanted}: {held}")
+        time.sleep(rng.random() / 500)
+        pool.release(lease)
+        granted.update(wanted)
+
+    def manage(rng: random.Random) -> None:
+        name = rng.choice(sorted(sizes))
+        try:
+            if rng.random() < 0.4:
+                pool.unload(name)
+            else:
+                pool.load(name, pinned=rng.random() < 0.3).result(20)
+        except (NotResident, PinsTooLarge, PoolBusy):
+            pass
+        except ServingError as error:
+            problems.append(f"{name}: {error}")
+
+    def act(seed: int) -> None:
+        rng = random.Random(seed)
+        while not over.is_set():
+            lease(rng) if rng.random() < 0.6 else manage(rng)
+
+    threads = [threading.Thread(target=act, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        state = pool.state()
+        if state.used_bytes > state.budget_bytes or state.pinned_bytes > state.budget_bytes:
+            problems.append(f"{state}")
+        time.sleep(0.001)
+    over.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert problems == []
+    assert set(granted) == set(sizes)
+    state = pool.state()
+    assert state.loading == sum(info.leases for info in state.adapters) == 0
+    assert state.used_bytes == sum(info.size_bytes for info in state.adapters)

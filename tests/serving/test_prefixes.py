@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.lora_batch import AdapterSet
+from serving.adapter_set import AdapterSet
 from serving.prefixes import MIN_SHARED, PrefixStore, Tokens, shared_length
 from serving.spans import Span
 

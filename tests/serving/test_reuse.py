@@ -298,3 +298,15 @@ def test_memory_stays_flat_over_many_requests(tiny_base: BaseModel, loud_adapter
         assert engine._unfinished == {}
     assert later_size <= size * 1.02
     assert later_count <= count + 6 * 30  # a prefix is six tensors; how many fit depends on where texts part
+
+
+def test_prompts_that_are_scored_do_not_wait_for_each_other(tiny_base: BaseModel, loud_adapters: Load) -> None:
+    common = tuple(range(200, 240))
+    scored = replace(GREEDY, max_tokens=0, prompt_logprobs=1)
+    asked = [Generation((*common, 5 + index, 9), (), scored) for index in range(6)]
+    engine = Engine(tiny_base, loud_adapters, pool_bytes=1 << 20, max_rows=4, max_waiting=9, threads=1)
+    answers = [submit(engine, one) for one in asked]
+    with _computed(tiny_base) as seen, engine:
+        for answer in answers:
+            answer.wait()
+    assert seen == [6 * 42]

@@ -1,0 +1,108 @@
+"""Adapters in the engine's memory, by reference: what is there, what shall be, and what new names do to it."""
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime
+from typing import Any
+
+from anyio import to_thread
+
+from app.generation import model_version
+from app.house import House
+from app.problems import Refusal
+from serving.errors import NotResident, ServingError
+from serving.residents import ResidentInfo
+from store.errors import StoreError, UnknownReference
+from store.records import Version
+from store.registry import Registry
+
+
+def pool_json(house: House) -> dict[str, Any]:
+    """The pool and the queue before it, at this moment."""
+    pool, engine = house.engine.pool.state(), house.engine.state()
+    return {
+        "budget_bytes": pool.budget_bytes,
+        "used_bytes": pool.used_bytes,
+        "pinned_bytes": pool.pinned_bytes,
+        "adapters": [_resident_json(info, _ref_of(house.registry, info.digest)) for info in pool.adapters],
+        "queue": {
+            "waiting": engine.waiting,
+            "running": engine.running,
+            "loading": pool.loading,
+            "callers": engine.callers,
+            "tokens_per_s": round(engine.tokens_per_s, 2),
+            "requests_per_s": round(engine.requests_per_s, 2),
+        },
+    }
+
+
+async def load(house: House, ref: str, *, pinned: bool) -> dict[str, Any]:
+    """Have an adapter in memory before anybody asks for it. Raises what generating with it would, and PinsTooLarge,
+    PoolBusy."""
+    version = await to_thread.run_sync(_servable, house, ref)
+    await asyncio.wrap_future(house.engine.pool.load(version.digest, pinned=pinned))
+    held = {info.digest: info for info in house.engine.pool.state().adapters if not info.draining}
+    if version.digest not in held:  # in and out again: it is the least recently used by now
+        raise NotResident(version.digest)
+    return _resident_json(held[version.digest], version.ref)
+
+
+def unload(house: House, ref: str) -> dict[str, str]:
+    """Take an adapter out of memory; requests that run with it go on to their end. Raises NotResident."""
+    version = house.registry.resolve(ref)
+    return {"ref": version.ref, "state": house.engine.pool.unload(version.digest).value}
+
+
+def meant(house: House, ref: str) -> Version | None:
+    """What a reference means before it is changed; None if that is nothing yet."""
+    try:
+        return house.registry.resolve(ref)
+    except StoreError:
+        return None
+
+
+def forget_deleted(house: House, version: Version | None) -> None:
+    """Unload a version that was deleted, unless another with the same bytes is left."""
+    if version is not None and _ref_of(house.registry, version.digest) is None:
+        with contextlib.suppress(NotResident):
+            house.engine.pool.unload(version.digest)
+
+
+def follow_alias(house: House, before: Version | None, now: Version) -> None:
+    """Load where an alias points now, if what it pointed to before is in use: the next request finds it there.
+
+    Only a head start: nothing waits for it, and if it fails, that request says why.
+    """
+    if before is None or before.digest == now.digest or before.digest not in house.engine.pool.resident():
+        return
+    try:
+        house.engine.pool.load(_servable(house, now.ref).digest)
+    except (Refusal, ServingError):
+        return
+
+
+def _servable(house: House, ref: str) -> Version:
+    version = model_version(house, ref)
+    if version is None:
+        raise Refusal(422, "invalid-request", f"'{ref}' is the base model, which is always there.", field="ref")
+    return version
+
+
+def _ref_of(registry: Registry, digest: str) -> str | None:
+    """One reference of the version with these bytes; None if it was deleted."""
+    try:
+        return registry.resolve(f"sha256:{digest}").ref
+    except UnknownReference:
+        return None
+
+
+def _resident_json(info: ResidentInfo, ref: str | None) -> dict[str, Any]:
+    return {
+        "ref": ref,
+        "digest": f"sha256:{info.digest}",
+        "size_bytes": info.size_bytes,
+        "leases": info.leases,
+        "pinned": info.pinned,
+        "draining": info.draining,
+        "last_used_at": datetime.fromtimestamp(info.used_at, UTC).isoformat(),
+    }
