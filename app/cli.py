@@ -1,6 +1,7 @@
 """The command `spolia`: the service and its registry from the shell.
 
-Each verb is one function in cli_registry, cli_explore, cli_merge, cli_generate, cli_pool or cli_serve. Failures end
+Each verb is one function in cli_registry, cli_explore, cli_merge, cli_generate, cli_pool,
+cli_promote or cli_serve. Failures end
 with a status other than 0 and one sentence on stderr.
 """
 
@@ -15,6 +16,7 @@ from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
 from app.cli_output import error_sentence, fail
 from app.cli_pool import pool
+from app.cli_promote import promote
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
 from app.cli_serve import serve
 from app.client_http import SpoliaError
@@ -34,6 +36,7 @@ for verb in (
     verify,
     merge,
     join,
+    promote,
     generate,
     score,
     jobs,

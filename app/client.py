@@ -231,6 +231,29 @@ class Client(GenerationVerbs, PoolVerbs):
             answer["job"] = self.wait(answer["job"]["id"], on_progress=on_progress)
         return answer
 
+    def promote(
+        self,
+        name: str,
+        adapters: Sources,
+        *,
+        bar: Mapping[str, float],
+        prompts: Sequence[Any] | None = None,
+        alias: str = "production",
+        recipe: Mapping[str, Any] | None = None,
+        max_tokens: int = 32,
+        on_progress: Progress | None = None,
+    ) -> Json:
+        """Merge a set in use into `name`, compare both as they answer, move `alias` if the bar is met.
+
+        `bar`: {"agreement": least share of equal tokens} and/or {"loss": most nats a token}. `prompts`: texts or lists
+        of messages, None for those that the service logged. `recipe`: method, rank, params … as in `merge`. The
+        answer is the finished job; its result tells `promoted`, `ref` and the `comparison`.
+        """
+        body: Json = {**(recipe or {}), "name": name, "sources": source_list(adapters), "alias": alias}
+        body |= {"bar": dict(bar), "prompts": None if prompts is None else list(prompts), "max_tokens": max_tokens}
+        job: Json = self._http.json("POST", "/v1/promotions", json=body)
+        return self.wait(job["id"], on_progress=on_progress)
+
     def merge(
         self,
         name: str,

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
 from app.jobs import JobEngine
+from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves
@@ -23,6 +25,8 @@ class House:
     prompts: Prompts
     job_engine: JobEngine
     explorer: Explorer
+    engine_jobs: EngineJobs
+    prompt_log: PromptLog
 
     @property
     def settings(self) -> Settings:

@@ -32,9 +32,7 @@ class JobRunner:
     at work at a time: at its start it takes over what an earlier one left as running.
     """
 
-    def __init__(
-        self, shelves: Shelves, kinds: Mapping[str, Runs], idle: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, shelves: Shelves, kinds: Mapping[str, Runs], idle: Callable[[], bool] = lambda: False) -> None:
         self.shelves = shelves
         self.wake = threading.Event()
         self.stop = threading.Event()

@@ -30,10 +30,12 @@ from app.api import (
     nearest,
     online,
     pool,
+    promotions,
     provenance,
     uploads,
     what_if,
 )
+from app.engine_jobs import EngineJobs
 from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.house import House
@@ -41,6 +43,7 @@ from app.jobs import EmbeddedJobEngine
 from app.judging import judge_refused
 from app.limits import BodyLimits
 from app.problems import Problem
+from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
@@ -52,7 +55,7 @@ log = logging.getLogger("spolia")
 BASE_DETAILS = ("origin", "architecture", "parameters", "context_length", "embeddings", "experts")
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, provenance, merges, online, what_if, compare,
-    nearest, jobs, pool,
+    nearest, jobs, pool, promotions,
 )  # fmt: skip
 
 
@@ -115,8 +118,20 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     engine.prepare()
     engine.start()
     stack.callback(engine.close)
+    engine_jobs = EngineJobs(shelves, engine, job_engine)
+    engine_jobs.start()
+    stack.callback(engine_jobs.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
-    return House(shelves, base, engine, Prompts(base.tokenizer), job_engine, Explorer(shelves, shelves.cache))
+    return House(
+        shelves,
+        base,
+        engine,
+        Prompts(base.tokenizer),
+        job_engine,
+        Explorer(shelves, shelves.cache),
+        engine_jobs,
+        PromptLog(settings.logged_prompts),
+    )
 
 
 def settle(shelves: Shelves) -> None:

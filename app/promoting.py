@@ -5,81 +5,24 @@ compared is what the engine says. The steps are idempotent, so a promotion that 
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
-from app.generation import ChosenSet, choose_set
-from app.house import House
-from app.likeness import Likeness, compare
-from app.merging_service import Draft, draft_merge, result_json
+from app.jobs import JobEngine
+from app.likeness import Generator, Likeness, compare
+from app.merging_service import result_json
 from app.problems import Refusal
-from app.schemas import MergeBody, SourceBody
-from app.schemas_promotion import PromotionBody
 from app.shelves import Shelves
 from app.work import Work
 from merging.errors import MergeCancelled
 from store.jobs import Job
 from store.records import Version
-from store.references import validate_name
 
 _LOOK_EVERY_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class PromotionDraft:
-    """A promotion that was found possible."""
-
-    merge: Draft
-    chosen: ChosenSet
-    alias: str
-    prompts: list[tuple[int, ...]]
-    body: PromotionBody
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        """What the job needs, whatever aliases and logged prompts are by then."""
-        return {
-            "merge": self.merge.payload,
-            "adapters": [list(pair) for pair in self.chosen.for_engine],
-            "alias": self.alias,
-            "prompts": [list(prompt) for prompt in self.prompts],
-            "max_tokens": self.body.max_tokens,
-            "bar": self.body.bar.model_dump(),
-        }
-
-
-def draft_promotion(house: House, body: PromotionBody) -> PromotionDraft:
-    """Resolve the set, plan its merge, gather the prompts; nothing is computed.
-
-    Raises:
-        Refusal, MergeError, StoreError: with what is wrong.
-    """
-    fields = set(MergeBody.model_fields)
-    merge = draft_merge(house.shelves, MergeBody.model_validate(body.model_dump(include=fields)))
-    sources = []
-    for version, source in zip(merge.versions, merge.recipe.sources, strict=True):
-        if not isinstance(source.weight, int | float):
-            detail = f"The weight of {version.ref} varies over the model; a set that is served has one number each."
-            raise Refusal(422, "bad-weights", detail, field="sources")
-        sources.append(SourceBody(ref=version.ref, weight=source.weight))
-    chosen = choose_set(house, house.base.name, sources)
-    prompts = _prompts(house, body, chosen)
-    return PromotionDraft(merge, chosen, validate_name(body.alias, "alias"), prompts, body)
-
-
-def _prompts(house: House, body: PromotionBody, chosen: ChosenSet) -> list[tuple[int, ...]]:
-    if body.prompts is None:
-        logged = house.prompt_log.of(chosen.for_engine)
-        if not logged:
-            detail = "No prompts of this set were logged (SPOLIA_LOGGED_PROMPTS keeps them); give prompts."
-            raise Refusal(422, "no-prompts", detail, field="prompts")
-        return logged
-    return [
-        house.prompts.text(item) if isinstance(item, str) else house.prompts.chat(item) for item in body.prompts
-    ]
-
-
-def run_promotion_job(house: House, shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
+def run_promotion_job(
+    engine: Generator, job_engine: JobEngine, shelves: Shelves, job: Job, work: Work
+) -> dict[str, Any]:
     """Run a queued promotion. Calling it again after a crash does what is left to do.
 
     Raises:
@@ -96,11 +39,11 @@ def run_promotion_job(house: House, shelves: Shelves, job: Job, work: Work) -> d
         work.progress(done, total)
 
     step(0)
-    version = merged_version(house, shelves, payload["merge"], work)
+    version = merged_version(job_engine, shelves, payload["merge"], work)
     step(1)
     first = [(digest, weight) for digest, weight in payload["adapters"]]
     likeness = compare(
-        house.engine,
+        engine,
         first,
         ((version.digest, 1.0),),
         prompts,
@@ -122,16 +65,16 @@ def run_promotion_job(house: House, shelves: Shelves, job: Job, work: Work) -> d
     }
 
 
-def merged_version(house: House, shelves: Shelves, payload: dict[str, Any], work: Work) -> Version:
+def merged_version(job_engine: JobEngine, shelves: Shelves, payload: dict[str, Any], work: Work) -> Version:
     """The version that the set's merge makes, by a merge job of its own. Raises Refusal, MergeCancelled."""
     key = f"promotion:{payload['namespace']}/{payload['name']}:{payload['digests']}:{payload['recipe']}"
     merge, _ = shelves.jobs.enqueue("merge", payload, key)
-    house.job_engine.wake()
+    job_engine.wake()
     while not (merge := shelves.jobs.get(merge.id)).finished:
         if work.cancelled():
             if not work.stopping:
                 shelves.jobs.request_cancel(merge.id)
-                house.job_engine.wake()
+                job_engine.wake()
             raise MergeCancelled
         time.sleep(_LOOK_EVERY_S)
     if merge.state == "failed":
@@ -161,5 +104,3 @@ def comparison_json(likeness: Likeness) -> dict[str, Any]:
             for tokens, agreed, loss in likeness.by_prompt
         ],
     }
-
-

@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     adapter_pool_bytes: int = Field(
         512 * MIB, ge=1, description="Memory for adapters in use; the least recently used leave first."
     )
+    logged_prompts: int = Field(
+        0,
+        ge=0,
+        description="Prompts kept in memory for each set of adapters, for promotions to compare with; 0 keeps none.",
+    )
     prefix_cache_bytes: int = Field(
         256 * MIB,
         ge=0,

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from app.api.access import HouseDep
 from app.presenting import job_json
-from app.promoting import draft_promotion
+from app.promotion_draft import draft_promotion
 from app.schemas_promotion import PromotionBody
 
 router = APIRouter(prefix="/v1/promotions", tags=["merges"])

@@ -28,6 +28,7 @@ async def answer_whole(
     house: House, request: Request, generations: Sequence[Generation], shape: Shape, choice_of: ChoiceOf
 ) -> Response:
     """Wait for all choices, then answer. A client that hangs up cancels them."""
+    house.prompt_log.keep(generations)
     async with Run(house.engine, generations) as run:
         answers = await while_connected(request, collect(run.events(), len(generations)))
 
@@ -50,6 +51,7 @@ async def answer_stream(
     include_usage: bool,
 ) -> Response:
     """Answer with server-sent events. What fails before the first token is still an ordinary problem."""
+    house.prompt_log.keep(generations)
     async with AsyncExitStack() as stack:
         run = await stack.enter_async_context(Run(house.engine, generations))
         events = run.events()

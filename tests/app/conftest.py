@@ -31,6 +31,7 @@ def service(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         max_request_bytes=256 * 1024,
         max_batch_rows=8,
         max_sources=8,
+        logged_prompts=4,
     )
     app = create_app(settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))

@@ -253,3 +253,17 @@ def test_what_comes_out_can_be_checked_traced_and_changed(shell: Shell, pushed: 
     page = shell.text("nearest", over, "--limit", 2)
     assert ref in page
     assert [item["ref"] for item in shell.json("nearest", over, "--limit", 1)["items"]] == [ref]
+
+
+def test_a_set_is_promoted_if_it_answers_alike(shell: Shell, pushed: list[str], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("The sea is\n\nOnce upon a time\n")
+    words = ["promote", "shell/promoted", f"{pushed[0]}=0.5", pushed[1], "--prompts", prompts, "--max-tokens", 2]
+    job = shell.json(*words, "--alias", "live", "--agreement", 0)
+    assert job["result"]["comparison"]["prompts"] == 2
+    assert job["result"]["promoted"]
+    text = shell.text(*words, "--alias", "live", "--loss", 100)
+    assert "The bar is met: live moved to it from shell/promoted@1." in text
+    status, sentence = shell.failure(*words)
+    assert status == 2
+    assert "--agreement" in sentence
