@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.exploring import Explorer
+from app.exporting import Exporter
 from app.jobs import JobEngine
 from app.prompts import Prompts
 from app.settings import Settings
@@ -23,6 +24,7 @@ class House:
     prompts: Prompts
     job_engine: JobEngine
     explorer: Explorer
+    exporter: Exporter
 
     @property
     def settings(self) -> Settings:

@@ -22,6 +22,7 @@ from app.api import (
     chat,
     compare,
     completions,
+    exports,
     files,
     health,
     jobs,
@@ -36,6 +37,7 @@ from app.api import (
 )
 from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
+from app.exporting import Exporter
 from app.house import House
 from app.jobs import EmbeddedJobEngine
 from app.judging import judge_refused
@@ -51,7 +53,7 @@ log = logging.getLogger("spolia")
 
 BASE_DETAILS = ("origin", "architecture", "parameters", "context_length", "embeddings", "experts")
 ROUTERS = (
-    health, models, chat, completions, adapters, uploads, files, provenance, merges, online, what_if, compare,
+    health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
     nearest, jobs, pool,
 )  # fmt: skip
 
@@ -116,7 +118,9 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     engine.start()
     stack.callback(engine.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
-    return House(shelves, base, engine, Prompts(base.tokenizer), job_engine, Explorer(shelves, shelves.cache))
+    return House(
+        shelves, base, engine, Prompts(base.tokenizer), job_engine, Explorer(shelves, shelves.cache), Exporter(shelves)
+    )
 
 
 def settle(shelves: Shelves) -> None:
