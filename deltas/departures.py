@@ -36,11 +36,12 @@ def inexact(facts: Facts) -> str | None:
 def converted(facts: Facts) -> str | None:
     """That its tensors are not the factors of ΔW themselves, although ΔW is low-rank."""
     adapter = facts.adapter
-    if adapter.obstacles or not adapter.exact or not adapter.conversion:
+    if adapter.obstacles or not adapter.exact:
         return None
-    return (
-        f"it is {adapter.family}, which only says what ΔW is together with more than two factors: {adapter.conversion}"
-    )
+    if adapter.config.peft_type == "LORA" and not adapter.conversion:
+        return None
+    how = f": {adapter.conversion}" if adapter.conversion else ""
+    return f"it is {adapter.family}, whose tensors are not yet the two factors of ΔW{how}"
 
 
 def beside(facts: Facts) -> str | None:

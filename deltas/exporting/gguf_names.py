@@ -18,7 +18,7 @@ from deltas.architecture import Architecture
 class Converted:
     """How llama.cpp's converter treats one class of transformers' models."""
 
-    arch: int  # of gguf.MODEL_ARCH
+    arch: gguf.MODEL_ARCH
     paired: bool = False  # whether rows of query and key weights are reordered
 
 
@@ -60,4 +60,5 @@ def in_file_order(B: Tensor, module: str, base: Architecture) -> Tensor:
 
 def paired_halves(rows: Tensor, heads: int) -> Tensor:
     """[heads · (first half, second half), …] → [heads · (first of both, second of both, …), …]."""
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
+    return halves.transpose(1, 2).reshape(rows.shape)

@@ -66,12 +66,12 @@ def vllm(facts: Facts) -> Iterator[Finding]:
     if reason := beside(facts):
         yield Finding("beside", f"{reason}, which vLLM refuses")
     if expert := experts(facts):
-        yield Finding("experts", f"'{expert.name}' is an expert of a mixture; they are not written for vLLM")
+        yield Finding("experts", f"'{expert.name}' is an expert, which is not written for vLLM here")
     if facts.announced_rank > MAX_RANKS[-1]:
         yield Finding(
             "steps",
-            f"its rank {facts.announced_rank} is above {MAX_RANKS[-1]}, vLLM's largest; an export with max_rank cuts it,"
-            " with the energy lost stated",
+            f"its rank {facts.announced_rank} is above {MAX_RANKS[-1]}, vLLM's largest; an export with max_rank cuts"
+            " it, with the energy lost stated",
         )
     if reason := converted(facts):
         yield Finding("factors", reason)

@@ -45,6 +45,14 @@ def smol(base_folder: Path) -> Architecture:
     return found
 
 
+@pytest.fixture(scope="module")
+def bundled() -> gguf.GGUFReader:
+    """The bundled base model as llama.cpp has it; read once, its vocabulary takes seconds."""
+    file = bundled_file(DEFAULT_BASE)
+    assert file is not None
+    return gguf.GGUFReader(file)
+
+
 def test_fields_are_those_that_llama_cpp_asks_for(tmp_path: Path) -> None:
     ranks = {"model.layers.0.self_attn.q_proj": 3, "model.layers.1.self_attn.v_proj": 1}
     adapter = opened(tmp_path / "in", rank=2, rank_pattern=ranks, alpha_pattern={"layers.1.self_attn.q_proj": 9.0})
@@ -64,12 +72,12 @@ def test_fields_are_those_that_llama_cpp_asks_for(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_rows_are_in_the_order_of_the_bundled_files_own(base_folder: Path, smol: Architecture) -> None:
+def test_rows_are_in_the_order_of_the_bundled_files_own(
+    base_folder: Path, smol: Architecture, bundled: gguf.GGUFReader
+) -> None:
     """The base that serves here was read from this GGUF by transformers, which undoes llama.cpp's order of rows."""
-    file = bundled_file(DEFAULT_BASE)
-    assert file is not None
     names, weights = tensor_names(smol), FolderWeights(DEFAULT_BASE, base_folder)
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    tensors = {tensor.name: tensor for tensor in bundled.tensors}
     for module in (f"model.layers.7.{place}" for place in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")):
         stored = tensors[names[module]]
         there = torch.from_numpy(gguf.dequantize(stored.data, stored.tensor_type))
@@ -79,16 +87,15 @@ def test_rows_are_in_the_order_of_the_bundled_files_own(base_folder: Path, smol:
 
 
 @pytest.mark.parametrize("task", ["adjectives", "dates", "measure"])
-def test_an_example_adapter_fits_the_bundled_file(tmp_path: Path, smol: Architecture, task: str) -> None:
+def test_an_example_adapter_fits_the_bundled_file(
+    tmp_path: Path, smol: Architecture, bundled: gguf.GGUFReader, task: str
+) -> None:
     folder = EXAMPLES / task
     adapter = Adapter.open(folder / "adapter_config.json", folder / "adapter_model.safetensors")
     export = export_for(adapter, "llama.cpp", tmp_path / "out", base=smol)
     fields, tensors = read(export.folder / "adapter.gguf")
-    file = bundled_file(DEFAULT_BASE)
-    assert file is not None
-    reader = gguf.GGUFReader(file)
-    base = {tensor.name: tensor for tensor in reader.tensors}
-    assert fields["general.architecture"] == reader.fields["general.architecture"].contents()
+    base = {tensor.name: tensor for tensor in bundled.tensors}
+    assert fields["general.architecture"] == bundled.fields["general.architecture"].contents()
     assert len(tensors) == 2 * len(adapter.modules)
     for name in {name.rpartition(".")[0] for name in tensors}:
         a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]

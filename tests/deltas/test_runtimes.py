@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from deltas.adapter import Adapter
 from deltas.architecture import Architecture, read_architecture
@@ -46,17 +47,18 @@ def of(**options: object) -> Callable[[Path], Adapter]:
 
 def loha(folder: Path) -> Adapter:
     """A product of two updates, of rank r² = 9 where the sides are 4 and 8: not low-rank."""
-    import torch
-
     keys = {}
     for name, (outs, ins) in QV.items():
         for half in "12":
             keys[f"base_model.model.{name}.hada_w{half}_a"] = torch.ones(outs, 3)
             keys[f"base_model.model.{name}.hada_w{half}_b"] = torch.ones(3, ins)
-    return opened(folder, {}, extra_tensors=keys, config={"peft_type": "LOHA", "alpha": 3, "r": 3, **TARGETED})
+    return opened(folder, {}, extra_tensors=keys, config=LOHA)
 
 
-TARGETED = {"target_modules": ["q_proj", "v_proj"]}
+LOHA = {
+    "peft_type": "LOHA", "alpha": 3, "r": 3, "target_modules": ["q_proj", "v_proj"], "lora_alpha": None,
+    "init_lora_weights": None,
+}  # fmt: skip
 ONE_BLOCK = {name: shape for name, shape in LINEARS.items() if ".0.self_attn" in name}
 ONLY_V = {name: shape for name, shape in QV.items() if name.endswith("v_proj")}
 HEAD = {**QV, "lm_head": LINEARS["lm_head"]}
