@@ -73,6 +73,15 @@ def misspelt(facts: Facts) -> str | None:
     return None
 
 
+def renamed(facts: Facts) -> str | None:
+    """A key that holds neither its module's name nor its part's, wherever in it."""
+    for info in facts.modules:
+        for part, key in info.keys.items():
+            if info.name not in key or part.removesuffix(".weight") not in key:
+                return f"key '{key[:200]}' does not name '{info.name[:160]}' and {part.removesuffix('.weight')}"
+    return None
+
+
 def several_ranks(facts: Facts) -> str | None:
     """That its modules differ in rank."""
     if len(facts.ranks) < 2:

@@ -47,7 +47,7 @@ def section(runtime: Runtime) -> str:
     rows = ["| rule | read from | what an export does |", "| --- | --- | --- |"]
     for rule in runtime.rules:
         rows.append(f"| {_cell(rule.says)} | {_cell(rule.source)} | {_cell(rule.remedy or 'refused, by name')} |")
-    text = about[2].strip().replace("\n", " ")
+    text = " ".join(about[2].split())
     return "\n\n".join([f"## {runtime.title} {runtime.version}", text[:1].upper() + text[1:], "\n".join(rows)])
 
 

@@ -7,6 +7,7 @@ weights; B's rows follow them (llama.cpp, conversion/llama.py, LlamaModel.permut
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import gguf
 from torch import Tensor
@@ -46,7 +47,12 @@ def arch_name(base: Architecture) -> str:
 
 def tensor_names(base: Architecture) -> Mapping[str, str]:
     """Module name → llama.cpp's tensor, for all that the architecture can have ("blk.0.attn_q.weight")."""
-    table = gguf.get_tensor_name_map(CONVERTED[base.kind].arch, base.layers)
+    return _names(CONVERTED[base.kind].arch, base.layers)
+
+
+@lru_cache(maxsize=64)
+def _names(arch: gguf.MODEL_ARCH, layers: int) -> Mapping[str, str]:
+    table = gguf.get_tensor_name_map(arch, layers)
     return {module: f"{found[1]}.weight" for module, found in table.mapping.items()}
 
 

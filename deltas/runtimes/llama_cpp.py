@@ -53,7 +53,12 @@ def settings(facts: Facts, rank: int) -> dict[str, Any]:
 
 
 @runtime(
-    "llama.cpp", title="llama.cpp", version="as in llama-cpp-python 0.3.36", form="gguf", rules=RULES, settings=settings
+    "llama.cpp",
+    title="llama.cpp",
+    version="2026-10 (in llama-cpp-python 0.3.36)",
+    form="gguf",
+    rules=RULES,
+    settings=settings,
 )
 def llama_cpp(facts: Facts) -> Iterator[Finding]:
     """What a LoRA file of llama.cpp cannot say; that it must be such a file is always found."""

@@ -13,6 +13,7 @@ from deltas.departures import (
     converted,
     experts,
     inexact,
+    renamed,
     several_ranks,
     several_scales,
     unread,
@@ -52,6 +53,12 @@ RULES = (
         "the missing one of q, k, v or gate, up gets factors of zeros",
     ),
     Rule("factors", "only lora_A and lora_B are read, of peft_type LORA", LORA, "converted exactly to plain LoRA"),
+    Rule(
+        "spelling",
+        "block, layer and lora_A or lora_B are looked for in each key, as PEFT names them",
+        f"{LORA}, {POOL}",
+        "keys are spelt as PEFT writes them",
+    ),
     Rule(
         "names",
         'target_modules is a list or "all-linear"; a regular expression is refused',
@@ -99,6 +106,8 @@ def sglang(facts: Facts) -> Iterator[Finding]:
     if reason := converted(facts):
         yield Finding("factors", reason)
         return
+    if reason := renamed(facts):
+        yield Finding("spelling", f"{reason}, and SGLang does not find others")
     targets = facts.raw.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
         yield Finding("names", "target_modules is a regular expression, which SGLang refuses")

@@ -31,7 +31,8 @@ RULES = (
     ),
     Rule(
         "steps",
-        f"ranks go up to {MAX_RANKS[-1]}; --max-lora-rank is one of {', '.join(map(str, MAX_RANKS))}",
+        f"ranks go up to {MAX_RANKS[-1]} (max_rank cuts larger ones); --max-lora-rank is one of"
+        f" {', '.join(map(str, MAX_RANKS))}",
         CONFIG,
         None,
     ),

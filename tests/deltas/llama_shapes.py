@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from deltas.adapter import Adapter
 from deltas.architecture import Architecture
+from deltas.header import read_header
+from deltas.spellings import written_config
 from tests.factory import Shape, write_adapter
 
 BLOCK: Mapping[str, Shape] = {
@@ -71,6 +73,15 @@ def experts(folder: Path) -> Adapter:
         "base_model.model.model.layers.0.mlp.experts.lora_B.weight": torch.ones(12, 6),
     }
     return opened(folder, extra_tensors=keys, config={"target_parameters": ["mlp.experts.gate_up_proj"]})
+
+
+def kohya(folder: Path) -> Adapter:
+    """Factors in kohya's spelling, which come without a config."""
+    flat = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "adapter_model.safetensors"
+    save_file({f"{flat}.lora_down.weight": torch.ones(2, 8), f"{flat}.lora_up.weight": torch.ones(8, 2)}, path)
+    return Adapter.open(written_config(path, read_header(path), "tiny/base"), path)
 
 
 def infixed(folder: Path) -> Adapter:

@@ -25,6 +25,7 @@ from tests.deltas.llama_shapes import (
     embedding,
     experts,
     infixed,
+    kohya,
     opened,
 )
 
@@ -78,6 +79,7 @@ CASES = [
     Broken("sglang", "layers", of(modules=STRANGE), "no"),
     Broken("sglang", "base", of(modules=ONLY_V), "no", None),
     Broken("sglang", "partners", of(modules=ONLY_V), "export"),
+    Broken("sglang", "spelling", kohya, "no"),
     Broken("sglang", "names", of(**REGEX), "export"),
     Broken("sglang", "rank", of(**RANKS), "export"),
     Broken("sglang", "scale", of(use_rslora=True), "export"),
