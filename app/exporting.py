@@ -19,6 +19,7 @@ from anyio import CapacityLimiter
 from app.errors import sentence
 from app.shelves import Shelves
 from deltas.architecture import Architecture, read_architecture
+from deltas.errors import DeltaError
 from deltas.exporting.export import Export, export_for
 from deltas.runtime import Facts, Verdict, runtimes
 from store.records import Version
@@ -56,6 +57,13 @@ class Exporter:
         """One for each runtime, by name."""
         facts = self.facts(version)
         return [runtime.verdict(facts) for runtime in runtimes().values()]
+
+    def words(self, version: Version) -> dict[str, str] | None:
+        """Each runtime's verdict in a word; None where the files cannot be read, which must not hide the rest."""
+        try:
+            return {verdict.target: verdict.word for verdict in self.verdicts(version)}
+        except (OSError, DeltaError):
+            return None
 
     def export(self, version: Version, target: str, max_rank: int | None) -> Exported:
         """The version in the form of one runtime: a zip of PEFT's files, or a GGUF file.

@@ -56,8 +56,7 @@ def get_adapter(house: HouseDep, namespace: str, name: str) -> dict[str, Any]:
 def get_version(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
     """One version, by number, alias or "latest", with a word on each server that could load it."""
     found = resolve_version(house.registry, namespace, name, version)
-    words = {verdict.target: verdict.word for verdict in house.exporter.verdicts(found)}
-    return {**version_json(found), "compatibility": words}
+    return {**version_json(found), "compatibility": house.exporter.words(found)}
 
 
 @router.get("/{namespace}/{name}/versions/{version}/report")

@@ -138,3 +138,13 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(service: Service,
         problem(service.http.get(f"{url('plain')}/export", params=query), 422, "invalid-request")
     problem(service.http.get(f"{url('plain', 9)}/export", params={"format": "vllm"}), 404, "unknown-reference")
     assert not list(service.house.settings.spool_dir.glob("export-*"))
+
+
+def test_a_version_whose_files_are_damaged_is_shown_without_a_verdict(service: Service, tmp_path: Path) -> None:
+    version = service.push("x/damaged", small_adapter(tmp_path / "damaged"))
+    weights = next(file["sha256"] for file in version["files"] if file["name"] == "adapter_model.safetensors")
+    path = service.house.shelves.blobs.path(weights)
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:100])
+    assert service.http.get(url("damaged")).json()["compatibility"] is None
+    problem(service.http.get(f"{url('damaged')}/compatibility"), 422, "bad-file")
