@@ -1,8 +1,7 @@
 """The command `spolia`: the service and its registry from the shell.
 
-Each verb is one function in cli_registry, cli_explore, cli_merge, cli_generate, cli_pool,
-cli_promote or cli_serve. Failures end
-with a status other than 0 and one sentence on stderr.
+Each verb is one function in one of the cli_….py files. Failures end with a status other than 0 and one sentence on
+stderr.
 """
 
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from app.cli_context import Connection
 from app.cli_explore import lineage, nearest, verify, what_if
+from app.cli_exports import compatibility, export
 from app.cli_generate import generate, score
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
@@ -34,6 +34,8 @@ for verb in (
     compare,
     nearest,
     verify,
+    compatibility,
+    export,
     merge,
     join,
     promote,

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+from app.client_exports import save_export
 from app.client_generate import GenerationVerbs
 from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
 from app.client_inputs import (
@@ -172,6 +173,26 @@ class Client(GenerationVerbs, PoolVerbs):
         """
         job = self._http.json("POST", f"{version_path(ref)}/verify")
         return self.wait(job["id"], on_progress=on_progress) if wait else job
+
+    def compatibility(self, ref: str) -> Json:
+        """Which servers load a version: as it is, after an export, or not at all, each with its reasons."""
+        return self._http.json("GET", f"{version_path(ref)}/compatibility")
+
+    def export(
+        self,
+        ref: str,
+        target: str,
+        folder: Path | str,
+        *,
+        max_rank: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Json:
+        """Write a version into `folder` (made if absent) as the server `target` loads it: vllm, sglang, tgi, llama.cpp.
+
+        The answer says what was changed, the settings that the server needs, and under `energy_lost` what `max_rank`
+        cost. Nothing is written if the bytes do not arrive whole.
+        """
+        return save_export(self._http, ref, target, Path(folder), max_rank, on_progress)
 
     def versions(self, ref: str) -> Sequence[Json]:
         """All versions of an adapter, newest first."""

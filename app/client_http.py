@@ -107,15 +107,27 @@ class Transport:
                     yield event, "\n".join(data)
                     event, data = "message", []
 
-    def download(self, path: str, target: Path, digest: str, on_bytes: Callable[[int], None]) -> None:
-        """Stream one file to `target`; it appears there only if its sha256 is `digest` (hex)."""
+    def download(
+        self,
+        path: str,
+        target: Path,
+        digest: str | None,
+        on_bytes: Callable[[int], None],
+        params: Mapping[str, Any] | None = None,
+    ) -> Mapping[str, str]:
+        """Stream one file to `target`; it appears there only if its sha256 is `digest` (hex; None: the ETag's).
+
+        The answer is its headers.
+        """
         partial = target.with_name(f".{target.name}.part")
         found = hashlib.sha256()
         try:
-            with self._clear_errors(), self._http.stream("GET", path) as response:
+            with self._clear_errors(), self._http.stream("GET", path, params=params) as response:
                 if response.is_error:
                     response.read()
                 _check(response)
+                headers = response.headers
+                digest = digest or headers.get("etag", "").strip('"').removeprefix("sha256:")
                 with partial.open("wb") as file:
                     for chunk in response.iter_bytes(CHUNK_BYTES):
                         file.write(chunk)
@@ -125,6 +137,7 @@ class Transport:
                 detail = f"{target.name} arrived with sha256 {found.hexdigest()}, not {digest}; nothing was kept."
                 raise problem_error("digest-mismatch", detail)
             partial.replace(target)
+            return headers
         finally:
             partial.unlink(missing_ok=True)
 

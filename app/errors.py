@@ -29,6 +29,8 @@ TABLE: dict[type[Exception], Row] = {
     deltas.MissingBaseTensor: (422, "missing-base-tensor"),
     deltas.NotClosed: (422, "not-closed"),
     deltas.NotLowRank: (422, "not-low-rank"),
+    deltas.UnknownRuntime: (422, "unknown-runtime"),
+    deltas.NotExportable: (422, "not-exportable"),
     merging.UnknownMethod: (422, "unknown-method"),
     merging.BadParams: (422, "bad-params"),
     merging.BadWeights: (422, "bad-weights"),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
+from app.exporting import Exporter
 from app.jobs import JobEngine
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
@@ -27,6 +28,7 @@ class House:
     explorer: Explorer
     engine_jobs: EngineJobs
     prompt_log: PromptLog
+    exporter: Exporter
 
     @property
     def settings(self) -> Settings:

@@ -22,6 +22,7 @@ from app.api import (
     chat,
     compare,
     completions,
+    exports,
     files,
     health,
     jobs,
@@ -38,6 +39,7 @@ from app.api import (
 from app.engine_jobs import EngineJobs
 from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
+from app.exporting import Exporter
 from app.house import House
 from app.jobs import EmbeddedJobEngine
 from app.judging import judge_refused
@@ -54,7 +56,7 @@ log = logging.getLogger("spolia")
 
 BASE_DETAILS = ("origin", "architecture", "parameters", "context_length", "embeddings", "experts")
 ROUTERS = (
-    health, models, chat, completions, adapters, uploads, files, provenance, merges, online, what_if, compare,
+    health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
     nearest, jobs, pool, promotions,
 )  # fmt: skip
 
@@ -131,6 +133,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         Explorer(shelves, shelves.cache),
         engine_jobs,
         PromptLog(settings.logged_prompts),
+        Exporter(shelves),
     )
 
 

@@ -10,7 +10,9 @@ DeltaError
 ├── ShapeMismatch      a module whose shape differs from the base model's
 ├── MissingBaseTensor  a conversion needs a base weight that the base model does not have
 ├── NotClosed          a weighted sum that its family cannot hold
-└── NotLowRank         asked for the factors of an adapter that is not plain LoRA
+├── NotLowRank         asked for the factors of an adapter that is not plain LoRA
+├── UnknownRuntime     a server that adapters are not exported for
+└── NotExportable      a server cannot be given this adapter
 """
 
 from collections.abc import Sequence
@@ -108,3 +110,20 @@ class NotLowRank(DeltaError):
     def __init__(self, obstacles: tuple[str, ...]) -> None:
         super().__init__("this adapter is not plain LoRA: " + "; ".join(obstacles))
         self.obstacles = obstacles
+
+
+class UnknownRuntime(DeltaError):
+    """Asked about a server whose rules are not known here."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"'{name[:80]}' is not a server that adapters are exported for; known are {', '.join(known)}")
+        self.known = known
+
+
+class NotExportable(DeltaError):
+    """A server cannot be given what this adapter does; `reasons` say why."""
+
+    def __init__(self, target: str, reasons: tuple[str, ...]) -> None:
+        super().__init__(f"this adapter cannot be exported for {target}: {'; '.join(reasons)}")
+        self.target = target
+        self.reasons = reasons

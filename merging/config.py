@@ -4,9 +4,10 @@ The factors hold every scale, so lora_alpha equals r in every module and the run
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from deltas.short_names import short_names
 from merging.extras import extras_config
 from merging.plan import Plan
 
@@ -36,21 +37,9 @@ def peft_config(plan: Plan, ranks: Mapping[str, int]) -> dict[str, Any]:
         "peft_type": "LORA",
         "r": common,
         "rank_pattern": pattern,
-        "target_modules": _target_modules([name for name in ranks if name not in parameters], plan.base_modules),
+        "target_modules": short_names([name for name in ranks if name not in parameters], plan.base_modules),
         "use_dora": False,
         "use_rslora": False,
         **({"target_parameters": sorted(parameters)} if parameters else {}),
         **extras_config(plan.extras),
     }
-
-
-def _target_modules(names: Sequence[str], base_modules: Mapping[str, tuple[int, int]] | None) -> list[str]:
-    """Short names ("q_proj") where the result has every module of the base that ends so, full paths elsewhere.
-
-    A short name that covers more modules than the file holds would make PEFT add random, untrained factors.
-    """
-    base: Counter[str] = Counter(name.rsplit(".", 1)[-1] for name in base_modules or {})
-    ours = Counter(name.rsplit(".", 1)[-1] for name in names)
-    short = {suffix for suffix, count in ours.items() if base.get(suffix) == count}
-    full = [name for name in sorted(names) if name.rsplit(".", 1)[-1] not in short]
-    return sorted(short) + full

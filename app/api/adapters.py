@@ -54,8 +54,9 @@ def get_adapter(house: HouseDep, namespace: str, name: str) -> dict[str, Any]:
 
 @router.get("/{namespace}/{name}/versions/{version}")
 def get_version(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
-    """One version, by number, alias or "latest"."""
-    return version_json(resolve_version(house.registry, namespace, name, version))
+    """One version, by number, alias or "latest", with a word on each server that could load it."""
+    found = resolve_version(house.registry, namespace, name, version)
+    return {**version_json(found), "compatibility": house.exporter.words(found)}
 
 
 @router.get("/{namespace}/{name}/versions/{version}/report")

@@ -37,7 +37,7 @@ def get_file(
         raise Refusal(404, "unknown-file", detail, known=known)
     etag = f'"sha256:{file.digest}"'
     headers = {"etag": etag, "cache-control": "no-cache"}
-    if if_none_match is not None and _matches(if_none_match, etag):
+    if if_none_match is not None and etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     if range_ is not None and not _satisfiable(range_, file.size_bytes):
         return _no_such_range(file)
@@ -46,7 +46,8 @@ def get_file(
     return FileResponse(path, headers=headers, media_type=MEDIA_TYPES.get(suffix, "application/octet-stream"))
 
 
-def _matches(header: str, etag: str) -> bool:
+def etag_matches(header: str, etag: str) -> bool:
+    """Whether an If-None-Match header names this ETag."""
     tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
     return etag in tags or "*" in tags
 

@@ -1,0 +1,1 @@
+"""Adapters written in the form that one runtime loads (deltas/runtime.py)."""
