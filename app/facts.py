@@ -2,24 +2,30 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from deltas.adapter import Adapter
-from deltas.effect import silence
+from deltas.applied import applied, layouts, refusals
+from deltas.effect import has_effect, silence
 from deltas.errors import ShapeMismatch, UnknownModule
 from store.records import Base
 from store.registry import Registry
 
+RULES = 1  # by which `use_notes` and `content_facts` judge; one more whenever they come to say something else
+
 
 @dataclass(frozen=True, slots=True)
 class BaseMatch:
-    """The base model of an adapter, and how it was recognised; `notes` are sentences for the user."""
+    """The base model of an adapter, and how it was recognised; `notes` are sentences for the user, `linears` its linear
+    layers where it is known."""
 
     name: str | None
     fingerprint: str | None
     matched_by: str | None
     notes: tuple[str, ...] = ()
+    linears: frozenset[str] = frozenset()
 
 
 def match_base(registry: Registry, adapter: Adapter) -> BaseMatch:
@@ -39,7 +45,7 @@ def match_base(registry: Registry, adapter: Adapter) -> BaseMatch:
         how = f"the declared name; all {len(adapter.modules)} adapted modules exist there with the same shapes"
     else:
         how = "the declared name alone; it has no LoRA factors whose shapes could be compared"
-    return BaseMatch(base.name, base.fingerprint, how)
+    return BaseMatch(base.name, base.fingerprint, how, linears=frozenset(base.modules))
 
 
 def adaptable(base: Base) -> dict[str, tuple[int, int]]:
@@ -68,28 +74,46 @@ def _hint(base: Base) -> str:
     return f"Its modules and shapes fit '{base.name}': if that is its base, upload it with base_model={base.name}."
 
 
-def use_notes(adapter: Adapter) -> list[str]:
-    """What keeps an adapter from being merged or served, or how it is read: a sentence each."""
-    obstacles = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.obstacles]
-    if (reason := no_effect(adapter)) is not None:
+def use_notes(adapter: Adapter, linears: Collection[str]) -> list[str]:
+    """What keeps an adapter from being merged, or from being served beside a base model with these linear layers, or
+    how it is read: a sentence each."""
+    if (reason := no_effect(adapter, linears)) is not None:
         return [f"It changes nothing: {reason}. It can be kept and merged, but is not served."]
-    if not obstacles and adapter.unserved:
-        return [f"It can be merged, but is not served: {'; '.join(adapter.unserved)}."]
-    if not obstacles and adapter.conversion:
-        return [f"It is read by conversion: {adapter.conversion}."]
-    return obstacles
+    refused = refusals(adapter, linears)
+    notes = [f"It cannot be merged or served as plain LoRA: {reason}." for reason in adapter.unread]
+    notes += [f"It cannot be merged: {reason}." for reason in adapter.obstacles if reason not in adapter.unread]
+    if not adapter.unread and refused:
+        merged = "It is not served" if adapter.obstacles else "It can be merged, but is not served"
+        notes.append(f"{merged}: {'; '.join(refused)}.")
+    elif adapter.conversion and not adapter.obstacles:
+        served = "" if adapter.exact else " It is served as it is, exactly."
+        notes.append(f"It is {'read' if adapter.exact else 'merged'} by conversion: {adapter.conversion}.{served}")
+    return notes
 
 
-def no_effect(adapter: Adapter) -> str | None:
+def is_served(adapter: Adapter, linears: Collection[str]) -> bool:
+    """Whether the adapter can be served beside a base model with these linear layers."""
+    return not refusals(adapter, linears) and no_effect(adapter, linears) is None
+
+
+def no_effect(adapter: Adapter, linears: Collection[str]) -> str | None:
     """Why an adapter that could be served would change nothing, as half a sentence; None if it changes something."""
-    if adapter.obstacles or adapter.unserved:
+    if refusals(adapter, linears):
         return None
-    found = (adapter.factors(name) for name in adapter.modules)
-    return silence((factors.A, factors.B) for factors in found)
+    silent = []
+    for name in layouts(adapter):
+        factors, *others = applied(adapter, name)
+        if any(bool(form.any()) for form in others if form is not None):
+            return None
+        if factors is not None:
+            if has_effect(factors.A, factors.B):
+                return None
+            silent.append((factors.A, factors.B))
+    return silence(silent)
 
 
-def content_facts(adapter: Adapter) -> dict[str, Any]:
-    """The fields of NewVersion that follow from the adapter's content alone."""
+def content_facts(adapter: Adapter, linears: Collection[str]) -> dict[str, Any]:
+    """The fields of NewVersion that follow from the adapter's content and its base model's linear layers."""
     modules = list(adapter.modules.values())
     config = adapter.config
     ranks = [module.rank for module in modules] or [config.rank]
@@ -113,6 +137,7 @@ def content_facts(adapter: Adapter) -> dict[str, Any]:
         "modules": len(modules),
         "parameters": adapter.parameters,
         "dtype": adapter.dtype,
+        "judged": RULES,
         "mergeable": not adapter.obstacles,
-        "servable": not (adapter.obstacles or adapter.unserved or no_effect(adapter)),
+        "servable": is_served(adapter, linears),
     }

@@ -38,6 +38,7 @@ from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.house import House
 from app.jobs import EmbeddedJobEngine
+from app.judging import judge_refused
 from app.limits import BodyLimits
 from app.problems import Problem
 from app.prompts import Prompts
@@ -99,6 +100,8 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_engine.start()
     stack.callback(job_engine.close)
     base = open_base(shelves)
+    if served := judge_refused(shelves):
+        log.info("%d versions that were refused before can be served now", served)
     engine = Engine(
         base,
         shelves.adapter_loader(),

@@ -5,7 +5,7 @@ method and parameters. A job therefore fails only for what happens later (a full
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,11 @@ class Draft:
         fingerprint = self.base.fingerprint if self.base else ""
         pairs = zip(self.versions, self.plan.adapters, strict=True)
         return tuple(f"{version.digest}:{fingerprint}:{adapter.conversion_rank}" for version, adapter in pairs)
+
+    @property
+    def linears(self) -> Collection[str]:
+        """The base model's linear layers, where it is known."""
+        return self.base.modules if self.base else ()
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -171,9 +176,9 @@ def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
         return None
     adapter = shelves.open_adapter(other)
     new = NewVersion(
-        **content_facts(adapter),
+        **content_facts(adapter, draft.linears),
         **_origin(draft),
-        notes=use_notes(adapter),
+        notes=use_notes(adapter, draft.linears),
         sketch=sketch_of(adapter),
         files={file.name: (file.digest, file.size_bytes) for file in other.files},
         report=shelves.registry.report(other),
@@ -230,9 +235,9 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
     adapter = Adapter.open(config, result.weights, limits=shelves.limits, tokenizer=tokenizer)
     adapter = shelves.with_base(adapter, first.base_model if first.base_known else None)
     new = NewVersion(
-        **content_facts(adapter),
+        **content_facts(adapter, draft.linears),
         **_origin(draft),
-        notes=use_notes(adapter),
+        notes=use_notes(adapter, draft.linears),
         files=files,
         report=result.report,
         sketch=sketch_of(adapter),

@@ -148,11 +148,11 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
     adapter = shelves.with_base(adapter, match.name if match.fingerprint else None)
     adapter.check_copies()
     return upload, {
-        **content_facts(adapter),
+        **content_facts(adapter, match.linears),
         "base_model": match.name,
         "base_fingerprint": match.fingerprint,
         "base_matched_by": match.matched_by,
-        "notes": [*_spelling(adapter), *use_notes(adapter), *match.notes],
+        "notes": [*spelling_notes(adapter), *use_notes(adapter, match.linears), *match.notes],
         "license": upload.form.license,
         "tags": upload.form.tags,
         "card": upload.card,
@@ -168,7 +168,8 @@ def _written(shelves: Shelves, upload: Upload, weights: Path) -> bytes:
     return config_bytes(written_config(weights, header, upload.form.base_model, base.modules if base else None))
 
 
-def _spelling(adapter: Adapter) -> list[str]:
+def spelling_notes(adapter: Adapter) -> list[str]:
+    """How the weights of an adapter that came without a config are spelt."""
     respelling = Respelling.of(adapter.config.raw)
     if respelling is None:
         return []

@@ -30,6 +30,7 @@ from deltas.extras import check_copy, extra_obstacles, extra_update
 from deltas.factors import Factors
 from deltas.families import recognise
 from deltas.families.family import DTYPES
+from deltas.forms import Forms, Layout
 from deltas.header import Header, Limits, TensorEntry, read_header
 from deltas.module import ModuleInfo
 from deltas.placing import Placed, place
@@ -75,7 +76,9 @@ class Adapter:
         self.modules = placed.modules
         self.extras, self._copies = placed.extras, placed.copies
         beside = extra_obstacles([*placed.extras.values(), *placed.copies], config, base, tokenizer)
-        self.obstacles: tuple[str, ...] = (*self._obstacles(), *beside, *placed.others)
+        # Why its changes cannot be had at all; and those that can be had, but not as factors, keep it from a merge.
+        self.unread: tuple[str, ...] = (*self._obstacles(), *beside, *placed.others)
+        self.obstacles = (*self.unread, *(self._family.beyond(self.modules, base) if self._family else ()))
         if base is not None and self._family is not None and self._family.needs_shape:
             self.modules = {name: self._sized(info, base) for name, info in self.modules.items()}
         if self._family is not None and self._family.shared:
@@ -86,7 +89,6 @@ class Adapter:
         if family is None:
             return [f"{self.config.peft_type} adapters are stored, but not yet converted to LoRA factors"]
         found = [*self.config.obstacles(family.fields), *family.obstacles(self.config)]
-        found.extend(family.beyond(self.modules, self.base))
         if (family.needs_base or family.needs_shape) and self.base is None:
             found.append(f"{family.conversion}; the weights of its base model, which that takes, are not here")
         if not self.modules:
@@ -112,21 +114,6 @@ class Adapter:
             return None
         cut = "" if self.exact else f", which is cut to rank {self.conversion_rank} with the error stated"
         return self._family.conversion + cut
-
-    @property
-    def unserved(self) -> tuple[str, ...]:
-        """What a low-rank hook on linear layers cannot apply exactly; a sentence each."""
-        found = []
-        if not self.exact:
-            found.append(f"{self.conversion}; to serve that approximation knowingly, merge it alone with method 'sum'")
-        for kind, what in (("embedding", "an embedding"), ("expert", "an expert of a mixture")):
-            first = next((info.name for info in self.modules.values() if info.kind == kind), None)
-            if first is not None:
-                found.append(f"'{first}' is {what}; only linear layers are served")
-        if self.extras:
-            first = next(iter(self.extras))
-            found.append(f"it changes '{first}' ({len(self.extras)} such tensors) by more than a low-rank update")
-        return tuple(found)
 
     def with_base(self, base: BaseWeights | None, conversion_rank: int = CONVERSION_RANK) -> "Adapter":
         """The same adapter, able to read its base model's weights where these are given.
@@ -244,16 +231,35 @@ class Adapter:
         lost = float(torch.linalg.norm(update.double() - factors.B @ factors.A)) / norm if norm > 0 else 0.0
         return Reading(factors.to(torch.float32), lost)
 
+    def layout(self, module: str) -> Layout:
+        """The forms that the module's own change takes, from the header alone."""
+        assert self._family is not None  # otherwise there are no modules
+        return self._family.layout(self.config, self.modules[module], self.part_shapes(module))
+
+    def forms(self, module: str) -> Forms:
+        """The module's own change of a linear layer in the forms of its layout, exactly, whatever its rank.
+
+        Raises:
+            NotLowRank: if `unread` says why it cannot be had.
+            MissingBaseTensor: if the base model lacks the module's weight.
+            KeyError: if the adapter does not change this module.
+        """
+        if self.unread or self._family is None:
+            raise NotLowRank(self.unread)
+        info = self.modules[module]
+        weight, bias = (self._base_weight(info), self._bias(info)) if self._family.needs_base else (None, None)
+        return self._family.forms(self.config, info, self.parts(module), weight, bias)
+
     def extra(self, name: str, rows: slice | None = None) -> Tensor:
         """The change of one extra tensor in float32 or wider, or of some of its rows: [n, dim] for the rows of an
         embedding, the tensor itself where the base model has none, the row itself where it is an added token's.
 
         Raises:
-            NotLowRank: if `obstacles` says why it cannot be had.
+            NotLowRank: if `unread` says why it cannot be had.
             KeyError: if the adapter does not change this tensor so.
         """
-        if self.obstacles:
-            raise NotLowRank(self.obstacles)
+        if self.unread:
+            raise NotLowRank(self.unread)
         extra = self.extras[name]
         asked = slice(0, extra.shape[0]) if rows is None else rows
         return extra_update(extra, _widened(self._file.get_slice(extra.key)[asked]), self.base, asked)
@@ -291,6 +297,15 @@ class Adapter:
             found = (info.out_features, info.in_features)
             raise ShapeMismatch(info.name, self.base.name, found, (turned.shape[0], turned.shape[1]))
         return turned
+
+    def _bias(self, info: ModuleInfo) -> Tensor | None:
+        """The bias of the module's layer, the trained one where the adapter has it; None for a layer without."""
+        assert self.base is not None  # otherwise an obstacle
+        name = f"{info.name}.bias"
+        if self.base.shape(name) is None:
+            return None
+        bias = self.base.tensor(name)
+        return bias + self.extra(name) if name in self.extras else bias
 
     @property
     def _turned(self) -> bool:

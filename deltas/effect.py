@@ -11,13 +11,17 @@ from torch import Tensor
 
 
 def has_effect(A: Tensor, B: Tensor) -> bool:
-    """Whether B A (A [rank, in], B [out, rank], finite, any floating dtype) is more than float64 rounding of zero."""
+    """Whether B A (A [rank, in], B [out, rank], finite, of one floating dtype) changes anything in that dtype.
+
+    It does if it is more than float64 rounding of zero, and large enough for its dtype to tell from zero.
+    """
+    dtype = A.dtype
     A, B = A.double(), B.double()
     probe = torch.randn(A.shape[1], dtype=A.dtype, device=A.device, generator=_seeded(A.device))
     change = B @ (A @ probe)
     largest = B.abs() @ (A.abs() @ probe.abs())
     rounding = torch.finfo(A.dtype).eps * (A.shape[0] + A.shape[1])
-    return bool((change.abs() > rounding * largest).any())
+    return bool(((change.abs() > rounding * largest) & (change.to(dtype) != 0)).any())
 
 
 def silence(factors: Iterable[tuple[Tensor, Tensor]]) -> str | None:
@@ -35,12 +39,12 @@ def silence(factors: Iterable[tuple[Tensor, Tensor]]) -> str | None:
     if not modules:
         return "it has no factors"
     if zero_B == modules:
-        return f"B is zero in all {modules} modules, as before any training"
+        return f"B is zero in all {modules} modules, as if never trained"
     if zero_A == modules:
         return f"A is zero in all {modules} modules"
     if zero_A + zero_B:
-        return f"A or B is zero, or their product is, in all {modules} modules"
-    return f"the ranks of A and B cancel in all {modules} modules"
+        return f"A, B or their product is zero in all {modules} modules"
+    return f"the ranks of A and B cancel, or their product is too small, in all {modules} modules"
 
 
 def _seeded(device: torch.device) -> torch.Generator:

@@ -22,6 +22,7 @@ import torch
 
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel
+from serving.base_weights import with_loaded_base
 from serving.batch import Batch
 from serving.constrain import Grammars
 from serving.ensemble_row import row_for
@@ -208,6 +209,7 @@ class Engine:
             )
 
     def _measure(self, digest: str, adapter: Adapter) -> int:
+        adapter = with_loaded_base(adapter, self.base)
         check_servable(digest, adapter, self.base.name, self.base.modules)
         return served_size(adapter, self.base.dtype)
 

@@ -15,9 +15,9 @@ arithmetic counts, so there each run of rows meets only its own adapters, straig
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from serving.adapter_set import AdapterSet
+from serving.forms import Hook, form_hooks
 from serving.resident import ResidentAdapter, ServedFactors
 from serving.row_factors import RowFactors, RowPart
 
-Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 Run = tuple[slice, ServedFactors, float]
 """Neighbouring rows, and what one adapter of their set adds at which weight."""
 
@@ -72,8 +72,13 @@ class LoraBatch:
             return
         self.remove()
         if any(sets):  # an empty set is the bare base
-            hooks = self._runs(sets, residents) if many_tokens else self._stacked(sets, residents)
-            for name, hook in hooks.items():
+            # In this order: forms scale what the base layer alone gave.
+            beside = form_hooks(sets, {digest: resident.forms for digest, resident in residents.items()})
+            ranked = [tuple(part for part in one if residents[part[0]].modules) for one in sets]
+            ranks = {}
+            if any(ranked):
+                ranks = self._runs(ranked, residents) if many_tokens else self._stacked(ranked, residents)
+            for name, hook in chain(beside.items(), ranks.items()):
                 self._handles.append(self._linears[name].register_forward_hook(hook))
         self._applied = wanted
 
@@ -135,9 +140,9 @@ def share_little(sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAda
     The former reads each row's factors, however often they occur; the latter reads each adapter once, but multiplies
     it with every row. On one thread a factor costs the stack 1.5 + rows / 12 times what it costs a batched product.
     """
-    own = sum(residents[digest].size_bytes for one in sets for digest, _ in one)
-    stacked = sum(residents[digest].size_bytes for digest in {digest for one in sets for digest, _ in one})
-    return own < stacked * (1.5 + len(sets) / 12)
+    named = [digest for one in sets for digest, _ in one]
+    ranks = {digest: sum(part.rank for part in residents[digest].modules.values()) for digest in set(named)}
+    return sum(ranks[digest] for digest in named) < sum(ranks.values()) * (1.5 + len(sets) / 12)
 
 
 def build_stack(adapters: Sequence[ResidentAdapter], folded: AdapterSet | None) -> Stack:

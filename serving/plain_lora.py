@@ -25,6 +25,7 @@ def is_plain(adapter: Adapter) -> bool:
     dtypes = {entry.dtype for entry in adapter.header.tensors}
     return (
         adapter.family == "lora"
+        and not adapter.extras
         and len(dtypes) == 1
         and dtypes <= TORCH_DTYPES.keys()
         and all(info.kind == "linear" and info.keys.keys() == {A_PART, B_PART} for info in adapter.modules.values())

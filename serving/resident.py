@@ -1,15 +1,18 @@
 """One adapter as the engine keeps it in memory: checked against the base model, cast, ready to be concatenated."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from deltas.adapter import Adapter
+from deltas.applied import applied, layouts, refusals
 from deltas.effect import silence
 from serving.base_model import BaseModel
+from serving.base_weights import with_loaded_base
 from serving.errors import AdapterModuleMissing, AdapterNotServable, AdapterShapeMismatch, NoEffect
+from serving.forms import ServedForms, served_forms
 from serving.plain_lora import is_plain, read_plain
 
 
@@ -30,28 +33,28 @@ class ServedFactors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResidentAdapter:
-    """All factors of one version, in the base model's dtype and on its device."""
+    """All of one version, in the base model's dtype and on its device: factors by module, and for those modules whose
+    change is not factors alone, what there is beside."""
 
     digest: str
     modules: Mapping[str, ServedFactors]
     size_bytes: int
+    forms: Mapping[str, ServedForms] = field(default_factory=dict)
 
 
 def served_size(adapter: Adapter, dtype: torch.dtype) -> int:
-    """Bytes that the adapter's factors take once resident; from the header alone."""
-    entries = sum(info.rank * (info.in_features + info.out_features) for info in adapter.modules.values())
-    return entries * dtype.itemsize
+    """Bytes that the adapter takes once resident, at most; from the header alone. Dense updates count in full."""
+    return sum(layout.entries for layout in layouts(adapter).values()) * dtype.itemsize
 
 
 def check_servable(digest: str, adapter: Adapter, base: str, modules: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse what cannot be applied exactly to base model `base` with these modules (out, in).
+    """Refuse what cannot be applied exactly to base model `base` with these linear layers (out, in).
 
+    `adapter` can read the base model where it needs to (serving/base_weights.py).
     Raises AdapterNotServable, AdapterModuleMissing, AdapterShapeMismatch.
     """
-    if adapter.obstacles:
-        raise AdapterNotServable(digest, adapter.family, adapter.obstacles)
-    if adapter.unserved:
-        raise AdapterNotServable(digest, adapter.family, adapter.unserved)
+    if reasons := refusals(adapter, modules):
+        raise AdapterNotServable(digest, adapter.family, reasons)
     if missing := [name for name in adapter.modules if name not in modules]:
         raise AdapterModuleMissing(digest, base, missing)
     for name, info in adapter.modules.items():
@@ -60,20 +63,29 @@ def check_servable(digest: str, adapter: Adapter, base: str, modules: Mapping[st
 
 
 def make_resident(digest: str, adapter: Adapter, base: BaseModel) -> ResidentAdapter:
-    """Read and cast all factors of an adapter. Raises what `check_servable` raises, and NoEffect."""
+    """Read and cast all of an adapter. Raises what `check_servable` raises, and NoEffect."""
+    adapter = with_loaded_base(adapter, base)
     check_servable(digest, adapter, base.name, base.modules)
-    modules = _factors(adapter, base)
-    if (reason := silence((part.A, part.Bt.T) for part in modules.values())) is not None:
-        raise NoEffect(digest, list(modules), f"{reason} ({base.dtype} as served)".replace("torch.", ""))
-    return ResidentAdapter(digest, modules, served_size(adapter, base.dtype))
+    modules, beside = _plain(adapter, base) if is_plain(adapter) else _in_forms(adapter, base)
+    if not beside and (reason := silence((part.A, part.Bt.T) for part in modules.values())) is not None:
+        raise NoEffect(digest, list(adapter.modules), f"{reason} ({str(base.dtype).removeprefix('torch.')}, as served)")
+    return ResidentAdapter(digest, modules, served_size(adapter, base.dtype), beside)
 
 
-def _factors(adapter: Adapter, base: BaseModel) -> dict[str, ServedFactors]:
-    if is_plain(adapter):
-        return {name: ServedFactors(*pair) for name, pair in read_plain(adapter, base.dtype, base.device).items()}
+def _plain(adapter: Adapter, base: BaseModel) -> tuple[dict[str, ServedFactors], dict[str, ServedForms]]:
+    read = read_plain(adapter, base.dtype, base.device)
+    return {name: ServedFactors(*pair) for name, pair in read.items()}, {}
+
+
+def _in_forms(adapter: Adapter, base: BaseModel) -> tuple[dict[str, ServedFactors], dict[str, ServedForms]]:
     modules: dict[str, ServedFactors] = {}
-    for name in adapter.modules:
-        factors = adapter.factors(name)
-        A = factors.A.to(base.device, base.dtype).contiguous()
-        modules[name] = ServedFactors(A, factors.B.T.to(base.device, base.dtype).contiguous())
-    return modules
+    beside: dict[str, ServedForms] = {}
+    for name in layouts(adapter):
+        forms = applied(adapter, name)
+        if forms.factors is not None:
+            A = forms.factors.A.to(base.device, base.dtype).contiguous()
+            modules[name] = ServedFactors(A, forms.factors.B.T.to(base.device, base.dtype).contiguous())
+        bias = base.model.get_submodule(name).bias
+        if (served := served_forms(forms, bias, base.dtype, base.device)) is not None:
+            beside[name] = served
+    return modules, beside

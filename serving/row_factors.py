@@ -47,11 +47,11 @@ class RowFactors:
         self._groups: dict[Ranks, _Group] = {}
 
     def place(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> dict[str, list[RowPart]]:
-        """Fill the slots that must change; the parts of each module. Rows with an empty set are in none."""
-        known = {one: ranks_of(one, residents) for one in set(sets) if one}
+        """Fill the slots that must change; the parts of each module. Rows without factors are in none."""
+        known = {one: ranks_of(one, residents) for one in set(sets)}
         rows_of: dict[Ranks, list[int]] = {}
         for row, one in enumerate(sets):
-            if one:
+            if known[one]:
                 rows_of.setdefault(known[one], []).append(row)
         self._groups = {ranks: self._groups.get(ranks) or _Group() for ranks in rows_of}
         parts: dict[str, list[RowPart]] = {}

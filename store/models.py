@@ -110,7 +110,8 @@ class RecipeRow(Model):
 
 
 class VersionRow(Model):
-    """One published version; no column ever changes after the insert."""
+    """One published version; what it is never changes after the insert, only what is said about it: `mergeable`,
+    `servable` and `notes`, which follow from the rules of the time (`judged`)."""
 
     __tablename__ = "versions"
     __table_args__ = (
@@ -149,6 +150,7 @@ class VersionRow(Model):
     mergeable: Mapped[bool]
     servable: Mapped[bool]
     notes: Mapped[list[str]]
+    judged: Mapped[int] = mapped_column(server_default="0")
     metrics: Mapped[JsonDict]
     origin: Mapped[str] = mapped_column(String(16))
     recipe_digest: Mapped[str | None] = mapped_column(ForeignKey("recipes.digest"))

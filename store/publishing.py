@@ -71,6 +71,7 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
         mergeable=new.mergeable,
         servable=new.servable,
         notes=list(new.notes),
+        judged=new.judged,
         metrics=dict(new.metrics),
         origin=new.origin,
         recipe_digest=new.recipe_digest,

@@ -79,6 +79,7 @@ class NewVersion:
     mergeable: bool = True
     servable: bool = True
     notes: Sequence[str] = ()
+    judged: int = 0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = "upload"
     lineage: Sequence[tuple[str, float, str]] = ()

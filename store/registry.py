@@ -198,6 +198,21 @@ class Registry:
         with self.database.reading() as session:
             return session.scalar(select(VersionRow.report).where(VersionRow.id == version.id))
 
+    def refused_before(self, judged: int) -> list[Version]:
+        """The versions of known base models that are not served, by rules older than these."""
+        refused = select(VersionRow).join(BaseModelRow, BaseModelRow.name == VersionRow.base_model)
+        refused = refused.where(VersionRow.servable.is_(False), VersionRow.judged < judged)
+        with self.database.reading() as session:
+            return read_versions(session, refused.order_by(VersionRow.id))
+
+    def judge_again(
+        self, version: Version, *, mergeable: bool, servable: bool, notes: Sequence[str], judged: int
+    ) -> None:
+        """Say anew what can be done with a version that is there already; nothing else of it changes."""
+        said = {"mergeable": mergeable, "servable": servable, "notes": list(notes), "judged": judged}
+        with self.database.session() as session:
+            session.execute(update(VersionRow).where(VersionRow.id == version.id).values(**said))
+
     def upsert_base(
         self, name: str, fingerprint: str, modules: Mapping[str, tuple[int, int]], details: Mapping[str, Any]
     ) -> Base:

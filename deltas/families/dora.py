@@ -1,6 +1,7 @@
 """DoRA (arXiv 2402.09353, eq. 5): W' = m ∘ (W + s·B A) / ‖W + s·B A‖, norms over each output's row.
 
 So ΔW = (d − 1) ∘ W + d ∘ s·B A with d = m / ‖W + s·B A‖ [out]: full rank in general, and only W says what it is.
+Beside the base layer that is a scaling of its outputs (the bias stays) and a LoRA whose B has d folded in.
 PEFT keeps m as `lora_magnitude_vector` (peft 0.21.2, tuners/lora/dora.py).
 """
 
@@ -15,6 +16,7 @@ from deltas.config import AdapterConfig
 from deltas.factors import Factors
 from deltas.families.family import Family, vector
 from deltas.families.lora import LORA_FIELDS, A, B, changed_start, lora_module
+from deltas.forms import Forms, Layout
 from deltas.header import TensorEntry
 from deltas.module import ModuleInfo
 
@@ -48,9 +50,30 @@ class Dora(Family):
         self, config: AdapterConfig, info: ModuleInfo, parts: Mapping[str, Tensor], weight: Tensor | None
     ) -> Factors | Tensor:
         assert weight is not None
-        added = info.scale * (parts[B].double() @ parts[A].double())
-        moved = weight.double() + added
-        # A row of norm zero stays what it is: PEFT would divide by zero there.
-        ratio = parts[MAGNITUDE].double().reshape(-1) / torch.linalg.norm(moved, dim=1).clamp_min(1e-300)
+        moved, ratio = _moved(info, parts, weight)
         delta: Tensor = ratio[:, None] * moved - weight.double()
         return delta
+
+    def layout(self, config: AdapterConfig, info: ModuleInfo, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+        return Layout(info.out_features, info.in_features, rank=shapes[A][0], output=True)
+
+    def forms(
+        self,
+        config: AdapterConfig,
+        info: ModuleInfo,
+        parts: Mapping[str, Tensor],
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Forms:
+        assert weight is not None
+        _, ratio = _moved(info, parts, weight)
+        B_scaled = ratio[:, None] * info.scale * parts[B].double()
+        return Forms(factors=Factors(parts[A].double(), B_scaled), output=ratio - 1)
+
+
+def _moved(info: ModuleInfo, parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """W + s·B A [out, in] and what its rows are multiplied by, d [out]; float64."""
+    moved = weight.double() + info.scale * (parts[B].double() @ parts[A].double())
+    norms = torch.linalg.norm(moved, dim=1)
+    # A row of norm zero stays zero: PEFT would divide by zero there.
+    return moved, torch.where(norms > 0, parts[MAGNITUDE].double().reshape(-1) / norms, 0.0)

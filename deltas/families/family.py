@@ -8,12 +8,15 @@ One file in this folder for each. A family says
   in the file holds several modules;
 * `update`: ΔW from the module's tensors: `Factors` where ΔW is exactly low-rank, else the dense matrix, which the
   adapter cuts to its conversion rank and states the error of;
+* `forms`, and `layout`, which says from the header alone what these will be: the change of a linear layer as it is
+  applied beside it, exact whatever the rank, the layer's bias included;
 * `needs_base`: whether ΔW depends on the base weight, `needs_shape`: or on its shape alone;
 * `shared`: the tensors that all modules read together; they are handed out as parts of each.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -22,6 +25,7 @@ from deltas.base import BaseWeights
 from deltas.config import AdapterConfig
 from deltas.errors import BadTensors
 from deltas.factors import Factors
+from deltas.forms import Forms, Layout
 from deltas.header import TensorEntry
 from deltas.module import ModuleInfo
 
@@ -55,8 +59,8 @@ class Family(ABC):
         return [self.module(config, path, entries, conversion_rank) for path, entries in found.items()]
 
     def beyond(self, modules: Mapping[str, ModuleInfo], base: BaseWeights | None) -> list[str]:
-        """What the adapter changes beside its modules' weights; a sentence each. `modules`: as the file describes
-        them."""
+        """What the adapter changes beside its modules' weights, so that no factors hold it, only `forms`; a sentence
+        each. `modules`: as the file describes them."""
         return []
 
     @abstractmethod
@@ -77,6 +81,33 @@ class Family(ABC):
 
         `weight`: the base weight [out, in] where `needs_base`, else None. A dense result is [out, in].
         """
+
+    def layout(self, config: AdapterConfig, info: ModuleInfo, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+        """The forms that `forms` will have. `shapes`: part → its shape in the file.
+
+        Factors that are computed anyway are multiplied out where ΔW itself is smaller.
+        """
+        outs, ins = info.out_features, info.in_features
+        larger = bool(self.conversion) and info.rank * (outs + ins) > outs * ins
+        if larger or not info.exact:
+            return Layout(outs, ins, dense=True)
+        return Layout(outs, ins, rank=info.rank)
+
+    def forms(
+        self,
+        config: AdapterConfig,
+        info: ModuleInfo,
+        parts: Mapping[str, Tensor],
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Forms:
+        """The change of a linear layer from the module's tensors, as for `update`. `bias`: the base layer's [out],
+        where it has one and `needs_base`."""
+        dense = self.layout(config, info, {part: tuple(tensor.shape) for part, tensor in parts.items()}).dense
+        update = self.update(config, replace(info, exact=not dense), parts, weight)
+        if not isinstance(update, Factors):
+            return Forms(dense=update)
+        return Forms(dense=update.B.double() @ update.A.double()) if dense else Forms(factors=update)
 
 
 def described(

@@ -2,7 +2,7 @@
 
 A and B are each Xd Xu (low-rank), a vector [out, 1], one number, or absent; PEFT gives both the same form and keeps a
 buffer of zeros for what is absent (peft 0.21.2, tuners/glora/layer.py). C, D and E, which
-change the bias, exist on layers that have one.
+change the bias, exist on layers that have one. Where A is a vector or a number, W ∘ A scales outputs and B has rank 1.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from deltas.errors import BadTensors
 from deltas.factors import Factors
 from deltas.families.family import Family, described, floating, matrix
 from deltas.families.lora import check_rank, check_target
+from deltas.forms import Forms, Layout
 from deltas.header import TensorEntry
 from deltas.module import ModuleInfo
 
@@ -48,10 +49,10 @@ class Glora(Family):
             floating(entry)
         key = next(iter(entries.values())).name
         check_target(config, name, key)
-        shapes = [_path_shape(config, name, entries, path) for path in "AB"]
+        shapes = [_path_shape(config, name, entries, path) for path in "ABCDE"]
         outs, ins = (max(sides) for sides in zip(*shapes, strict=True))
         if any(side not in (0, known) for shape in shapes for side, known in zip(shape, (outs, ins), strict=True)):
-            raise BadTensors(f"module '{name}': the shapes of glora_A and glora_B do not fit each other", key)
+            raise BadTensors(f"module '{name}': the shapes of its GLoRA paths do not fit each other", key)
         return described(name, (outs, ins), conversion_rank, entries, exact=False)
 
     def update(
@@ -61,24 +62,66 @@ class Glora(Family):
         W = weight.double()
         return W * _path(parts, "A") + _path(parts, "B").expand(W.shape)
 
+    def layout(self, config: AdapterConfig, info: ModuleInfo, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+        sides, bias = (info.out_features, info.in_features), any(part in shapes for part in BIAS_PARTS)
+        if "glora_A.Xd" in shapes:
+            return Layout(*sides, dense=True, bias=bias)
+        rank = shapes["glora_B.Xd"][1] if "glora_B.Xd" in shapes else 1 if "glora_B.X" in shapes else 0
+        return Layout(*sides, rank=rank, output="glora_A.X" in shapes, bias=bias)
+
+    def forms(
+        self,
+        config: AdapterConfig,
+        info: ModuleInfo,
+        parts: Mapping[str, Tensor],
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Forms:
+        assert weight is not None
+        W = weight.double()
+        moved = None
+        if bias is not None and any(part in parts for part in BIAS_PARTS):
+            moved = bias.double() * _path(parts, "D") + _path(parts, "E")
+            moved = moved + (W @ _path(parts, "C").expand(W.shape[1], 1)).reshape(-1)
+        if "glora_A.Xd" in parts:
+            update = self.update(config, info, parts, weight)
+            assert not isinstance(update, Factors)
+            return Forms(dense=update, bias=moved)
+        factors = None
+        if "glora_B.Xd" in parts:
+            factors = Factors(parts["glora_B.Xu"].double(), parts["glora_B.Xd"].double())
+        elif "glora_B.X" in parts:
+            factors = Factors(W.new_ones(1, W.shape[1]), _path(parts, "B").expand(W.shape[0], 1))
+        output = _path(parts, "A").reshape(-1).expand(W.shape[0]) if "glora_A.X" in parts else None
+        return Forms(factors=factors, output=output, bias=moved)
+
 
 def _path_shape(config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], path: str) -> tuple[int, int]:
-    """[out, in] as far as one path shows it, 0 for a side that it does not."""
+    """[out, in] as far as one path shows it, 0 for a side that it does not. C is a column of inputs, D and E are
+    vectors of outputs."""
     down, up, small = (entries.get(f"glora_{path}.{form}") for form in ("Xd", "Xu", "X"))
     if down is not None and up is not None:
-        (outs, rank), (rank_up, ins) = matrix(down), matrix(up)
+        (rows, rank), (rank_up, columns) = matrix(down), matrix(up)
         if rank != rank_up:
             raise BadTensors(f"module '{name}': glora_{path}.Xd has rank {rank} but Xu has rank {rank_up}", down.name)
         check_rank(config, name, rank, down.name)
-        return outs, ins
+        if path in "DE" or (path == "C" and columns != 1):
+            raise BadTensors(
+                f"module '{name}': glora_{path}.Xu has shape {list(up.shape)}, which its path has not", up.name
+            )
+        return (0, rows) if path == "C" else (rows, columns)
     if down is not None or up is not None:
         raise BadTensors(f"module '{name}' has one of glora_{path}.Xd and glora_{path}.Xu; the file is incomplete")
-    if small is None or small.shape == (1,):
+    if small is None or (small.shape == (1,) and path != "C"):
         return 0, 0
+    if path in "DE":
+        if len(small.shape) != 1 or 0 in small.shape:
+            raise BadTensors(f"tensor '{small.name[:200]}' has shape {list(small.shape)}; it is [out]", small.name)
+        return small.shape[0], 0
     rows, columns = matrix(small)
     if columns != 1:
         raise BadTensors(f"tensor '{small.name[:200]}' has shape {list(small.shape)}; a vector is [out, 1]", small.name)
-    return rows, 0
+    return (0, rows) if path == "C" else (rows, 0)
 
 
 def _path(parts: Mapping[str, Tensor], path: str) -> Tensor:

@@ -1,7 +1,7 @@
 """IA³ (arXiv 2205.05638, section 3.3): a trained vector l scales outputs, or inputs of feed-forward layers.
 
 So ΔW = (l − 1) ∘ W over rows (l [out, 1]) or over columns (l [1, in]): as many ranks as W has. An output's scaling
-also multiplies the layer's bias (peft 0.21.2, tuners/ia3/layer.py).
+also multiplies the layer's bias (peft 0.21.2, tuners/ia3/layer.py). Beside the base layer it stays one vector.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from deltas.errors import BadTensors
 from deltas.factors import Factors
 from deltas.families.family import Family, described, matrix
 from deltas.families.lora import check_target
+from deltas.forms import Forms, Layout
 from deltas.header import TensorEntry
 from deltas.module import ModuleInfo
 
@@ -60,3 +61,21 @@ class Ia3(Family):
     ) -> Factors | Tensor:
         assert weight is not None
         return (parts[VECTOR].double() - 1) * weight.double()
+
+    def layout(self, config: AdapterConfig, info: ModuleInfo, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+        outputs = shapes[VECTOR][1] == 1
+        return Layout(info.out_features, info.in_features, output=outputs, input=not outputs)
+
+    def forms(
+        self,
+        config: AdapterConfig,
+        info: ModuleInfo,
+        parts: Mapping[str, Tensor],
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Forms:
+        change = parts[VECTOR].double() - 1
+        if change.shape[1] != 1:
+            return Forms(input=change.reshape(-1))
+        change = change.reshape(-1)
+        return Forms(output=change, bias=None if bias is None else change * bias)

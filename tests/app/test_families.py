@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from peft import KasaConfig, LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.facts import RULES
+from app.judging import judge_refused
 from tests.app.service import BASE, Service
 from tests.deltas.peft_model import noise
 
@@ -64,8 +66,8 @@ def test_dora_comes_out_as_lora_with_the_error_that_is_stated(
 ) -> None:
     peft_adapter(base_folder, tmp_path / "dora", 0.02, use_dora=True)
     version = service.push("fam/dora", tmp_path / "dora")
-    assert (version["family"], version["mergeable"], version["servable"]) == ("dora", True, False)
-    assert "merge it alone with method 'sum'" in version["notes"][0]
+    assert (version["family"], version["mergeable"], version["servable"]) == ("dora", True, True)
+    assert "cut to rank 64 with the error stated. It is served as it is, exactly." in version["notes"][0]
     service.merge(name="fam/dora-as-lora", sources=["fam/dora"], rank="sum")
     report = service.http.get("/v1/adapters/fam/dora-as-lora/versions/1/report").json()
     stated = report["totals"]["sources"][0]["conversion_error"]
@@ -98,6 +100,54 @@ def test_kasa_comes_out_as_the_same_model(
         for model in ("fam/kasa", "fam/kasa-as-lora")
     ]
     assert answers[0] == answers[1]
+
+
+def continued(base_folder: Path, folder: Path, prompt: list[int], tokens: int) -> str:
+    """The greedy continuation by PEFT and transformers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(base_model(base_folder), folder).eval()
+    ids = torch.tensor([prompt])
+    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    return str(AutoTokenizer.from_pretrained(base_folder).decode(found[0, len(prompt) :], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize(
+    "config", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": [f"{LAYER}.mlp.up_proj"]}]
+)
+def test_what_is_no_plain_lora_is_served_as_peft_runs_it(
+    service: Service, base_folder: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    peft_adapter(base_folder, tmp_path / "adapter", 0.05, **config)
+    name = f"fam/{next(iter(config)).replace('_', '-')}"
+    assert service.push(name, tmp_path / "adapter")["servable"]
+    asked = {"model": name, "prompt": [100, 101, 102], "max_tokens": 6, "temperature": 0}
+    answer = service.http.post("/v1/completions", json=asked).json()
+    assert answer["choices"][0]["text"] == continued(base_folder, tmp_path / "adapter", [100, 101, 102], 6)
+
+
+def test_a_version_that_older_rules_refused_is_served_after_the_next_start(
+    service: Service, base_folder: Path, tmp_path: Path
+) -> None:
+    peft_adapter(base_folder, tmp_path / "old", 0.03, use_dora=True)
+    service.push("fam/old", tmp_path / "old")
+    peft_adapter(base_folder, tmp_path / "norm", 0.03, modules_to_save=[f"{LAYER}.input_layernorm"])
+    service.push("fam/old-norm", tmp_path / "norm")
+    shelves = service.house.shelves
+    for name in ("fam/old", "fam/old-norm"):  # as an older service would have left them
+        shelves.registry.judge_again(
+            shelves.registry.resolve(name), mergeable=True, servable=False, notes=["No."], judged=0
+        )
+    asked = {"model": "fam/old", "prompt": "a", "max_tokens": 1}
+    assert service.http.post("/v1/completions", json=asked).status_code == 422
+    assert judge_refused(shelves) == 1
+    assert service.http.post("/v1/completions", json=asked).status_code == 200
+    old, norm = (service.http.get(f"/v1/adapters/fam/{name}/versions/1").json() for name in ("old", "old-norm"))
+    assert (old["servable"], norm["servable"]) == (True, False)
+    assert "served as it is" in old["notes"][0]
+    assert "input_layernorm" in norm["notes"][0]
+    assert judge_refused(shelves) == 0
+    assert shelves.registry.refused_before(RULES) == []
 
 
 def test_norms_go_in_and_out_and_are_not_served(

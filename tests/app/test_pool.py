@@ -176,7 +176,7 @@ def test_a_full_line_says_when_to_come_back(service: Service) -> None:
         line._limit = limit
 
 
-def test_an_adapter_without_effect_is_kept_but_not_served(service: Service, tmp_path: Path) -> None:
+def test_an_adapter_without_effect_is_kept_but_not_served(service: Service, pair: Path, tmp_path: Path) -> None:
     folder = small_adapter(tmp_path / "untrained")
     file = folder / "adapter_model.safetensors"
     save_file({key: tensor * ("lora_A" in key) for key, tensor in load_file(file).items()}, file)
@@ -208,11 +208,13 @@ def test_keys_that_match_nothing_are_named_at_upload(service: Service, tmp_path:
 
 
 def test_what_vanishes_only_when_it_is_served_is_refused_then(service: Service, tmp_path: Path) -> None:
-    """Its ΔW is not zero as stored; its product with the scale is, in float32."""
-    folder = small_adapter(tmp_path / "faint", alpha=1e-30, rank=1)
+    """In float64, as it is stored, there is something; in float32, as it is served, there is not."""
+    folder = small_adapter(tmp_path / "faint", dtype=torch.float64)
     file = folder / "adapter_model.safetensors"
-    save_file({key: tensor * torch.tensor(1e-18) for key, tensor in load_file(file).items()}, file)
-    version = service.push("pool/faint", folder)
-    answer = answer_of(service, "pool/faint")
-    assert "changes nothing" in answer.json()["detail"], (answer.text, version)
-    assert answer.status_code == 422
+    save_file({key: tensor * 1e-60 for key, tensor in load_file(file).items()}, file)
+    assert service.push("pool/faint", folder)["servable"]
+    refusals = answer_of(service, "pool/faint"), service.http.post("/v1/pool/load", json={"ref": "pool/faint"})
+    for refused in refusals:
+        document = problem(refused, 422, "no-effect")
+        assert "float32, as served" in document["detail"]
+        assert sorted(document["modules"]) == sorted(LAYERS)

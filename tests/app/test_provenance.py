@@ -97,7 +97,7 @@ def forged(service: Service, ref: str, name: str, change: float, engine: int | N
         weights = (staging.commit(), size)
     recipe = {**(version.recipe or {}), **({} if engine is None else {"engine": engine})}
     new = NewVersion(
-        **content_facts(shelves.open_adapter(version)),
+        **content_facts(shelves.open_adapter(version), service.house.base.modules),
         files={file.name: (file.digest, file.size_bytes) for file in version.files} | {WEIGHTS_FILE: weights},
         base_model=version.base_model,
         base_fingerprint=version.base_fingerprint,

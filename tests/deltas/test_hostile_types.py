@@ -69,6 +69,11 @@ def test_a_type_is_read_or_refused(name: str, weights: Path, base: FolderWeights
         for module in adapter.with_base(base).modules if not adapter.with_base(base).obstacles else ():
             factors = adapter.with_base(base).factors(module)
             assert factors.rank <= adapter.with_base(base).modules[module].rank
+        bound = adapter.with_base(base)
+        for module in bound.modules if not bound.unread else ():
+            forms, layout = bound.forms(module), bound.layout(module)
+            held = [*forms[1:], *((forms.factors.A, forms.factors.B) if forms.factors else ())]
+            assert sum(tensor.numel() for tensor in held if tensor is not None) <= layout.entries
 
 
 @given(data=st.data())

@@ -9,6 +9,7 @@ import torch
 from peft import AdaLoraConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
+from deltas.applied import layouts, refusals
 from deltas.errors import BadTensors, ShapeMismatch
 from tests.deltas.peft_model import Saved, assert_reads, saved, tiny_llama, tiny_mixtral
 
@@ -70,7 +71,7 @@ def test_an_embedding_is_read_as_a_module(tmp_path: Path, rslora: bool) -> None:
     adapter = found.open()
     info = adapter.modules["model.embed_tokens"]
     assert (info.kind, info.out_features, info.in_features) == ("embedding", 16, 40)
-    assert "only linear layers are served" in adapter.unserved[0]
+    assert "only linear layers are served" in refusals(adapter, {})[0]
     adapter.check_copies()  # PEFT saved the table below the embedding too
 
 
@@ -103,7 +104,10 @@ def test_modules_saved_whole_are_measured_from_the_base(tmp_path: Path) -> None:
     whole = ["lm_head", "input_layernorm", "gate_proj"]
     found = saved(tmp_path, LoraConfig(r=3, target_modules=TARGETS, modules_to_save=whole))
     assert_reads(found)
-    assert "5 such tensors" in found.open().unserved[0]
+    adapter, linears = found.open(), {"lm_head", "model.layers.0.mlp.gate_proj", "model.layers.1.mlp.gate_proj"}
+    (refused,) = refusals(adapter, linears)
+    assert "'model.layers.0.input_layernorm.weight' (2 such tensors)" in refused
+    assert {name for name, layout in layouts(adapter).items() if layout.dense and name in linears} == linears
 
 
 def test_a_module_to_save_that_is_not_there_is_missed(tmp_path: Path) -> None:

@@ -15,15 +15,22 @@ from tests.factory import write_adapter
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def write_tiny_llama(folder: Path, tokenizer_from: Path, seed: int = 0) -> Path:
-    """A transformers folder: 3 layers, hidden 40, 5 heads (1 of keys and values), 96 positions, no two sizes equal."""
+def write_tiny_llama(folder: Path, tokenizer_from: Path, seed: int = 0, *, biases: bool = False) -> Path:
+    """A transformers folder: 3 layers, hidden 40, 5 heads (1 of keys and values), 96 positions, no two sizes equal.
+
+    `biases`: all linear layers but the last have one.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=49152, hidden_size=40, intermediate_size=56, num_hidden_layers=3, num_attention_heads=5,
         num_key_value_heads=1, max_position_embeddings=96, tie_word_embeddings=True, eos_token_id=2,
-        initializer_range=0.4,
+        initializer_range=0.4, attention_bias=biases, mlp_bias=biases,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if name.endswith(".bias"):  # which start as zeros
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tokenizer_from / name, folder / name)
     return folder
@@ -33,6 +40,13 @@ def write_tiny_llama(folder: Path, tokenizer_from: Path, seed: int = 0) -> Path:
 def tiny_base(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     room = tmp_path_factory.mktemp("tiny")
     plain = write_tiny_llama(room / "plain", base_folder)
+    return load_base(ensure_base(str(plain), [], room / "models"), dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def biased_base(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    room = tmp_path_factory.mktemp("biased")
+    plain = write_tiny_llama(room / "plain", base_folder, biases=True)
     return load_base(ensure_base(str(plain), [], room / "models"), dtype="float64")
 
 

@@ -32,9 +32,9 @@ def _adapter(folder: Path, base: BaseModel, change: Mapping[str, float], **optio
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
-        ({"lora_B": 0.0}, {}, "B is zero in all 6 modules, as before any training"),
+        ({"lora_B": 0.0}, {}, "B is zero in all 6 modules, as if never trained"),
         ({"lora_A": 0.0}, {}, "A is zero in all 6 modules"),
-        ({"v_proj.lora_A": 0.0, "up_proj.lora_B": 0.0}, {}, "A or B is zero"),
+        ({"v_proj.lora_A": 0.0, "up_proj.lora_B": 0.0}, {}, "A, B or their product is zero"),
         ({}, {"alpha": 0.0}, "B is zero in all 6 modules"),
     ],
 )
@@ -67,6 +67,8 @@ def test_small_is_not_nothing_until_it_underflows(dtype: torch.dtype) -> None:
     assert has_effect((A * 1e-3).to(dtype), (B * 1e-3).to(dtype))
     tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 8
     assert not has_effect(A.to(dtype), (B.double() * tiny).to(dtype))
+    root = tiny**0.5 / 8  # each factor is told from zero, their product is not
+    assert not has_effect((A.double() * root).to(dtype), (B.double() * root).to(dtype))
 
 
 def test_ranks_that_cancel_are_nothing() -> None:
@@ -74,7 +76,7 @@ def test_ranks_that_cancel_are_nothing() -> None:
     A, B = torch.randn(3, 50, generator=rng), torch.randn(40, 3, generator=rng)
     doubled = torch.cat([A, A]), torch.cat([B, -B], dim=1)
     assert not has_effect(*doubled)
-    assert silence([doubled]) == "the ranks of A and B cancel in all 1 modules"
+    assert silence([doubled]) == "the ranks of A and B cancel, or their product is too small, in all 1 modules"
     assert has_effect(torch.cat([A, A]), torch.cat([B, -0.999 * B], dim=1))
 
 

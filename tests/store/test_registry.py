@@ -43,6 +43,7 @@ def test_a_version_comes_back_as_it_was_published(registry: Registry, blobs: Loc
             "files",
             "config_identity",
             "tokenizer_identity",
+            "judged",
             "lineage",
             "report",
             "sketch",
@@ -286,3 +287,18 @@ def test_base_models_become_known(registry: Registry, blobs: LocalBlobs) -> None
     assert registry.bases() == [base]
     assert (base.fingerprint, base.modules["v_proj"], base.details) == ("f1", (4, 6), {"context_length": 32})
     assert registry.resolve("team/a").base_known
+
+
+def test_what_was_refused_by_older_rules_is_found_and_judged_anew(registry: Registry, blobs: LocalBlobs) -> None:
+    registry.upsert_base("tiny/base", "f00", {}, {})
+    cases = {"old": (False, 1, "tiny/base"), "new": (False, 2, "tiny/base"), "served": (True, 1, "tiny/base")}
+    cases["elsewhere"] = (False, 1, "other/base")
+    for name, (servable, judged, base) in cases.items():
+        new = make_version(blobs, name, servable=servable, judged=judged, base_model=base, notes=["No."])
+        registry.publish("team", name, new)
+    (refused,) = registry.refused_before(2)
+    assert refused.ref == "team/old@1"
+    registry.judge_again(refused, mergeable=False, servable=True, notes=["Yes."], judged=2)
+    assert registry.refused_before(2) == []
+    again = registry.resolve("team/old")
+    assert again == dataclasses.replace(refused, mergeable=False, servable=True, notes=("Yes.",))
