@@ -24,15 +24,14 @@ log = logging.getLogger(__name__)
 class Batch:
     """Rows, their cache and their adapters, always in the same order. Use from one thread, in inference mode.
 
-    `pass_tokens`: most prompt tokens of one pass. `prefix_bytes`: memory for the beginnings of texts that have ended.
+    `prefix_bytes`: memory for the beginnings of texts that have ended.
     """
 
-    def __init__(self, base: BaseModel, max_rows: int, *, pass_tokens: int, prefix_bytes: int) -> None:
+    def __init__(self, base: BaseModel, max_rows: int, *, prefix_bytes: int) -> None:
         self.rows: list[Row] = []
         self.prefixes = PrefixStore(prefix_bytes)
         self._model, self._device = base.model, base.device
         self._layers: int = base.model.config.num_hidden_layers
-        self._pass_tokens = pass_tokens
         self._texts: list[list[int]] = []  # of each row the tokens that its cache holds
         self._cache = SlotCache(self._layers, max_rows, base.device)
         self._lora = LoraBatch(base.model)
@@ -46,21 +45,21 @@ class Batch:
         best = max(kept, running)
         return best if best >= MIN_SHARED else 0
 
-    def advance(self, prefill: Prefill) -> Tensor | None:
-        """One pass over a group that joins; logits [rows of the group, vocabulary] after the last one."""
+    def advance(self, prefill: Prefill, pass_tokens: int) -> Tensor | None:
+        """One pass of so many tokens over a group that joins; logits [rows of the group, vocabulary] after the last."""
         if not prefill.begun:
             prefill.begin(
                 self._find,
                 layers=self._layers,
                 device=self._device,
-                pass_tokens=self._pass_tokens,
+                pass_tokens=pass_tokens,
                 keeps_all=self.prefixes.budget_bytes > 0,
             )
         self._lora.apply(prefill.sets, _residents(prefill.rows), many_tokens=True)
         if not prefill.scored:
-            return prefill.advance(self._model)
+            return prefill.advance(self._model, pass_tokens)
         with self._scorer.listening() as hidden:
-            logits = prefill.advance(self._model)
+            logits = prefill.advance(self._model, pass_tokens)
         self._score(prefill, hidden[0])
         return logits
 

@@ -13,12 +13,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from deltas.adapter import Adapter
 from serving.base_model import BaseModel
@@ -26,7 +26,7 @@ from serving.base_weights import with_loaded_base
 from serving.batch import Batch
 from serving.constrain import Grammars
 from serving.ensemble_row import row_for
-from serving.errors import EngineClosed, NonFiniteLogits, ServingError, StepFailed
+from serving.errors import EngineClosed, ServingError
 from serving.generation import (
     Event,
     FailEvent,
@@ -38,13 +38,12 @@ from serving.generation import (
     Usage,
 )
 from serving.joining import Joining
-from serving.memory import out_of_memory
 from serving.pace import Pace
 from serving.pool import AdapterPool
-from serving.prefill import Prefill
 from serving.resident import ResidentAdapter, check_servable, make_resident, served_size
 from serving.row import Row
 from serving.sampling import Sampling
+from serving.steps import Steps, failed
 from serving.waiting import Limits, next_group
 from serving.waiting_line import WaitingLine
 
@@ -102,8 +101,8 @@ class Engine:
     load_adapter: opens a version by its digest; runs on the loader thread, may raise anything.
     pool_bytes: memory for resident adapters. max_rows: requests that decode together. max_waiting: bound of the queue;
     max_waiting_per_caller: of one caller's share of it, None for the same.
-    prefill_tokens: most tokens (padding included) of one pass over prompts; a longer prompt takes several, and those
-    that run get a token in between.
+    prefill_tokens: most tokens (padding included) of one pass over prompts; chunk_tokens: the same while rows run. What
+    is longer takes several passes, and those that run get a token in between.
     prefix_bytes: memory for the beginnings of texts that have ended, for later requests with the same set; 0 keeps
     none (requests still share with those that run).
     max_cache_tokens: bound on rows x positions of the key/value cache; a lone request may always run.
@@ -120,6 +119,7 @@ class Engine:
         max_waiting: int,
         max_waiting_per_caller: int | None = None,
         prefill_tokens: int = 1024,
+        chunk_tokens: int = 256,
         prefix_bytes: int = 0,
         max_cache_tokens: int = 131_072,
         threads: int | None = None,
@@ -129,21 +129,24 @@ class Engine:
         # A tokenizer refuses to be used by two threads while one changes its settings; the engine has its own.
         self.base = replace(base, tokenizer=copy.deepcopy(base.tokenizer))
         self._grammars = Grammars(self.base.tokenizer, base.vocabulary, base.eos_ids)
-        self._limits = Limits(max_rows, prefill_tokens, max_cache_tokens)
+        self._limits = Limits(max_rows, prefill_tokens, chunk_tokens, max_cache_tokens)
         self._threads = threads
         self._changed = threading.Condition()
         self._unfinished: dict[Row, None] = {}  # every request that has not heard its end, in order of arrival
         self._closed = False
         self._joining = Joining()
-        self._batch = Batch(self.base, max_rows, pass_tokens=prefill_tokens, prefix_bytes=prefix_bytes)
+        self._batch = Batch(self.base, max_rows, prefix_bytes=prefix_bytes)
         self.pool = AdapterPool(load_adapter, self._measure, self._make, budget_bytes=pool_bytes, on_change=self._wake)
-        self._waiting = WaitingLine(
+        self._new_line = partial(
+            WaitingLine,
             self.pool.request,
             limit=max_waiting,
             caller_limit=max_waiting_per_caller or max_waiting,
             ahead=_AHEAD * max_rows,
         )
-        self._tokens, self._ended = Pace(), Pace()
+        self._waiting = self._new_line()
+        self._steps = Steps(self._batch, self._joining, self._limits, self._next_rows, self._end)
+        self._ended = Pace()
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
@@ -201,7 +204,7 @@ class Engine:
                 prefix_bytes=self._batch.prefixes.used_bytes,
                 alive=self._thread is not None and self._thread.is_alive() and not self._closed,
                 callers=self._waiting.callers,
-                tokens_per_s=self._tokens.per_second,
+                tokens_per_s=self._steps.tokens.per_second,
                 requests_per_s=self._ended.per_second,
             )
 
@@ -232,11 +235,11 @@ class Engine:
                         self._turn()
                     except Exception as error:
                         log.exception("The engine failed outside its steps")
-                        self._end_everything(_failed("engine", error))
+                        self._end_everything(failed("engine", error))
         except BaseException as error:  # somebody ends this thread, with SystemExit say: the requests must hear of it
             log.exception("The thread of the engine was ended; another takes its place")
             try:
-                self._end_everything(_failed("engine", error))
+                self._end_everything(failed("engine", error))
             finally:
                 with self._changed:
                     if not self._closed:
@@ -254,9 +257,9 @@ class Engine:
 
     def _turn(self) -> None:
         self._sweep()
-        self._join()
+        self._steps.join()
         if self._batch.rows:
-            self._advance()
+            self._steps.advance()
 
     def _sweep(self) -> None:
         """Let go of what was cancelled, of what is late and of requests whose adapters cannot be had."""
@@ -266,27 +269,6 @@ class Engine:
         over = [at for at, row in enumerate(self._batch.rows) if row.over(now)]
         for row in [*gone, *self._joining.sweep(now), *(self._batch.drop(at) for at in reversed(over))]:
             self._end(row, row.ending)
-
-    def _join(self) -> None:
-        """One pass over prompts; those that are through get their first token."""
-        prefill = self._joining.next(self._next_rows)
-        if prefill is None:
-            return
-        failure, memory, logits = None, False, None
-        try:
-            logits = self._batch.advance(prefill)
-        except Exception as error:  # the group's failure, not that of the rows that run
-            log.exception("A pass over prompts failed")
-            failure, memory = _failed("prefill", error), out_of_memory(error)
-        if failure is not None:
-            if memory:
-                self._batch.spare()
-            for row in self._joining.failed(prefill, memory=memory):
-                self._end(row, failure)
-            return
-        self._joining.passed(prefill, through=logits is not None)
-        if logits is not None:
-            self._admit(prefill, self._choose(prefill.rows, logits))
 
     def _next_rows(self) -> list[Row]:
         """Take the next group out of the queue."""
@@ -298,91 +280,12 @@ class Engine:
                 self._waiting.take(group)
             except Exception as error:  # no group can be found among those that wait: they end, those that run go on
                 log.exception("Choosing a group failed")
-                waiting, failure = self._waiting.remove(lambda row: True), _failed("scheduling", error)
+                waiting, failure = self._waiting.remove(lambda row: True), failed("scheduling", error)
             else:
                 return [member for row in group for member in row.members]
         for row in waiting:
             self._end(row, failure)
         return []
-
-    def _admit(self, prefill: Prefill, ends: list[FinishReason | ServingError | None]) -> None:
-        """Let those go on that have not ended with their first token."""
-        rows = prefill.rows
-        staying = [row for row, end in zip(rows, ends, strict=True) if end is None]
-        leaving = [row for row, end in zip(rows, ends, strict=True) if isinstance(end, str)]
-        try:
-            self._batch.admit(prefill, staying, leaving)
-        except Exception as error:
-            log.exception("Rows could not be taken into the batch")
-            failure = _failed("prefill", error)
-            ends = [failure if end is None else end for end in ends]
-        self._end_all(rows, ends)
-
-    def _advance(self) -> None:
-        """One more token for every running row."""
-        logits = self._decode()
-        if logits is None:
-            return
-        rows = list(self._batch.rows)
-        ends = self._choose(rows, logits)
-        for at in reversed(range(len(rows))):
-            if ends[at] is not None:
-                self._batch.drop(at, sound=isinstance(ends[at], str))
-        self._end_all(rows, ends)
-
-    def _decode(self) -> Tensor | None:
-        """Logits of all rows. When memory ends, what can be had again is given back; if that is not enough, the
-        longest rows give way until the others can go on."""
-        spared = False
-        while self._batch.rows:
-            try:
-                return self._batch.decode()
-            except Exception as error:
-                log.exception("A decoding step failed")
-                failure, memory = _failed("decode", error), out_of_memory(error)
-            # The error is gone by now, and with its traceback the tensors of the failed step.
-            if not memory:
-                for row in self._batch.clear():
-                    self._end(row, failure)
-            elif not spared:
-                self._batch.spare()
-                spared = True
-            else:
-                members = self._batch.rows[self._batch.longest()].lead.members
-                over = [at for at, row in enumerate(self._batch.rows) if row in members]
-                for row in [self._batch.drop(at, sound=False) for at in reversed(over)]:
-                    self._end(row, failure)
-        return None
-
-    def _choose(self, rows: Sequence[Row], logits: Tensor) -> list[FinishReason | ServingError | None]:
-        """Give every request its next token from its rows of logits [rows, vocabulary]; how each row ends, or None."""
-        self._tokens.add(sum(row.lead is row for row in rows))
-        peaks, best = (found.tolist() for found in logits.max(dim=-1))
-        place = {row: at for at, row in enumerate(rows)}
-        ends: list[FinishReason | ServingError | None] = [None] * len(rows)
-        for lead in (row for row in rows if row.lead is row):
-            places = [place[member] for member in lead.members]
-            # The maximum is NaN as soon as one logit is.
-            broken = next((rows[at] for at in places if not math.isfinite(peaks[at])), None)
-            end = NonFiniteLogits(broken.adapters) if broken else self._step(lead, logits, places, best[places[0]])
-            for at in places:
-                ends[at] = end
-        return ends
-
-    def _step(self, lead: Row, logits: Tensor, places: Sequence[int], best: int) -> FinishReason | ServingError | None:
-        """One request's next token; its sampling or decoding must not take the others with it."""
-        try:
-            return lead.step([logits[at] for at in places], best)
-        except ServingError as error:
-            return error
-        except Exception as error:
-            log.exception("Choosing a token failed")
-            return _failed("sampling", error)
-
-    def _end_all(self, rows: Sequence[Row], ends: Sequence[FinishReason | ServingError | None]) -> None:
-        for row, end in zip(rows, ends, strict=True):
-            if end is not None:
-                self._end(row, end)
 
     def _end(self, row: Row, end: FinishReason | ServingError) -> None:
         """Tell a request its end, once; members of an ensemble have nothing to be told. The adapters go back first, so
@@ -390,9 +293,10 @@ class Engine:
         with self._changed:
             if self._unfinished.pop(row, self) is self:
                 return
-            self._waiting.end(row)
         self._ended.add()
         try:
+            with self._changed:
+                self._waiting.end(row)
             if row.lease is not None:
                 self.pool.release(row.lease)
         finally:
@@ -402,17 +306,12 @@ class Engine:
                 row.finish(end)
 
     def _end_everything(self, error: ServingError) -> None:
-        """End all requests that are in the house, and leave it empty."""
+        """End all requests that are in the house, and leave it empty; nothing that may have failed is asked."""
         with self._changed:
-            self._waiting.remove(lambda row: True)
-            rows = list(self._unfinished)
+            self._waiting, rows = self._new_line(), list(self._unfinished)
         try:
             self._joining.clear()
             self._batch.clear()
         finally:
             for row in rows:
                 self._end(row, error)
-
-
-def _failed(step: str, error: BaseException) -> StepFailed:
-    return StepFailed(step, f"{type(error).__name__}: {error}")

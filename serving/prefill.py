@@ -38,7 +38,6 @@ class Prefill:
         ]
         self._firsts = [self.rows[self._place_of.index(place)] for place in range(len(places))]
         self._prompts = [row.generation.prompt_ids for row in self._firsts]
-        self._share = 1
         self._run: list[tuple[int, int]] = []  # of the last pass, for each prompt: its first position, how many
         self._cache: PrefillCache
 
@@ -53,14 +52,13 @@ class Prefill:
     ) -> None:
         """Take over what `find` knows of the prompts; it must leave at least the last token of each to compute.
 
-        `pass_tokens` bounds the tokens of one pass, padding included. `keeps_all`: keep every prompt's keys and
-        values, not just those of rows that go on.
+        `pass_tokens`: of the first pass. `keeps_all`: keep every prompt's keys and values, not just those of rows that
+        go on.
         """
-        self._share = max(1, pass_tokens // len(self._prompts))
         totals = [len(prompt) for prompt in self._prompts]
         # What a prompt's own tokens were worth is only known where it is computed.
         found = [(0, ()) if place in self.scored else find(row) for place, row in enumerate(self._firsts)]
-        several = any(total - known > self._share for total, (known, _) in zip(totals, found, strict=True))
+        several = any(total - known > self._share(pass_tokens) for total, (known, _) in zip(totals, found, strict=True))
         keeps = keeps_all or several or any(row.stays for row in self.rows)
         self._cache = PrefillCache(layers, totals, device, keeps=keeps)
         for place, (_, pieces) in enumerate(found):
@@ -69,14 +67,16 @@ class Prefill:
             row.cached_tokens = found[place][0] if row is self._firsts[place] else row.prompt_length
         self.begun = True
 
-    def advance(self, model: Any) -> Tensor | None:
-        """One pass, with the adapters of `sets` applied. After the last one logits [rows, vocabulary], else None."""
+    def advance(self, model: Any, pass_tokens: int) -> Tensor | None:
+        """One pass of so many tokens at most, padding included, with the adapters of `sets` applied. After the last
+        one logits [rows, vocabulary], else None."""
         cache = self._cache
         device = cache.device
         left = [len(prompt) - have for prompt, have in zip(self._prompts, cache.lengths, strict=True)]
-        last = max(left) <= self._share
+        share = self._share(pass_tokens)
+        last = max(left) <= share
         # Every prompt's last token waits for the last pass, so that all logits come at once.
-        counts = left if last else [min(self._share, count - 1) for count in left]
+        counts = left if last else [min(share, count - 1) for count in left]
         self._run = list(zip(cache.lengths, counts, strict=True))
         ids = torch.zeros(len(left), max(counts), dtype=torch.long)
         for at, (prompt, have, count) in enumerate(zip(self._prompts, cache.lengths, counts, strict=True)):
@@ -115,6 +115,9 @@ class Prefill:
         for row, at in zip(self.rows, self._place_of, strict=True):
             if at == place and row.prompt_tops is not None:
                 row.take_scores(start, [score._replace(top=score.top[: row.prompt_tops]) for score in scores])
+
+    def _share(self, pass_tokens: int) -> int:
+        return max(1, pass_tokens // len(self._prompts))
 
     def leave(self, gone: Sequence[Row]) -> None:
         """Forget rows that were cancelled on the way."""

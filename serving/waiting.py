@@ -19,11 +19,16 @@ _AREA_SHARE = 4  # a group's own cache is at most this part of the batch's
 @dataclass(frozen=True, slots=True)
 class Limits:
     """max_rows: rows that decode together; prefill_tokens: tokens of one pass over prompts, padding included;
-    max_cache_tokens: rows x positions of the cache."""
+    chunk_tokens: the same while rows run, which wait for its end; max_cache_tokens: rows x positions of the cache."""
 
     max_rows: int
     prefill_tokens: int
+    chunk_tokens: int
     max_cache_tokens: int
+
+    def pass_tokens(self, *, running: bool) -> int:
+        """Most tokens of the next pass over prompts."""
+        return min(self.prefill_tokens, self.chunk_tokens) if running else self.prefill_tokens
 
 
 class _Room:
@@ -69,6 +74,7 @@ def next_group(
     computed in passes; while there are any, nobody else who needs several joins.
     """
     group: list[Row] = []
+    pass_tokens = limits.pass_tokens(running=bool(running))
     room = _Room([*running, *coming], limits)
     firsts: list[Row] = list(coming)  # one for each prompt and set that is computed
     rows, width, length, tails = 0, 0, 0, (0, False)
@@ -86,7 +92,7 @@ def next_group(
         if waits and any(_begins_like(row, first, least) for first in firsts):
             continue
         wider, longer = max(width, tail), max(length, row.prompt_length)
-        over = (rows + len(members)) * wider > limits.prefill_tokens
+        over = (rows + len(members)) * wider > pass_tokens
         if group:
             if (least > 0) != tails[1] or abs(tail - tails[0]) > max(8, tails[0] // 4):
                 continue

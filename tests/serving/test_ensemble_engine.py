@@ -299,7 +299,7 @@ def test_members_join_all_at_once_or_wait_and_are_not_overtaken(tiny_base: BaseM
 
     single, trio = row(Generation(PROMPT, (), SAMPLING)), row(_ensemble(*TRIO))
     late = row(Generation(PROMPT, (), SAMPLING))
-    limits = Limits(max_rows=4, prefill_tokens=1024, max_cache_tokens=1 << 17)
+    limits = Limits(max_rows=4, prefill_tokens=1024, chunk_tokens=256, max_cache_tokens=1 << 17)
 
     def join(waiting: list[Row], running: list[Row], **change: int) -> list[Row]:
         return next_group(waiting, running, replace(limits, **change), known=lambda row: 0)

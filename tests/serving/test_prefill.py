@@ -35,9 +35,9 @@ def _row(base: BaseModel, prompt: Sequence[int], tokens: int = 5) -> Row:
     return Row(Generation(tuple(prompt), (), Sampling(max_tokens=tokens)), base, nobody)
 
 
-def _run(base: BaseModel, prefill: Prefill) -> tuple[Tensor, int]:
+def _run(base: BaseModel, prefill: Prefill, pass_tokens: int) -> tuple[Tensor, int]:
     passes = 1
-    while (logits := prefill.advance(base.model)) is None:
+    while (logits := prefill.advance(base.model, pass_tokens)) is None:
         passes += 1
     return logits, passes
 
@@ -67,7 +67,7 @@ def test_any_beginnings_known_and_any_passes_give_the_plain_logits(tiny_base: Ba
 
         prefill = Prefill([_row(tiny_base, prompt) for prompt in prompts])
         prefill.begin(find, layers=LAYERS, device=CPU, pass_tokens=pass_tokens, keeps_all=False)
-        logits, passes = _run(tiny_base, prefill)
+        logits, passes = _run(tiny_base, prefill, pass_tokens)
         for row, line in zip(prefill.rows, logits, strict=True):
             expected, span = plain[row.generation.prompt_ids]
             assert torch.allclose(line, expected, atol=1e-10)
@@ -91,7 +91,7 @@ def test_a_pass_never_has_more_tokens_than_it_may(tiny_base: BaseModel) -> None:
     prefill = Prefill([_row(tiny_base, prompt) for prompt in prompts])
     prefill.begin(lambda row: (0, ()), layers=LAYERS, device=CPU, pass_tokens=32, keeps_all=False)
     try:
-        logits, passes = _run(tiny_base, prefill)
+        logits, passes = _run(tiny_base, prefill, 32)
     finally:
         handle.remove()
     assert max(seen) <= 32
@@ -117,7 +117,7 @@ def test_what_precedes_nothing_needs_no_mask_and_no_copy(tiny_base: BaseModel) -
 def test_keys_that_nobody_wants_are_not_kept(tiny_base: BaseModel, tokens: int) -> None:
     prefill = Prefill([_row(tiny_base, [5, 6, 7], tokens), _row(tiny_base, [8, 9], 1)])
     prefill.begin(lambda row: (0, ()), layers=LAYERS, device=CPU, pass_tokens=64, keeps_all=False)
-    _run(tiny_base, prefill)
+    _run(tiny_base, prefill, 64)
     assert (prefill._cache.layers[0].keys is None) == (tokens == 1)
 
 
@@ -127,9 +127,9 @@ def test_rows_that_leave_on_the_way_disturb_nobody(tiny_base: BaseModel) -> None
     rows = [_row(tiny_base, prompt) for prompt in (first, second, third, second)]
     prefill = Prefill(rows)
     prefill.begin(lambda row: (0, ()), layers=LAYERS, device=CPU, pass_tokens=21, keeps_all=False)
-    assert prefill.advance(tiny_base.model) is None
+    assert prefill.advance(tiny_base.model, 21) is None
     prefill.leave([rows[0], rows[1]])
-    logits, _ = _run(tiny_base, prefill)
+    logits, _ = _run(tiny_base, prefill, 21)
     assert prefill.rows == [rows[2], rows[3]]
     for line, prompt in zip(logits, (third, second), strict=True):
         assert torch.allclose(line, _plain(tiny_base, prompt)[0], atol=1e-10)

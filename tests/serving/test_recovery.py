@@ -138,7 +138,7 @@ def test_whatever_fails_outside_the_steps_everybody_hears_of_it(
 ) -> None:
     answers = _submit(engine)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_choose", _raise(error))
+        patch.setattr(engine._steps, "_choose", _raise(error))
         engine.start()
         for answer in answers:
             _failed(answer, "engine")

@@ -203,6 +203,28 @@ def test_sets_never_share_whatever_comes_and_goes(
         assert engine.state().prefix_bytes <= prefix_tokens * 384
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_the_same_prompt_under_another_set_takes_nothing_over(
+    tiny_base: BaseModel, loud_adapters: Load, alone: Engine, running: bool
+) -> None:
+    """Neither from a row that runs nor from the store, be it another adapter, another weight or none."""
+    prompt = tuple(range(300, 330))
+    others: list[Set] = [(), (("loud0", 0.5),), (("loud1", 1.0),), (("loud0", 1.0), ("loud1", 1.0))]
+    with _engine(tiny_base, loud_adapters, 1 << 20) as engine:
+        first = Generation(prompt, (("loud0", 1.0),), replace(GREEDY, max_tokens=60 if running else 2))
+        one = submit(engine, first)
+        assert one.started.wait(10)
+        if not running:
+            one.wait()
+        for chosen in others:
+            answer = generate(engine, [Generation(prompt, chosen, GREEDY)])[0]
+            assert answer.finish.usage.cached_tokens == 0
+            _close(answer, generate(alone, [Generation(prompt, chosen, GREEDY)])[0])
+        again = generate(engine, [replace(first, sampling=GREEDY)])[0]
+        assert again.finish.usage.cached_tokens == 29
+        _close(again, generate(alone, [replace(first, sampling=GREEDY)])[0])
+
+
 def test_loud_adapters_are_loud(tiny_base: BaseModel, loud_adapters: Load) -> None:
     """The test above would say nothing if the sets agreed."""
     chosen: list[Set] = [(), (("loud0", 1.0),), (("loud0", 0.5),), (("loud1", 1.0),), (("loud0", -1.0),)]
