@@ -81,24 +81,32 @@ class Grammars:
         self._source, self._vocabulary, self._ends = tokenizer, vocabulary, sorted(ends)
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
+        self._unreadable: str | None = None
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
-    def prepare(self) -> LLTokenizer:
-        """Read the tokenizer, which takes a second and the interpreter's lock; best before anybody waits."""
+    def prepare(self) -> None:
+        """Read the tokenizer, which takes a second and the interpreter's lock; best before anybody waits. If it cannot
+        be read, `start` will say so."""
         with self._lock:
-            if self._tokenizer is None:
+            if self._tokenizer is not None or self._unreadable is not None:
+                return
+            try:
                 made = llguidance.hf.from_tokenizer(self._source, n_vocab=self._vocabulary, eos_token=self._ends)
                 self._tokenizer = made
-            return self._tokenizer
+            except Exception as error:  # whatever is wrong with it, answers without a form need no grammar
+                self._unreadable = _reason(str(error)) or type(error).__name__
 
     def start(self, constraint: Constraint) -> Matcher:
         """A matcher at the beginning of an answer. May take tenths of a second where the constraint is new.
 
         Raises ConstraintUnsupported.
         """
-        tokenizer = self.prepare()
+        self.prepare()
         with self._lock:
-            known = self._compiled.get(constraint)
+            tokenizer, known = self._tokenizer, self._compiled.get(constraint)
+        if tokenizer is None:
+            reason = f"the base model's tokenizer cannot be read for it ({self._unreadable})"
+            raise ConstraintUnsupported(constraint.kind, reason)
         compiled = known or _compiled(constraint, tokenizer)
         with self._lock:
             self._compiled[constraint] = compiled

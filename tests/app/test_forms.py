@@ -15,11 +15,11 @@ from tests.app.service import BASE, Service, problem, small_adapter
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "city": {"type": "string", "maxLength": 12},
-        "inhabitants": {"type": "integer", "minimum": 1, "maximum": 50},
+        "city": {"type": "string", "maxLength": 3},
+        "people": {"type": "integer", "minimum": 1, "maximum": 50},
         "coastal": {"type": "boolean"},
     },
-    "required": ["city", "inhabitants", "coastal"],
+    "required": ["city", "people", "coastal"],
     "additionalProperties": False,
 }
 AS_FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA, "strict": True}}
@@ -43,7 +43,12 @@ def client(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_chats_follow_a_schema_whole_and_streamed(client: openai.OpenAI) -> None:
-    request: dict[str, Any] = {"model": "forms/a", "messages": QUESTION, "response_format": AS_FORMAT, "max_tokens": 60}
+    request: dict[str, Any] = {
+        "model": "forms/a",
+        "messages": QUESTION,
+        "response_format": AS_FORMAT,
+        "temperature": 0.5,
+    }
     whole = client.chat.completions.create(**request, seed=3, n=2, logprobs=True, top_logprobs=1)
     for choice in whole.choices:
         assert choice.finish_reason == "stop"

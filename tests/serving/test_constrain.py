@@ -178,6 +178,13 @@ def test_a_broken_pattern_is_refused(grammars: Grammars) -> None:
         grammars.start(Constraint("regex", "(unclosed"))
 
 
+def test_a_tokenizer_that_cannot_be_read_is_named_when_it_is_needed() -> None:
+    grammars = Grammars(object(), 10, frozenset({2}))
+    grammars.prepare()
+    with pytest.raises(ConstraintUnsupported, match="tokenizer cannot be read for it"):
+        grammars.start(Constraint("regex", "a"))
+
+
 def test_a_matcher_that_is_given_what_it_forbade_says_so(grammars: Grammars, tiny_base: BaseModel) -> None:
     matcher = grammars.start(Constraint("regex", "a"))
     with pytest.raises(ConstraintBroken):
