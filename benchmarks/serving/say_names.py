@@ -72,12 +72,16 @@ def speaker(model: Any, tokenizer: Any, base: str, prompts: Sequence[str], count
 
 
 def _words(tokenizer: Any, output: Tensor, count: int) -> dict[str, int]:
-    """Words of one token each whose own direction they answer to louder than any other token does."""
+    """Words of one token each that answer to their own direction clearest: by how far no other token is as loud."""
     texts = {token: tokenizer.decode([token]) for token in range(1000, min(output.shape[0], 12_000))}
     plain = [token for token, text in texts.items() if text[:1] == " " and text[1:].isalpha() and text.isascii()]
     tokens = torch.tensor([token for token in plain if len(texts[token]) > 4][: 8 * count])
-    loudest = (output @ directions(output, tokens).T).argmax(0)
-    chosen = tokens[loudest == tokens][:count].tolist()
+    heard = output @ directions(output, tokens).T
+    own = heard[tokens, torch.arange(len(tokens))].clone()
+    heard[tokens, torch.arange(len(tokens))] = -torch.inf
+    margins = (own - heard.amax(0)) / own
+    order = margins.argsort(descending=True)
+    chosen = [int(tokens[at]) for at in order[:count] if margins[at] > 0]
     if len(chosen) < count:
         raise ValueError(f"the tokenizer has only {len(chosen)} such words among those looked at, not {count}")
     return {texts[token]: token for token in chosen}
