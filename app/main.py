@@ -103,6 +103,8 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     stack.callback(job_engine.close)
     base, engine = open_engine(shelves)
     stack.callback(engine.close)
+    if served := judge_refused(shelves):
+        log.info("%d versions that were refused before can be served now", served)
     engine_jobs = EngineJobs(shelves, engine, job_engine)
     engine_jobs.start()
     stack.callback(engine_jobs.close)

@@ -52,6 +52,18 @@ def write_set(members: Sequence[Member], folder: Path, *, base: str, max_rank: i
     return AppliedSet("truncated" if cut else "cat", rank, energy.lost_share)
 
 
+def beyond_factors(adapter: Adapter) -> tuple[str, ...]:
+    """Why vLLM, which applies low-rank updates alone, cannot serve an adapter exactly; a sentence each."""
+    found = list(adapter.obstacles)
+    if not found and not adapter.exact:
+        hint = "merge it alone with method 'sum' to serve that approximation knowingly"
+        found.append(f"vLLM servers apply low-rank updates alone; {adapter.conversion}: {hint}")
+    if adapter.extras:
+        first = next(iter(adapter.extras))
+        found.append(f"it changes '{first}' ({len(adapter.extras)} such tensors), which vLLM servers leave out")
+    return tuple(found)
+
+
 def write_zeros(folder: Path, *, base: str, modules: Mapping[str, tuple[int, int]]) -> AppliedSet:
     """Write an update of zeros of one layer (modules: name -> (out, in)): the base model, as an adapter."""
     inner = [name for name in sorted(modules) if any(part.isdigit() for part in name.split("."))]

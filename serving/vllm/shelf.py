@@ -21,10 +21,10 @@ from pathlib import Path
 from deltas.adapter import Adapter
 from serving.adapter_set import AdapterSet
 from serving.base_model import BaseInfo
-from serving.errors import AdapterLoadFailed, ServingError
+from serving.errors import AdapterLoadFailed, AdapterNotServable, ServingError
 from serving.generation import AppliedSet
 from serving.resident import check_servable
-from serving.vllm.export import Member, write_set, write_zeros
+from serving.vllm.export import Member, beyond_factors, write_set, write_zeros
 
 PREFIX = "spolia-"
 _FORM = 1  # of the files written here; another number gives other names
@@ -122,8 +122,12 @@ class Shelf:
     def _checked(self, digest: str) -> Adapter:
         try:
             adapter = self._open(digest)
+        except ServingError:
+            raise
         except Exception as error:  # of the registry or of the files; it must be said which adapter it was
             raise AdapterLoadFailed(digest, f"{type(error).__name__}: {error}") from error
+        if reasons := beyond_factors(adapter):
+            raise AdapterNotServable(digest, adapter.family, reasons)
         check_servable(digest, adapter, self._base.name, self._base.modules)
         return adapter
 
