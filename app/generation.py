@@ -15,8 +15,9 @@ from app.house import House
 from app.problems import Refusal
 from app.schemas import SourceBody
 from app.schemas_openai import GenerateBody
-from serving.engine import Engine, Event, FailEvent, FinishEvent, Generation, Sampling, Ticket
-from serving.generation import BARE_BASE, Combine
+from serving.generation import BARE_BASE, Combine, Event, FailEvent, FinishEvent, Generation
+from serving.protocol import Engine, Ticket
+from serving.sampling import Sampling
 from store.errors import BadReference, UnknownReference
 from store.records import Version
 

@@ -10,8 +10,8 @@ from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves
-from serving.base_model import BaseModel
-from serving.engine import Engine
+from serving.base_model import BaseInfo
+from serving.protocol import Engine
 from store.jobs import JobTable
 from store.registry import Registry
 
@@ -21,7 +21,7 @@ class House:
     """All that a request may need."""
 
     shelves: Shelves
-    base: BaseModel
+    base: BaseInfo
     engine: Engine
     prompts: Prompts
     job_engine: JobEngine

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import torch
 import uvicorn
 from anyio import to_thread
 from fastapi import FastAPI
@@ -44,17 +43,15 @@ from app.house import House
 from app.jobs import EmbeddedJobEngine
 from app.judging import judge_refused
 from app.limits import BodyLimits
+from app.opening import open_engine
 from app.problems import Problem
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
-from serving.base_model import BaseModel, ensure_base, load_base, read_card
-from serving.engine import Engine
 
 log = logging.getLogger("spolia")
 
-BASE_DETAILS = ("origin", "architecture", "parameters", "context_length", "embeddings", "experts")
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
     nearest, jobs, pool, promotions,
@@ -104,22 +101,10 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_engine = EmbeddedJobEngine(settings.environment())
     job_engine.start()
     stack.callback(job_engine.close)
-    base = open_base(shelves)
+    base, engine = open_engine(shelves)
+    stack.callback(engine.close)
     if served := judge_refused(shelves):
         log.info("%d versions that were refused before can be served now", served)
-    engine = Engine(
-        base,
-        shelves.adapter_loader(),
-        pool_bytes=settings.adapter_pool_bytes,
-        prefix_bytes=settings.prefix_cache_bytes,
-        max_rows=settings.max_batch_rows,
-        max_waiting=settings.max_waiting_requests,
-        max_waiting_per_caller=settings.max_waiting_per_caller,
-        threads=settings.threads,
-    )
-    engine.prepare()
-    engine.start()
-    stack.callback(engine.close)
     engine_jobs = EngineJobs(shelves, engine, job_engine)
     engine_jobs.start()
     stack.callback(engine_jobs.close)
@@ -145,25 +130,6 @@ def settle(shelves: Shelves) -> None:
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
     if staged or orphans:
         log.info("removed %d unfinished uploads and %d files that no version needs", staged, orphans)
-
-
-def open_base(shelves: Shelves) -> BaseModel:
-    """Find (or make) the base model's folder, load it and make it known to the registry.
-
-    Raises:
-        BaseUnavailable, BaseUnsupported: it cannot be found or served.
-    """
-    settings = shelves.settings
-    torch.set_num_threads(settings.threads)
-    folder = ensure_base(settings.base_model, settings.model_folders, settings.prepared_models_dir)
-    base = load_base(folder)
-    card = read_card(folder)
-    details: dict[str, object] = {key: card[key] for key in BASE_DETAILS if key in card}
-    details["folder"] = str(folder.resolve())
-    known = shelves.registry.base(base.name)
-    if known is None or known.fingerprint != base.fingerprint or known.details != details:
-        shelves.registry.upsert_base(base.name, base.fingerprint, base.modules, details)
-    return base
 
 
 def serve(settings: Settings) -> None:

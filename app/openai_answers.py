@@ -3,15 +3,15 @@
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ulid import ULID
 
 from app.errors import as_problem
-from serving.engine import Event, FinishEvent, PromptEvent, TokenEvent, Usage
 from serving.ensemble import Uncertainty
 from serving.errors import ServingError
+from serving.generation import AppliedSet, Event, FinishEvent, PromptEvent, TokenEvent, Usage
 
 Json = dict[str, Any]
 Piece = Callable[[int], str]
@@ -37,6 +37,7 @@ class Answer:
     end: TokenEvent | None = None
     before: int = 0
     uncertainty: Uncertainty | None = None
+    applied: AppliedSet | None = None
 
     def take(self, event: Event) -> None:
         """Add what an event brings."""
@@ -48,6 +49,7 @@ class Answer:
         elif isinstance(event, FinishEvent):
             self.reason, self.usage, self.end = event.reason, event.usage, event.end
             self.uncertainty = event.uncertainty
+            self.applied = event.applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,11 @@ class Shape:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
         }
+
+
+def set_form(answer: Answer) -> Json:
+    """The member `set`, where the engine had to form one adapter of the request's set; all choices share it."""
+    return {} if answer.applied is None else {"set": asdict(answer.applied)}
 
 
 def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece) -> Json:

@@ -10,6 +10,7 @@ from anyio import to_thread
 from app.generation import model_version
 from app.house import House
 from app.problems import Refusal
+from serving.engine import Engine
 from serving.errors import NotResident, ServingError
 from serving.residents import ResidentInfo
 from store.errors import StoreError, UnknownReference
@@ -19,7 +20,8 @@ from store.registry import Registry
 
 def pool_json(house: House) -> dict[str, Any]:
     """The pool and the queue before it, at this moment."""
-    pool, engine = house.engine.pool.state(), house.engine.state()
+    embedded = _embedded(house)
+    pool, engine = embedded.pool.state(), embedded.state()
     return {
         "budget_bytes": pool.budget_bytes,
         "used_bytes": pool.used_bytes,
@@ -40,8 +42,8 @@ async def load(house: House, ref: str, *, pinned: bool) -> dict[str, Any]:
     """Have an adapter in memory before anybody asks for it. Raises what generating with it would, and PinsTooLarge,
     PoolBusy."""
     version = await to_thread.run_sync(_servable, house, ref)
-    await asyncio.wrap_future(house.engine.pool.load(version.digest, pinned=pinned))
-    held = {info.digest: info for info in house.engine.pool.state().adapters if not info.draining}
+    await asyncio.wrap_future(_embedded(house).pool.load(version.digest, pinned=pinned))
+    held = {info.digest: info for info in _embedded(house).pool.state().adapters if not info.draining}
     if version.digest not in held:  # in and out again: it is the least recently used by now
         raise NotResident(version.digest)
     return _resident_json(held[version.digest], version.ref)
@@ -50,7 +52,7 @@ async def load(house: House, ref: str, *, pinned: bool) -> dict[str, Any]:
 def unload(house: House, ref: str) -> dict[str, str]:
     """Take an adapter out of memory; requests that run with it go on to their end. Raises NotResident."""
     version = house.registry.resolve(ref)
-    return {"ref": version.ref, "state": house.engine.pool.unload(version.digest).value}
+    return {"ref": version.ref, "state": _embedded(house).pool.unload(version.digest).value}
 
 
 def meant(house: House, ref: str) -> Version | None:
@@ -63,9 +65,9 @@ def meant(house: House, ref: str) -> Version | None:
 
 def forget_deleted(house: House, version: Version | None) -> None:
     """Unload a version that was deleted, unless another with the same bytes is left."""
-    if version is not None and _ref_of(house.registry, version.digest) is None:
+    if isinstance(house.engine, Engine) and version is not None and _ref_of(house.registry, version.digest) is None:
         with contextlib.suppress(NotResident):
-            house.engine.pool.unload(version.digest)
+            _embedded(house).pool.unload(version.digest)
 
 
 def follow_alias(house: House, before: Version | None, now: Version) -> None:
@@ -73,12 +75,22 @@ def follow_alias(house: House, before: Version | None, now: Version) -> None:
 
     Only a head start: nothing waits for it, and if it fails, that request says why.
     """
-    if before is None or before.digest == now.digest or before.digest not in house.engine.pool.resident():
+    if not isinstance(house.engine, Engine) or before is None or before.digest == now.digest:
+        return
+    if before.digest not in _embedded(house).pool.resident():
         return
     try:
-        house.engine.pool.load(_servable(house, now.ref).digest)
+        _embedded(house).pool.load(_servable(house, now.ref).digest)
     except (Refusal, ServingError):
         return
+
+
+def _embedded(house: House) -> Engine:
+    """The engine that keeps adapters in this process; vLLM servers have no pool of ours."""
+    if not isinstance(house.engine, Engine):
+        detail = "vLLM servers generate here; which adapters they hold follows from what is asked for."
+        raise Refusal(409, "no-pool", detail)
+    return house.engine
 
 
 def _servable(house: House, ref: str) -> Version:

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -36,6 +37,9 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in data_dir.")
     base_model: str = Field(
         "HuggingFaceTB/SmolLM2-135M-Instruct", description="Hub id of the base model that is served."
+    )
+    engine: Literal["embedded", "vllm"] = Field(
+        "embedded", description="What generates: this process, or the vLLM servers of vllm_servers."
     )
     threads: int = Field(default_factory=_cores, ge=1, description="Torch threads of generation.")
     merge_workers: int = Field(
@@ -97,6 +101,40 @@ class Settings(BaseSettings):
     max_choices: int = Field(16, ge=1, description="Most choices (`n`) of one generation request.")
     max_prompts: int = Field(64, ge=1, description="Most prompts of one completion request.")
 
+    vllm_servers: str = Field(
+        "", description="Addresses of vLLM servers, joined by commas: http://one:8001,http://two:8001."
+    )
+    vllm_api_key: SecretStr | None = Field(None, description="What the vLLM servers were given as --api-key.")
+    vllm_folder: Path | None = Field(
+        None, description="Folder shared with the vLLM servers, for adapters in their form; default: vllm in data_dir."
+    )
+    vllm_folder_seen_as: PurePosixPath | None = Field(
+        None, description="That folder's path on the vLLM servers; default: the same as here."
+    )
+    vllm_folder_bytes: int = Field(
+        4 * GIB, ge=1, description="Disk for adapters in vLLM's form; the least recently used leave first."
+    )
+    vllm_max_lora_rank: int = Field(
+        16, ge=1, description="--max-lora-rank of the vLLM servers; larger sets are cut to it, which the answer says."
+    )
+    vllm_adapters_per_server: int = Field(
+        8, ge=1, description="Adapters that one vLLM server holds; at most its --max-cpu-loras."
+    )
+    vllm_spill_factor: float = Field(
+        1.25, ge=1, description="Times the average load that a vLLM server may run before requests go to the next."
+    )
+    vllm_base_as_zeros: bool = Field(
+        True,
+        description="Ask vLLM servers for the bare base model as an adapter of zeros: on CPUs vLLM adds adapters of the"
+        " same batch to requests without one. GPU servers do not need it; off, it saves a place among the adapters.",
+    )
+    vllm_patience_s: float = Field(
+        10.0, gt=0, description="Seconds in which a vLLM server must answer a look at its health to stay in use."
+    )
+    vllm_quiet_requests: int = Field(
+        8, ge=1, description="Requests that a vLLM server may always run before any go to the next."
+    )
+
     max_interruptions: int = Field(
         10, ge=1, description="A job whose worker died this often is failed, not started again."
     )
@@ -106,6 +144,19 @@ class Settings(BaseSettings):
     orphan_max_age_s: float = Field(
         86400.0, ge=0, description="Files that no version needs and that are older are removed at the start."
     )
+
+    @model_validator(mode="after")
+    def _servers_are_given(self) -> Self:
+        if self.engine == "vllm" and not self.vllm_urls:
+            raise ValueError("SPOLIA_ENGINE=vllm needs SPOLIA_VLLM_SERVERS")
+        if wrong := [url for url in self.vllm_urls if not url.startswith(("http://", "https://"))]:
+            raise ValueError(f"SPOLIA_VLLM_SERVERS holds {wrong[0]!r}, which does not begin with http:// or https://")
+        return self
+
+    @property
+    def vllm_urls(self) -> tuple[str, ...]:
+        """The addresses in vllm_servers, each once."""
+        return tuple(dict.fromkeys(url.strip().rstrip("/") for url in self.vllm_servers.split(",") if url.strip()))
 
     @property
     def database(self) -> str:
@@ -149,6 +200,6 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """These settings as SPOLIA_* variables, for a child process."""
-        values = self.model_dump(mode="json", exclude_none=True)
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"vllm_api_key"})  # no child needs the key
         values["data_dir"] = str(self.data_dir.absolute())
         return {f"SPOLIA_{name.upper()}": str(value) for name, value in values.items()}

@@ -16,13 +16,14 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from serving.bundled import bundled_file, bundled_origin, convert_gguf
 from serving.errors import BaseUnavailable, BaseUnsupported
@@ -39,22 +40,25 @@ _FINGERPRINTED = (
 
 
 @dataclass(frozen=True, slots=True)
-class BaseModel:
-    """A loaded base model. `modules`: every nn.Linear by its path, with (out, in)."""
+class BaseInfo:
+    """A base model without its weights. `modules`: every nn.Linear by its path, with (out, in); `vocabulary`: number of
+    logits per position."""
 
     name: str
     fingerprint: str
     modules: dict[str, tuple[int, int]]
     context_length: int
+    vocabulary: int
     eos_ids: frozenset[int]
     tokenizer: Any = field(repr=False)
-    model: Any = field(repr=False)
     folder: Path
 
-    @property
-    def vocabulary(self) -> int:
-        """Number of logits per position."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+
+@dataclass(frozen=True, slots=True)
+class BaseModel(BaseInfo):
+    """A loaded base model."""
+
+    model: Any = field(repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,31 +105,41 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
+def load_info(folder: Path) -> BaseInfo:
+    """What a folder made by `ensure_base` says about its model, and the tokenizer; no weights are read."""
+    card = read_card(folder)
+    config = AutoConfig.from_pretrained(folder)
+    generates = (folder / "generation_config.json").is_file()
+    ids = (GenerationConfig.from_pretrained(folder) if generates else config).eos_token_id
+    return BaseInfo(
+        name=card["name"],
+        fingerprint=card["fingerprint"],
+        modules={module: (shape[0], shape[1]) for module, shape in card["modules"].items()},
+        context_length=card["context_length"],
+        vocabulary=config.get_text_config().vocab_size,
+        eos_ids=frozenset([ids] if isinstance(ids, int) else ids or []),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        folder=folder,
+    )
+
+
 def load_base(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> BaseModel:
     """Load a folder made by `ensure_base`; weights are mapped from disk and cast to `dtype`.
 
     Raises BaseUnsupported when it has no sdpa attention.
     """
-    card = read_card(folder)
+    info = load_info(folder)
     try:  # sdpa: the engine's masks are boolean, and rows without padding before them need none
         with _LOADING:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
             )
     except ValueError as error:
-        raise BaseUnsupported(card["name"], f"transformers refuses it with sdpa attention ({error})") from error
+        raise BaseUnsupported(info.name, f"transformers refuses it with sdpa attention ({error})") from error
     model.to(device).eval().requires_grad_(False)
-    ids = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
-    return BaseModel(
-        name=card["name"],
-        fingerprint=card["fingerprint"],
-        modules={module: (shape[0], shape[1]) for module, shape in card["modules"].items()},
-        context_length=card["context_length"],
-        eos_ids=frozenset([ids] if isinstance(ids, int) else ids or []),
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        model=model,
-        folder=folder,
-    )
+    fields = {part.name: getattr(info, part.name) for part in dataclass_fields(info)}
+    logits = int(model.get_output_embeddings().weight.shape[0])
+    return BaseModel(**{**fields, "vocabulary": logits}, model=model)
 
 
 def fingerprint(config: Mapping[str, Any], model: nn.Module, tokenizer_file: Path) -> str:

@@ -18,6 +18,7 @@ ServingError
 ├── RequestError
 │   ├── EmptyPrompt
 │   ├── TokenOutOfRange
+│   ├── NotOnServers           what vLLM servers cannot do
 │   ├── PromptTooLong
 │   ├── InvalidSampling
 │   ├── ConstraintUnsupported  a schema or pattern that cannot be enforced
@@ -29,6 +30,9 @@ ServingError
     ├── CallerQueueFull        one caller has too many requests waiting
     ├── DeadlineExceeded       the request took longer than it was given
     ├── EngineClosed
+    ├── NoServer               none of the vLLM servers is up
+    ├── ServerLost             a vLLM server went away in the middle of an answer
+    ├── ServerRefused          a vLLM server does not do what it is asked
     ├── StepFailed             a forward pass raised; the thread lives on
     ├── ConstraintBroken       an answer's grammar came to its limits
     └── NonFiniteLogits        the weighted updates drove the model out of range
@@ -202,6 +206,12 @@ class ConstraintUnsupported(RequestError):
         super().__init__(f"This {named} cannot be enforced: {reason}.")
 
 
+class NotOnServers(RequestError):
+    def __init__(self, field: str, value: object) -> None:
+        self.field, self.value = field, value
+        super().__init__(f"{field} {value!r} is not possible where vLLM servers generate; the embedded engine does it.")
+
+
 class EngineError(ServingError):
     """The engine cannot take or finish the request."""
 
@@ -235,6 +245,26 @@ class DeadlineExceeded(EngineError):
 class EngineClosed(EngineError):
     def __init__(self) -> None:
         super().__init__("The engine is closed and takes no requests.")
+
+
+class NoServer(EngineError):
+    def __init__(self, servers: int) -> None:
+        self.servers = servers
+        super().__init__(
+            f"None of the {servers} vLLM servers can be used now; the service's log says why. Try again later."
+        )
+
+
+class ServerLost(EngineError):
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        super().__init__(f"The vLLM server of this request went away after {tokens} tokens; ask again.")
+
+
+class ServerRefused(EngineError):
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The vLLM server refused the request: {reason}")
 
 
 class StepFailed(EngineError):

@@ -68,17 +68,29 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class AppliedSet:
+    """How an engine that takes one adapter a request applied a weighted set. "cat": exactly, as concatenated ranks;
+    "truncated": cut to `rank` in every module, `energy_lost` being the share of ‖ΔW‖² that this leaves out (0…1)."""
+
+    form: Literal["cat", "truncated"]
+    rank: int
+    energy_lost: float
+
+
+@dataclass(frozen=True, slots=True)
 class FinishEvent:
     """The last event of a request that ended well. "stop": end token, stop string, or a constraint that lets nothing
     follow; "length": max_tokens, context. `end`: the end token, if one was drawn.
 
-    `uncertainty`: of an ensemble, the means over all its tokens, the one that ended the text included.
+    `uncertainty`: of an ensemble, the means over all its tokens, the one that ended the text included. `applied`: None
+    where the set was applied as it is.
     """
 
     reason: FinishReason
     usage: Usage
     uncertainty: Uncertainty | None = None
     end: TokenEvent | None = None
+    applied: AppliedSet | None = None
 
 
 @dataclass(frozen=True, slots=True)

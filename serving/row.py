@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from serving.adapter_set import adapter_set
+from serving.admission import check_prompt
 from serving.base_model import BaseModel
 from serving.detokenize import Detokenizer, StopStrings
 from serving.ensemble import Uncertainty
-from serving.errors import DeadlineExceeded, EmptyPrompt, PromptTooLong, ServingError, TokenOutOfRange
+from serving.errors import DeadlineExceeded, ServingError
 from serving.generation import (
     Event,
     FailEvent,
@@ -38,14 +39,7 @@ class Row:
 
     def __init__(self, generation: Generation, base: BaseModel, on_event: Callable[[Event], None]) -> None:
         prompt = generation.prompt_ids
-        if not prompt:
-            raise EmptyPrompt
-        answered = generation.sampling.max_tokens != 0
-        if len(prompt) + answered > base.context_length:
-            raise PromptTooLong(len(prompt), base.context_length, answered=answered)
-        for token in prompt:
-            if not 0 <= token < base.vocabulary:
-                raise TokenOutOfRange("prompt_ids", token, base.vocabulary)
+        check_prompt(prompt, base, answered=generation.sampling.max_tokens != 0)
         room = base.context_length - len(prompt)
         sampling = generation.sampling
         self.generation = generation

@@ -25,9 +25,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from serving.admission import check_tokens
 from serving.constrain import Constraint, Matcher
 from serving.ensemble import Uncertainty
-from serving.errors import InvalidSampling, TokenOutOfRange
+from serving.errors import InvalidSampling
 
 MAX_TOP_LOGPROBS = 20
 _GREEDY_BELOW = 1e-5  # temperatures smaller than this mean arg-max
@@ -117,9 +118,7 @@ class Sampler:
         ends: frozenset[int] = frozenset(),
     ) -> None:
         for name in ("logit_bias", "stop_token_ids"):
-            for token in getattr(sampling, name):
-                if not 0 <= token < vocabulary:
-                    raise TokenOutOfRange(name, token, vocabulary)
+            check_tokens(name, getattr(sampling, name), vocabulary)
         self.sampling = sampling
         self._counts: Counter[int] = Counter()
         self._repeats = sampling.repetition_penalty != 1

@@ -37,7 +37,7 @@ def _blobs(house: House) -> None:
 
 def _generation(house: House) -> None:
     if not house.engine.state().alive:
-        raise RuntimeError("the engine's thread has ended")
+        raise RuntimeError("nothing can generate now: the engine's thread has ended, or no vLLM server is up")
 
 
 def _worker(house: House) -> None:

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from app.generation import Run, while_connected
 from app.house import House
-from app.openai_answers import DONE, Answer, Shape, collect, sse, sse_error
+from app.openai_answers import DONE, Answer, Shape, collect, set_form, sse, sse_error
 from serving.engine import Event, Generation, PromptEvent, TokenEvent
 from serving.errors import ServingError
 
@@ -33,7 +33,8 @@ async def answer_whole(
         answers = await while_connected(request, collect(run.events(), len(generations)))
 
     def render() -> Response:
-        return JSONResponse(shape.envelope([choice_of(answer) for answer in answers], usage=shape.usage(answers)))
+        choices = [choice_of(answer) for answer in answers]
+        return JSONResponse(shape.envelope(choices, usage=shape.usage(answers), **set_form(answers[0])))
 
     long = sum(len(answer.prompt) + len(answer.tokens) for answer in answers) > _LONG
     return await to_thread.run_sync(render) if long else render()
@@ -63,7 +64,7 @@ async def answer_stream(
     def chunk(event: Event, added: Answer) -> str:
         choice = choice_of(added)
         silent = isinstance(event, TokenEvent) and not event.text and not choice.get("logprobs")
-        return "" if silent else sse(shape.envelope([choice], kind=chunk_kind, **usage))
+        return "" if silent else sse(shape.envelope([choice], kind=chunk_kind, **usage, **set_form(added)))
 
     async def chunks() -> AsyncIterator[str]:
         answers = [Answer(index) for index in range(len(generations))]
