@@ -18,8 +18,8 @@ PAIR = [{"ref": "ens/a", "weight": 3}, {"ref": "ens/b", "weight": 1}]
 def adapters(service: Service, tmp_path_factory: pytest.TempPathFactory) -> None:
     """ens/a and ens/b, which differ in rank and seed."""
     folder = tmp_path_factory.mktemp("ensembles")
-    service.push("ens/a", small_adapter(folder / "a", rank=4, alpha=16))
-    service.push("ens/b", small_adapter(folder / "b", modules=LAYERS, rank=3, alpha=24))
+    service.push("ens/a", small_adapter(folder / "a", rank=4, alpha=6, seed=51))
+    service.push("ens/b", small_adapter(folder / "b", modules=LAYERS, rank=3, alpha=6, seed=52))
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,13 @@ def test_probabilities_are_the_weighted_mean_of_the_members(service: Service) ->
     shared = [token for token in mean if all(token in one for one in alone)]
     assert shared
     for token in shared:
-        assert mean[token] == pytest.approx(0.75 * alone[0][token] + 0.25 * alone[1][token], abs=1e-5)
+        assert mean[token] == pytest.approx(0.75 * alone[0][token] + 0.25 * alone[1][token], abs=1e-4)
     with_base = [{"ref": BASE, "weight": 1}, {"ref": "ens/b", "weight": 1}]
     answer = complete(service, adapters=with_base, combine="ensemble")
     assert [entry["ref"] for entry in answer["adapters"]] == [BASE, "ens/b@1"]
     for token, found in top(answer).items():
         if token in base and token in alone[1]:
-            assert found == pytest.approx((base[token] + alone[1][token]) / 2, abs=1e-5)
+            assert found == pytest.approx((base[token] + alone[1][token]) / 2, abs=1e-4)
 
 
 def test_uncertainty_of_the_answer_and_of_every_token(service: Service) -> None:
