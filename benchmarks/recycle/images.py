@@ -6,7 +6,7 @@
 | emoji-google | npm `emoji-datasource-google` | the same, drawn by others | OFL and Apache-2.0 |
 | tuxpaint | Debian `tuxpaint-stamps-default` | its folders | public domain, GPL |
 | fashion | Debian `dataset-fashion-mnist` (test part) | 10 kinds of clothes | Expat |
-| cifar | PyPI `bigbench` (CIFAR-10's test part) | 10 kinds of things | none stated: nothing of it is kept in this repository |
+| cifar | PyPI `bigbench` (CIFAR-10's test part) | 10 kinds of things | none stated; nothing of it is kept here |
 """
 
 import base64
@@ -126,8 +126,8 @@ def _tuxpaint(folder: Path) -> Iterator[tuple[str, Image.Image]]:
 
 def _fashion(folder: Path) -> Iterator[tuple[str, Image.Image]]:
     place = _debian("dataset-fashion-mnist", folder) / "usr/share/datasets/fashion-mnist"
-    pixels = np.frombuffer(gzip.open(place / "t10k-images-idx3-ubyte.gz").read(), np.uint8, offset=16)
-    labels = np.frombuffer(gzip.open(place / "t10k-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
+    pixels = np.frombuffer(gzip.decompress((place / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+    labels = np.frombuffer(gzip.decompress((place / "t10k-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
     for image, label in zip(pixels.reshape(-1, 28, 28), labels, strict=True):
         yield FASHION[label], Image.fromarray(image)
 

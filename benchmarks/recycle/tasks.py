@@ -1,6 +1,6 @@
 """Which classes sources are trained on, and which are kept for the test.
 
-The classes of one set are shuffled by a seed; the first part is for meta-training, the rest is never seen by any source.
+The classes of one set are shuffled by a seed; the first part is for meta-training, the rest no source ever sees.
 A source's task is five classes of the first part; no two tasks have the same five.
 """
 

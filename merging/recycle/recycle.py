@@ -1,4 +1,4 @@
-"""A whole distillation: adapters with heads in, one meta-adapter out, no data anywhere (LoRA Recycle, arXiv 2412.02220).
+"""A whole distillation: adapters with heads in, one meta-adapter out, no data (LoRA Recycle, arXiv 2412.02220).
 
     statistics   what features of natural-looking images are like, from generated ones or as given
     inversion    surrogate images of every source's classes, batch by batch
@@ -6,8 +6,8 @@
     meta         one LoRA that imitates all sources as a prototype classifier
 
 Everything that is finished lies in the job's folder, in files that name what they were made from: a run that was killed
-or cancelled goes on at its last checkpoint, and ends in the same bytes. A file that was made from anything else (another
-parameter, another source) is made again.
+or cancelled goes on at its last checkpoint, and ends in the same bytes. A file that was made from anything else
+(another parameter, another source) is made again.
 """
 
 import time
@@ -119,9 +119,8 @@ class Distillation:
                 self._announce(Progress("statistics", 0, 1, {}))
                 rng = generator(params.seed, "statistics")
                 own = expected_moments(self.base, self.network, params.image_px, params.calibration, rng)
-                flat = {
-                    f"{block}.{name}": t for block, pair in enumerate(own) for name, t in zip("mv", pair, strict=True)
-                }
+                flat = {f"{block}.m": mean for block, (mean, _) in enumerate(own)}
+                flat |= {f"{block}.v": variance for block, (_, variance) in enumerate(own)}
                 save_checkpoint(place, flat, {"identity": wanted})
         return own, digest(known, *(tensor for pair in own for tensor in pair))
 

@@ -85,7 +85,7 @@ class Pool:
         return self._task([(source, way) for way in range(self.sources[source].ways)], shots, queries, rng)
 
     def interpolated_task(self, ways: int, shots: int, queries: int, rng: torch.Generator) -> Task:
-        """A task of `ways` classes drawn from the union of all sources' classes (eq. 4); they may, by chance, be of one.
+        """A task of `ways` classes drawn from the union of all sources' classes (eq. 4), by chance of one source.
 
         Raises:
             BadDistillation: if all sources together have fewer classes.
