@@ -3,8 +3,8 @@
 The paper pulls surrogate images towards natural ones by the BatchNorm statistics of an independent ResNet-50
 (LoRA Recycle, arXiv 2412.02220, eq. 2). A vision transformer has no BatchNorm. Our substitute keeps the form of
 eq. 2 and changes what is counted: the mean and variance, over all images and patches of a batch, of each channel of
-what enters every block's attention (its first norm's output: residual streams differ in size a hundredfold from block to
-block, normalised ones do not).
+what enters every block's attention (its first norm's output: residual streams differ in size a hundredfold from block
+to block, normalised ones do not).
 
 R(X) = Σ_l ( ‖μ_l(X) − μ_l‖₂ + ‖σ²_l(X) − σ²_l‖₂ )
 
