@@ -29,7 +29,7 @@ class Accuracy(NamedTuple):
 def embed(network: VisionTransformer, images: Tensor, lora: Lora | None = None) -> Tensor:
     """Embeddings [N, D] of normalised images, all their patches seen."""
     with torch.no_grad():
-        return torch.cat([network(part, lora).embedding for part in images.split(BATCH)])
+        return torch.cat([network(part, lora).embedding for part in torch.split(images, BATCH)])
 
 
 def few_shot_accuracy(
@@ -48,7 +48,7 @@ def few_shot_accuracy(
     Raises:
         BadEpisode: if fewer than `ways` classes have shots + queries images.
     """
-    classes = labels.unique(return_counts=True)
+    classes = torch.unique(labels, return_counts=True)
     enough = [int(c) for c, n in zip(*classes, strict=True) if int(n) >= shots + queries]
     if len(enough) < ways:
         needed = f"{ways} classes with {shots + queries} images each"

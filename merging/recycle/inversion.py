@@ -88,7 +88,7 @@ def invert(
         with torch.no_grad():
             state.images.clamp_(low, high)
         state.step += 1
-        on_step(Losses(state.step, float(entropy), float(features), float(variation)))
+        on_step(Losses(state.step, entropy.item(), features.item(), variation.item()))
 
 
 def shaken(images: Tensor, params: InversionParams, rng: torch.Generator) -> Tensor:

@@ -47,7 +47,7 @@ def invert_batch(
 
     `known`: a digest of what else inversion rests on. `on_step` is called after every step, once the file is written.
     """
-    labels = wanted_labels(source, params).split(params.inversion.batch)[number]
+    labels = torch.split(wanted_labels(source, params), params.inversion.batch)[number]
     own = params.inversion.model_dump_json(exclude={"mask"})
     wanted = digest(known, source_digest(source), own, params.seed, number, labels)
     state, curve = _begin(place, wanted, labels, params, (source.ref, number))

@@ -17,17 +17,22 @@ from merging.recycle.vit import Lora
 PEFT_PREFIX = "base_model.model."
 
 
+def check_targets(base: VisionBase, targets: Sequence[str]) -> None:
+    """Raises BadDistillation where a target is no ending of a linear layer's name."""
+    for end in targets:
+        if not any(name.endswith(f".{end}") for name in base.modules):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in base.modules}))
+            raise BadDistillation(f"target '{end[:80]}' is no linear layer of '{base.name}'; known are {known}")
+
+
 def new_lora(base: VisionBase, targets: Sequence[str], rank: int, rng: torch.Generator) -> dict[str, Factors]:
     """A LoRA that changes nothing yet: A Kaiming-uniform as in the released code, B zero; trainable, in float32.
 
     Raises:
         BadDistillation: if a target is no ending of a linear layer's name.
     """
+    check_targets(base, targets)
     chosen = {name: shape for name, shape in base.modules.items() if name.endswith(tuple(f".{end}" for end in targets))}
-    for end in targets:
-        if not any(name.endswith(f".{end}") for name in chosen):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in base.modules}))
-            raise BadDistillation(f"target '{end[:80]}' is no linear layer of '{base.name}'; known are {known}")
     found = {}
     for name, (outs, ins) in chosen.items():
         bound = 1 / math.sqrt(ins)  # Kaiming-uniform with a = √5

@@ -83,7 +83,7 @@ def train(
         state.optimiser.step()
         state.iteration += 1
         right = float((found.argmax(1) == labels).float().mean())
-        on_step(MetaStep(state.iteration, float(loss), task.teacher is None, right))
+        on_step(MetaStep(state.iteration, loss.item(), task.teacher is None, right))
 
 
 def classify(network: VisionTransformer, lora: Lora, task: Task, params: MetaParams) -> Tensor:

@@ -23,7 +23,8 @@ def class_attention(query: Tensor, key: Tensor) -> Tensor:
     The row is normalised over all tokens, the class token itself included, as the attention of the block is.
     """
     scores = query[:, :, :1] @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-    return scores.float().softmax(-1).mean(1)[:, 0, 1:]
+    attention: Tensor = scores.float().softmax(-1).mean(1)
+    return attention[:, 0, 1:]
 
 
 def kept_count(patches: int, ratio: float) -> int:

@@ -25,7 +25,7 @@ from merging.recycle.errors import BadDistillation, DistillationCancelled
 from merging.recycle.identity import digest, source_digest
 from merging.recycle.inversion import Losses, resolved, surviving_patches
 from merging.recycle.inverting import Curve, batches_of, invert_batch, wanted_labels
-from merging.recycle.lora import new_lora, write_lora
+from merging.recycle.lora import check_targets, new_lora, write_lora
 from merging.recycle.meta import MetaStep
 from merging.recycle.meta_training import History, meta_train
 from merging.recycle.params import RecycleParams
@@ -221,6 +221,7 @@ def check(base: VisionBase, sources: Sequence[Source], params: RecycleParams) ->
             raise BadDistillation(
                 f"tokens are pruned in blocks 0 to {blocks - 1} (or −1 to −{blocks}), asked: {asked}"
             ) from None
+    check_targets(base, params.targets)
     classes = sum(source.ways for source in sources)
     if params.meta.interpolation > 0 and params.meta.ways > classes:
         raise BadDistillation(
