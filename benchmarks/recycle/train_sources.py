@@ -1,6 +1,6 @@
 """Train the sources of the Recycle benchmark, or go on with it: finished ones are found in the work folder.
 
-python -m benchmarks.recycle.train_sources [--folder DIR] [--count 30] [--set emoji] [--px 84] [--steps 120]
+python -m benchmarks.recycle.train_sources [--folder DIR] [--count 30] [--set emoji] [--px 84] [--steps 60]
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30, help="sources (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of classes, tasks and training (default: %(default)s)")
     parser.add_argument("--px", type=int, default=84, help="side of the images (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=120, help="of training, 25 images each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="of training, 25 images each (default: %(default)s)")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     base = load_vision_base(

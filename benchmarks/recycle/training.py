@@ -54,7 +54,7 @@ def train_source(
         torch.autograd.backward(loss)
         optimiser.step()
         if step % 20 == 0 or step == steps:
-            log(f"{folder.name}: step {step}/{steps}, loss {float(loss):.3f}")
+            log(f"{folder.name}: step {step}/{steps}, loss {loss.item():.3f}")
     with torch.no_grad():
         logits = torch.cat(
             [head.logits(base.network(base.normalised(task.pixels[part] / 255), lora)) for part in held.split(50)]

@@ -28,7 +28,7 @@ PARAMS = RecycleParams(
     image_px=PX,
     images_per_class=4,
     calibration=32,
-    inversion=InversionParams(steps=25, batch=20, rate=0.1, feature_weight=0.03, tv_weight=0.3),
+    inversion=InversionParams(steps=20, batch=20, rate=0.1, feature_weight=0.03, tv_weight=0.3),
     meta=MetaParams(iterations=30, cycle=30, warmup=6, queries=3, interpolation=0.5),
 )
 
@@ -43,7 +43,7 @@ class Outcome:
     labels: Tensor
 
 
-def train_teacher(base: VisionBase, number: int, steps: int = 12) -> Source:
+def train_teacher(base: VisionBase, number: int, steps: int = 10) -> Source:
     """A LoRA and a head on five classes, by Adam."""
     rng = generator(0, "teacher", number)
     classes = [TRAINING[i] for i in torch.randperm(len(TRAINING), generator=rng)[:WAYS].tolist()]
