@@ -94,7 +94,7 @@ def write_lora(lora: Mapping[str, Factors], base_name: str, targets: Sequence[st
     rank = next(iter(lora.values())).rank
     config = {
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
+        "task_type": None,  # PEFT wraps vision models without one
         "base_model_name_or_path": base_name,
         "r": rank,
         "lora_alpha": rank,

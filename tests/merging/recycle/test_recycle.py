@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from transformers import Dinov2Model
 
+from deltas.adapter import Adapter
 from deltas.factors import Factors
 from merging.recycle.checkpoint import load_checkpoint, save_checkpoint
 from merging.recycle.errors import BadDistillation, DistillationCancelled
 from merging.recycle.inversion import Inversion, Losses, invert, resolved, shaken, surviving_patches, total_variation
-from merging.recycle.lora import new_lora
+from merging.recycle.lora import new_lora, read_lora
 from merging.recycle.meta import learning_rate
 from merging.recycle.params import BENCHMARK, PAPER, SMALL, InversionParams, MetaParams, RecycleParams
 from merging.recycle.randomness import generator
@@ -81,6 +84,18 @@ def test_cross_entropy_falls_in_inversion(tiny: VisionBase, sources: list[Source
         assert curve[-1].cross_entropy < 0.5 * curve[0].cross_entropy
         low, high = tiny.limits
         assert bool(((state.images >= low) & (state.images <= high)).all())
+
+
+def test_peft_loads_the_result_and_computes_the_same(tiny: VisionBase, tiny_folder: Path, whole: Path) -> None:
+    images = torch.randn(2, 3, 20, 20, generator=generator(0, "images"))
+    model = PeftModel.from_pretrained(Dinov2Model.from_pretrained(tiny_folder), whole).eval()
+    adapter = Adapter.open(whole / "adapter_config.json", whole / "adapter_model.safetensors")
+    with torch.no_grad():
+        wanted = model(images).pooler_output
+        found = tiny.network(images, read_lora("me/meta@1", adapter, tiny)).embedding
+        plain = tiny.network(images).embedding
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert float((found - plain).abs().max()) > 1e-3
 
 
 def test_the_result_is_an_adapter_of_the_base(whole: Path) -> None:

@@ -121,3 +121,12 @@ def test_pooled_is_what_the_classifier_of_transformers_reads(tiny: VisionBase, o
 def test_images_of_another_form_are_refused(tiny: VisionBase, shape: tuple[int, ...]) -> None:
     with pytest.raises(BadImages, match="images must"):
         tiny.network(torch.zeros(shape))
+
+
+def test_half_precision_comes_close_and_answers_in_full(tiny: VisionBase) -> None:
+    half = tiny.network.to(torch.bfloat16)
+    with torch.no_grad():
+        wanted, found = tiny.network(images()).embedding, half(images(), moments=True)
+    assert found.embedding.dtype == torch.float32
+    assert all(mean.dtype == torch.float32 for mean, _ in found.moments)
+    assert float((found.embedding - wanted).norm() / wanted.norm()) < 0.05
