@@ -108,7 +108,7 @@ def ensure_vision_base(name: str, search: Sequence[Path], target: Path) -> Path:
 
 
 def load_vision_base(folder: Path, *, device: str = "cpu") -> VisionBase:
-    """Load a folder made by `ensure_vision_base`, in float32. Raises VisionBaseUnsupported."""
+    """Load a folder made by `ensure_vision_base`, its network in float32 on `device`. Raises VisionBaseUnsupported."""
     card = read_card(folder)
     config, weights = _read(card["name"], folder)
     preprocessor = folder / PREPROCESSOR
@@ -117,8 +117,8 @@ def load_vision_base(folder: Path, *, device: str = "cpu") -> VisionBase:
         name=card["name"],
         fingerprint=card["fingerprint"],
         modules={module: (shape[0], shape[1]) for module, shape in card["modules"].items()},
-        mean=torch.tensor(pixels.get("image_mean", IMAGENET_MEAN), device=device),
-        std=torch.tensor(pixels.get("image_std", IMAGENET_STD), device=device),
+        mean=torch.tensor(pixels.get("image_mean", IMAGENET_MEAN)),
+        std=torch.tensor(pixels.get("image_std", IMAGENET_STD)),
         folder=folder,
         network=VisionTransformer(
             Sizes.of(config), {name: weight.float().to(device) for name, weight in weights.items()}

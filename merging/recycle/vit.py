@@ -72,7 +72,7 @@ class Seen(NamedTuple):
 
 
 class VisionTransformer:
-    """The network of one base model, in the dtype of its weights."""
+    """The network of one base model, which computes in the dtype and on the device of its weights."""
 
     def __init__(self, sizes: Sizes, weights: Mapping[str, Tensor]) -> None:
         self.sizes = sizes
@@ -120,14 +120,16 @@ class VisionTransformer:
         """Normalised images [N, C, height, width] through the network with `lora`.
 
         `patches` [N, K]: only these of each image enter (ascending; each keeps its own position); default: all.
-        `prune`: blocks in which tokens are dropped. `moments`: whether to return them. The embeddings come back in
-        float32 or wider. Raises BadImages.
+        `prune`: blocks in which tokens are dropped. `moments`: whether to return them. Images, patches and factors may
+        lie on another device than the weights; what comes back lies where the images do, in float32 or wider. Raises
+        BadImages.
         """
         rows, columns = self.grid(images)
-        tokens = self._embed(images.to(self.dtype), rows, columns)
-        kept = torch.arange(rows * columns, device=images.device).expand(len(images), -1)
+        tokens = self._embed(images.to(self.device, self.dtype), rows, columns)
+        kept = torch.arange(rows * columns, device=self.device).expand(len(images), -1)
         if patches is not None:
-            tokens, kept = select_patches(tokens, patches), patches
+            kept = patches.to(self.device)
+            tokens = select_patches(tokens, kept)
         found: list[tuple[Tensor, Tensor]] = []
         for block in range(self.sizes.blocks):
             name = f"encoder.layer.{block}"
@@ -135,7 +137,7 @@ class VisionTransformer:
             if moments:
                 flat = entering[:, 1:].reshape(-1, self.sizes.width)
                 wide = flat if flat.dtype == torch.float64 else flat.float()
-                found.append((wide.mean(0), wide.var(0, correction=0)))
+                found.append((wide.mean(0).to(images.device), wide.var(0, correction=0).to(images.device)))
             ratio = (prune or {}).get(block, 0.0)
             attended, scores = self._attend(entering, f"{name}.attention", lora or {}, scored=ratio > 0)
             tokens = tokens + self.weights[f"{name}.layer_scale1.lambda1"] * attended
@@ -146,8 +148,8 @@ class VisionTransformer:
                 self._norm(tokens, f"{name}.norm2"), f"{name}.mlp", lora or {}
             )
         last = self._norm(tokens, "layernorm")
-        last = last if last.dtype == torch.float64 else last.float()
-        return Seen(last[:, 0], last[:, 1:], kept, tuple(found))
+        last = last.to(images.device, last.dtype if last.dtype == torch.float64 else torch.float32)
+        return Seen(last[:, 0], last[:, 1:], kept.to(images.device), tuple(found))
 
     def _embed(self, images: Tensor, rows: int, columns: int) -> Tensor:
         """Class token and patches with their positions: [N, T, D]."""
@@ -180,7 +182,7 @@ class VisionTransformer:
         update = lora.get(name)
         if update is None:
             return out
-        return out + F.linear(F.linear(tokens, update.A.to(tokens.dtype)), update.B.to(tokens.dtype))
+        return out + F.linear(F.linear(tokens, update.A.to(tokens)), update.B.to(tokens))
 
     def _attend(self, tokens: Tensor, name: str, lora: Lora, *, scored: bool) -> tuple[Tensor, Tensor | None]:
         """Attention's output [N, T, D] and, if `scored`, the class token's attention to each patch [N, P]."""
