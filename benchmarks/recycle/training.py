@@ -57,7 +57,10 @@ def train_source(
             log(f"{folder.name}: step {step}/{steps}, loss {loss.item():.3f}")
     with torch.no_grad():
         logits = torch.cat(
-            [head.logits(base.network(base.normalised(task.pixels[part] / 255), lora)) for part in held.split(50)]
+            [
+                head.logits(base.network(base.normalised(task.pixels[part] / 255), lora))
+                for part in torch.split(held, 50)
+            ]
         )
     accuracy = float((logits.argmax(1) == task.labels[held]).float().mean())
     staging = folder.with_name(f".{folder.name}.part")
