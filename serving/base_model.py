@@ -8,8 +8,6 @@ Folders are made aside and renamed, so a folder with `spolia_base.json` is whole
 """
 
 import argparse
-import hashlib
-import json
 import shutil
 import sys
 import tempfile
@@ -25,14 +23,13 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from deltas.base_folder import CARD, fingerprint, folder_name, publish_folder, read_card, write_card
 from serving.bundled import bundled_file, bundled_origin, convert_gguf
 from serving.errors import BaseUnavailable, BaseUnsupported
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-CARD = "spolia_base.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _LOADING = threading.Lock()  # transformers changes torch's globals while it loads: one load at a time in a process
-_SAMPLES = 64  # elements of every parameter that go into the fingerprint
 _FINGERPRINTED = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "hidden_act", "tie_word_embeddings",
@@ -69,11 +66,6 @@ class BaseModel(BaseInfo):
         return self.model.device  # type: ignore[no-any-return]
 
 
-def folder_name(name: str) -> str:
-    """The folder in which base model `name` is kept: `org/model` -> `org--model`."""
-    return Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "--")
-
-
 def ensure_base(name: str, search: Sequence[Path], target: Path) -> Path:
     """The folder of base model `name`; made below `target` when no folder in `search` has it.
 
@@ -94,15 +86,9 @@ def ensure_base(name: str, search: Sequence[Path], target: Path) -> Path:
     try:
         origin = _fill(name, plain, staging, [str(place) for place in places])
         _write_card(name, origin, staging)
-        return _publish(staging, target / folder_name(name))
+        return publish_folder(staging, target / folder_name(name))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The contents of a base model folder's `spolia_base.json`."""
-    card: dict[str, Any] = json.loads((folder / CARD).read_text("utf-8"))
-    return card
 
 
 def load_info(folder: Path) -> BaseInfo:
@@ -142,23 +128,6 @@ def load_base(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> B
     return BaseModel(**{**fields, "vocabulary": logits}, model=model)
 
 
-def fingerprint(config: Mapping[str, Any], model: nn.Module, tokenizer_file: Path) -> str:
-    """sha256 over the architecture, all parameter shapes, sampled weights and the tokenizer.
-
-    The sampled elements (evenly spread) are hashed as float32, so a lossless cast does not change the result.
-    """
-    known = {field: config[field] for field in _FINGERPRINTED if field in config}
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True, separators=(",", ":")).encode())
-    for name, weight in sorted(model.named_parameters()):
-        digest.update(f"{name}:{tuple(weight.shape)}".encode())
-        flat = weight.detach().reshape(-1)
-        chosen = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
-        digest.update(flat[chosen.round().long()].float().cpu().numpy().tobytes())
-    if tokenizer_file.is_file():
-        digest.update(hashlib.sha256(tokenizer_file.read_bytes()).digest())
-    return digest.hexdigest()
-
-
 def _fill(name: str, plain: Path | None, staging: Path, searched: Sequence[str]) -> str:
     """Put config, weights and tokenizer into `staging`; return where they came from."""
     if plain is not None:
@@ -185,12 +154,13 @@ def _write_card(name: str, origin: str, folder: Path) -> None:
     except (ValueError, OSError, KeyError) as error:
         raise BaseUnsupported(name, f"transformers cannot load it ({error})") from error
     config = model.config.to_dict()
+    known = {field: config[field] for field in _FINGERPRINTED if field in config}
     linears = {path: part for path, part in model.named_modules() if isinstance(part, nn.Linear)}
     embeddings = {path: part for path, part in model.named_modules() if isinstance(part, nn.Embedding)}
     card = {
         "name": name,
         "origin": origin,
-        "fingerprint": fingerprint(config, model, folder / "tokenizer.json"),
+        "fingerprint": fingerprint(known, model.named_parameters(), folder / "tokenizer.json"),
         "architecture": type(model).__name__,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "context_length": _context_length(name, config),
@@ -198,7 +168,7 @@ def _write_card(name: str, origin: str, folder: Path) -> None:
         "embeddings": {path: list(part.weight.shape) for path, part in sorted(embeddings.items())},
         "experts": _experts(model),
     }
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+    write_card(folder, card)
 
 
 def _experts(model: nn.Module) -> dict[str, list[int]]:
@@ -224,19 +194,6 @@ def _context_length(name: str, config: Mapping[str, Any]) -> int:
     window = config.get("sliding_window")
     slides = "sliding_attention" in kinds or config.get("layer_types") is None
     return min(length, window) if isinstance(window, int) and slides else length
-
-
-def _publish(staging: Path, folder: Path) -> Path:
-    staging.chmod(0o755)  # temporary folders and saved weights are private by default; models are for every user
-    for file in staging.iterdir():
-        if not file.is_symlink():
-            file.chmod(0o644)
-    try:
-        staging.rename(folder)
-    except OSError:
-        if not (folder / CARD).is_file():  # otherwise another process was faster and its folder is whole
-            raise
-    return folder
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from deltas.adapter import Adapter
 from deltas.architecture import Architecture, read_architecture
 from deltas.base import FolderWeights
+from deltas.base_folder import read_card
 from deltas.exporting.export import export_for
 from deltas.exporting.gguf_names import CONVERTED, in_file_order, paired_halves, tensor_names
-from serving.base_model import DEFAULT_BASE, read_card
+from serving.base_model import DEFAULT_BASE
 from serving.bundled import bundled_file
 from tests.deltas.llama_shapes import BASE, QV, UNTIED, embedding, opened
 

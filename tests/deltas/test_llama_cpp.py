@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltas.adapter import Adapter
 from deltas.architecture import read_architecture
+from deltas.base_folder import read_card
 from deltas.exporting.export import export_for
-from serving.base_model import DEFAULT_BASE, read_card
+from serving.base_model import DEFAULT_BASE
 from serving.bundled import bundled_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

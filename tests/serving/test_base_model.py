@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MambaConfig, MambaForCausalLM
 
-from serving.base_model import DEFAULT_BASE, BaseModel, ensure_base, folder_name, load_base, read_card
+from deltas.base_folder import folder_name, read_card
+from serving.base_model import DEFAULT_BASE, BaseModel, ensure_base, load_base
 from serving.errors import BaseUnavailable, BaseUnsupported
 from tests.serving.conftest import write_tiny_llama
 

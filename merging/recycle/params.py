@@ -1,0 +1,137 @@
+"""What can be chosen about a distillation, and three sets of choices.
+
+Every default is the paper's (LoRA Recycle, arXiv 2412.02220) or, where the paper is silent, its released code's; the
+descriptions name what is ours. `PAPER` needs a GPU, `BENCHMARK` fits two CPU cores, `SMALL` is for continuous
+integration: small images, few steps.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, complete, finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class InversionParams(Strict):
+    """Step 1: surrogate images out of an adapter and its head (eq. 1 and 2)."""
+
+    steps: Count = Field(2000, description="Adam steps for each batch of images")
+    rate: float = Field(0.25, gt=0, description="Adam's learning rate")
+    betas: tuple[Share, Share] = Field((0.5, 0.99), description="Adam's betas; the released code's")
+    batch: Count = Field(100, description="most images optimised together; feature statistics are of the batch")
+    feature_weight: float = Field(
+        0.01,
+        ge=0,
+        description="weight α_R of the regulariser on feature statistics; the paper's is on a ResNet's BatchNorm, ours"
+        " on what enters each block's attention",
+    )
+    tv_weight: float = Field(0.0, ge=0, description="weight of the mean squared difference of neighbouring pixels")
+    l2_weight: float = Field(0.0, ge=0, description="weight of the mean squared pixel")
+    jitter: Share = Field(0.125, description="largest cyclic shift at each step, as a share of the image's sides")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip at each step")
+    prune: dict[int, Share] = Field(
+        {-1: 0.75}, description="block (negative: from the end) -> share of patch tokens dropped there"
+    )
+    prune_from: Share = Field(0.25, description="share of the steps before tokens are pruned; the released code's")
+    mask: dict[int, Share] | None = Field(
+        None,
+        description="pruning that says which patches meta-training sees; default: as in inversion. {}: all of them",
+    )
+
+    @property
+    def masking(self) -> dict[int, float]:
+        return self.prune if self.mask is None else self.mask
+
+
+class MetaParams(Strict):
+    """Step 2: one adapter that imitates all teachers as a prototype classifier (eq. 3 and 4)."""
+
+    iterations: Count = Field(
+        240_000, description="tasks, one at each step; the released scripts', the paper gives none"
+    )
+    cycle: Count = Field(100, description="steps of one learning-rate cycle, after which a checkpoint is written")
+    warmup: Count = Field(25, description="of these, steps of linear warm-up")
+    low_rate: float = Field(1e-5, gt=0, description="learning rate at a cycle's ends")
+    high_rate: float = Field(1e-3, gt=0, description="learning rate at the end of its warm-up")
+    shots: Count = Field(1, description="support images of each class")
+    queries: Count = Field(15, description="query images of each class")
+    ways: int = Field(5, ge=2, description="classes of an interpolated task (eq. 4)")
+    interpolation: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of tasks whose classes come from different sources (ours; the paper gives none)",
+    )
+    distance: Literal["euclidean", "squared"] = Field(
+        "euclidean", description="of queries to prototypes: the paper's, or the released code's squared one"
+    )
+    divergence: Literal["student_teacher", "teacher_student"] = Field(
+        "student_teacher",
+        description="KL(student ‖ teacher) as in the paper, or the released code's KL(teacher ‖ student)",
+    )
+    temperature: float = Field(1.0, gt=0, description="divides distances; 1 in the paper and its code")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "MetaParams":
+        if self.warmup >= self.cycle:
+            raise ValueError(f"warmup ({self.warmup}) must be shorter than the cycle ({self.cycle})")
+        if self.low_rate > self.high_rate:
+            raise ValueError(f"low_rate ({self.low_rate:g}) must not exceed high_rate ({self.high_rate:g})")
+        return self
+
+
+class RecycleParams(Strict):
+    """A whole distillation."""
+
+    image_px: int = Field(224, ge=1, le=1024, description="side of the surrogate images")
+    images_per_class: int | None = Field(
+        None, ge=2, description="surrogate images of each source's class; default: shots + queries"
+    )
+    rank: int = Field(4, ge=1, le=256, description="of the meta-adapter")
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="endings of its modules' names")
+    calibration: int = Field(
+        256,
+        ge=2,
+        le=4096,
+        description="generated images from which the expected feature statistics are taken, unless they are given",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the base model's weights and activations"
+    )
+    seed: int = Field(0, ge=0)
+    inversion: InversionParams = InversionParams()
+    meta: MetaParams = MetaParams()
+
+    @model_validator(mode="after")
+    def _images_suffice(self) -> "RecycleParams":
+        needed = self.meta.shots + self.meta.queries
+        if self.per_class < needed:
+            raise ValueError(f"images_per_class ({self.per_class}) must be at least shots + queries ({needed})")
+        return self
+
+    @property
+    def per_class(self) -> int:
+        return self.images_per_class or self.meta.shots + self.meta.queries
+
+
+PAPER = RecycleParams()
+BENCHMARK = RecycleParams(
+    image_px=112,
+    images_per_class=8,
+    inversion=InversionParams(steps=60, batch=40, tv_weight=0.05),
+    meta=MetaParams(iterations=1000, queries=7),
+)
+SMALL = RecycleParams(
+    image_px=56,
+    images_per_class=6,
+    calibration=32,
+    inversion=InversionParams(steps=20, batch=30, tv_weight=0.05),
+    meta=MetaParams(iterations=40, cycle=20, warmup=5, queries=5),
+)
