@@ -35,12 +35,12 @@ from benchmarks.synthetic import SMOLLM2_BLOCK, write_adapter
 ADAPTERS, RESIDENT = 200, 20
 Start = Callable[[], AbstractContextManager[Server]]
 Body = Callable[[int], dict[str, Any]]
-NO_END = {"0": -100, "2": -100}  # the base's end tokens: every answer has its full length, on every server
+NO_END = {"ignore_eos": True}  # every answer has its full length, on every server
 
 
 def named(adapter: int) -> dict[str, Any]:
     """How Spolia is asked for an adapter."""
-    return {"model": f"bench/{adapter}", "logit_bias": NO_END}
+    return {"model": f"bench/{adapter}", **NO_END}
 
 
 def popularity(count: int, requests: int, seed: int) -> list[int]:
@@ -113,7 +113,7 @@ def main() -> None:
         }
         if args.llama_server:
             llama = partial(llama_server, args.llama_server, args.gguf, args.gguf_loras, threads=args.threads, slots=16)
-            cases["llama-2"] = (llama, 2, lambda adapter: {"ignore_eos": True, "lora": [{"id": adapter, "scale": 1.0}]})
+            cases["llama-2"] = (llama, 2, lambda adapter: {**NO_END, "lora": [{"id": adapter, "scale": 1.0}]})
         found: dict[str, Any] = {}
         for name, (start, count, body) in cases.items():
             if args.only and name not in args.only:

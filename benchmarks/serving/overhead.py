@@ -41,7 +41,7 @@ def streams(url: str, tokens: int) -> dict[str, Any]:
 
 def questions(tokens: int) -> list[Asked]:
     """Eight requests to the bare base model."""
-    body = {"model": BASE, "max_tokens": tokens, "temperature": 0, "stream": True, "logit_bias": NO_END}
+    body = {"model": BASE, "max_tokens": tokens, "temperature": 0, "stream": True, **NO_END}
     return [Asked(0.0, {"prompt": text, **body}) for text in prompts(ROWS)]
 
 
