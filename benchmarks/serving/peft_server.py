@@ -7,10 +7,10 @@ the least recently used one is deleted before another is loaded, as one must wit
 """
 
 import argparse
+import asyncio
 import json
-import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from peft import PeftModel
 from pydantic import BaseModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+from transformers import AsyncTextIteratorStreamer, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measuring import base_folder
 
@@ -42,19 +42,19 @@ class OneAtATime:
         self._model: Any = None
         self._adapters, self._most = adapters, resident
         self._resident: OrderedDict[str, None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._turn = asyncio.Lock()
 
-    def stream(self, asked: Asked) -> Iterator[str]:
+    async def stream(self, asked: Asked) -> AsyncIterator[str]:
         """The answer's pieces; waits for its turn."""
-        with self._lock:
-            self._switch(asked.model.rpartition("/")[2])
+        async with self._turn:
+            await asyncio.to_thread(self._switch, asked.model.rpartition("/")[2])
             inputs = self.tokenizer(asked.prompt, return_tensors="pt")
-            pieces: Any = TextIteratorStreamer(self.tokenizer, skip_prompt=True)
+            pieces: Any = AsyncTextIteratorStreamer(self.tokenizer, skip_prompt=True)
             arguments = {"max_new_tokens": asked.max_tokens, "min_new_tokens": asked.max_tokens, "do_sample": False}
-            work = threading.Thread(target=self._model.generate, kwargs={**inputs, **arguments, "streamer": pieces})
-            work.start()
-            yield from pieces
-            work.join()
+            work = asyncio.create_task(asyncio.to_thread(self._model.generate, **inputs, **arguments, streamer=pieces))
+            async for piece in pieces:
+                yield piece
+            await work
 
     def _switch(self, name: str) -> None:
         if name not in self._resident:
@@ -80,8 +80,8 @@ def create_app(server: OneAtATime) -> FastAPI:
 
     @app.post("/v1/completions")
     def completions(asked: Asked) -> StreamingResponse:
-        def chunks() -> Iterator[str]:
-            for piece in server.stream(asked):
+        async def chunks() -> AsyncIterator[str]:
+            async for piece in server.stream(asked):
                 yield f"data: {json.dumps({'choices': [{'text': piece}]})}\n\n"
             yield "data: [DONE]\n\n"
 
