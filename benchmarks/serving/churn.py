@@ -127,7 +127,8 @@ class Player:
     def load(self) -> None:
         """Load a version ahead of requests."""
         if ref := self._some_version():
-            self._fits("load", self._http.post("/v1/pool/load", json={"ref": ref}), 200)
+            # 503: all that is in memory is in use, and a load ahead of requests waits for none of it.
+            self._fits("load", self._http.post("/v1/pool/load", json={"ref": ref}), 200, 503)
 
     def unload(self) -> None:
         """Take a version out of memory, whoever is using it."""
