@@ -24,7 +24,9 @@ UNPARSED = "There was an error parsing the body"  # the framework's words for by
 async def on_known(request: Request, error: Exception) -> Response:
     """Errors that a room, or this one, raised on purpose."""
     status, slug, detail, extras = describe(error)
-    if status >= 500 and status != 504:  # a deadline was the client's own
+    if status == 503:  # passes by itself
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+    elif status >= 500 and status != 504:  # a deadline was the client's own
         log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
     headers = {"retry-after": str(extras.get("retry_after_s", 1))} if status in (429, 503) else None
     return respond(request, status, slug, detail, extras, headers)
