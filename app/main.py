@@ -40,6 +40,7 @@ from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.exporting import Exporter
 from app.house import House
+from app.identity.door import Door
 from app.jobs import EmbeddedJobEngine
 from app.judging import judge_refused
 from app.limits import BodyLimits
@@ -86,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": {"model": Problem, "description": "A problem (RFC 9457), as application/problem+json"}},
     )
     app.add_middleware(BodyLimits, settings=settings)
+    app.add_middleware(Door)  # added last: the outermost
     install_error_handlers(app)
     for module in ROUTERS:
         app.include_router(module.router)

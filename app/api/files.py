@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from fastapi.responses import FileResponse, Response
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.problems import Refusal, problem_response
 from store.records import VersionFile
@@ -17,8 +17,12 @@ MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
-@router.get("/{namespace}/{name}/versions/{version}/files/{filename}", response_class=FileResponse)
-@router.head("/{namespace}/{name}/versions/{version}/files/{filename}", include_in_schema=False)
+@router.get(
+    "/{namespace}/{name}/versions/{version}/files/{filename}", response_class=FileResponse, dependencies=[needs("read")]
+)
+@router.head(
+    "/{namespace}/{name}/versions/{version}/files/{filename}", include_in_schema=False, dependencies=[needs("read")]
+)
 def get_file(
     house: HouseDep,
     namespace: str,

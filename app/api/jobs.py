@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.house import House
 from app.presenting import job_json, page_json
 from app.schemas import Body
@@ -31,7 +31,7 @@ class JobQuery(Body):
     cursor: str | None = Field(None, max_length=1024)
 
 
-@router.get("")
+@router.get("", dependencies=[needs(None)])
 def list_jobs(house: HouseDep, query: Annotated[JobQuery, Query()]) -> dict[str, Any]:
     """Jobs, newest first, a page at a time."""
     limit = min(query.limit, house.settings.max_page)
@@ -39,13 +39,13 @@ def list_jobs(house: HouseDep, query: Annotated[JobQuery, Query()]) -> dict[str,
     return page_json([job_json(job) for job in page.items], page.next_cursor)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", dependencies=[needs(None)])
 def get_job(house: HouseDep, job_id: str) -> dict[str, Any]:
     """One job."""
     return job_json(house.jobs.get(job_id))
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", dependencies=[needs(None)])
 def cancel_job(house: HouseDep, job_id: str) -> dict[str, Any]:
     """Ask for an end. A queued job ends at once, a running one between two modules, a finished one stays as it is."""
     job = house.jobs.request_cancel(job_id)
@@ -53,7 +53,7 @@ def cancel_job(house: HouseDep, job_id: str) -> dict[str, Any]:
     return job_json(job)
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse)
+@router.get("/{job_id}/events", response_class=StreamingResponse, dependencies=[needs(None)])
 async def job_events(house: HouseDep, job_id: str) -> StreamingResponse:
     """The job as it changes, as server-sent events, until it has ended."""
     first = await to_thread.run_sync(house.jobs.get, job_id)

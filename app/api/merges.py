@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.errors import sentence
 from app.merging_service import answer_from_registry, draft_merge, result_json
 from app.presenting import job_json
@@ -17,13 +17,13 @@ from merging.notes import notes_on
 router = APIRouter(prefix="/v1", tags=["merges"])
 
 
-@router.get("/merge-methods")
+@router.get("/merge-methods", dependencies=[needs("read")])
 def list_methods() -> dict[str, Any]:
     """Every merge method with its parameters' schema and its source."""
     return {"items": [method.describe() for method in methods().values()]}
 
 
-@router.get("/merge-methods/{name}")
+@router.get("/merge-methods/{name}", dependencies=[needs("read")])
 def get_method(name: str) -> dict[str, Any]:
     """One merge method, with what is known about it: formula, evidence for and against, cost."""
     if name not in methods():
@@ -32,7 +32,7 @@ def get_method(name: str) -> dict[str, Any]:
     return {**methods()[name].describe(), "notes": notes_on(name)}
 
 
-@router.post("/merges", status_code=202)
+@router.post("/merges", status_code=202, dependencies=[needs("merge")])
 def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bool = False) -> dict[str, Any]:
     """Queue a merge; answer at once (200) with what exists already, or with the plan if it is a dry run."""
     draft = draft_merge(house.shelves, body)

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.generation import model_version
 from app.house import House
 from store.records import AdapterEntry, Version
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/models", tags=["generation"])
 _PAGE = 200
 
 
-@router.get("")
+@router.get("", dependencies=[needs("generate")])
 def list_models(house: HouseDep) -> dict[str, Any]:
     """The base model, and every adapter whose latest version can be served with it (the first max_models of them)."""
     models = [_base_json(house)]
@@ -28,7 +28,7 @@ def list_models(house: HouseDep) -> dict[str, Any]:
     return {"object": "list", "data": models[: house.settings.max_models]}
 
 
-@router.get("/{model:path}")
+@router.get("/{model:path}", dependencies=[needs("generate")])
 def get_model(house: HouseDep, model: str) -> dict[str, Any]:
     """One model: the base model's id, or any adapter reference."""
     version = model_version(house, model)

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.presenting import job_json
 from app.promotion_draft import draft_promotion
 from app.schemas_promotion import PromotionBody
@@ -12,7 +12,7 @@ from app.schemas_promotion import PromotionBody
 router = APIRouter(prefix="/v1/promotions", tags=["merges"])
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, dependencies=[needs("merge")])
 def post_promotion(house: HouseDep, response: Response, body: PromotionBody, dry_run: bool = False) -> dict[str, Any]:
     """Merge a set, compare both on prompts, move the alias if the bar is met; the job's result tells all of it."""
     draft = draft_promotion(house, body)

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.presenting import job_json, lineage_json
 from app.verifying import draft_replay
@@ -12,14 +12,16 @@ from app.verifying import draft_replay
 router = APIRouter(prefix="/v1/adapters", tags=["provenance"])
 
 
-@router.get("/{namespace}/{name}/versions/{version}/lineage")
+@router.get("/{namespace}/{name}/versions/{version}/lineage", dependencies=[needs("read")])
 def get_lineage(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
     """What a version was made from, through all merges on the way, and its share of each upload at the beginning."""
     found = resolve_version(house.registry, namespace, name, version)
     return lineage_json(found, house.registry.lineage(found))
 
 
-@router.post("/{namespace}/{name}/versions/{version}/verify", status_code=202)
+@router.post(
+    "/{namespace}/{name}/versions/{version}/verify", status_code=202, dependencies=[needs("merge", anywhere=True)]
+)
 def post_verify(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
     """Queue a check: files against their digests and, for a merge, a replay of its recipe. The outcome is the job's
     result."""
