@@ -28,7 +28,7 @@ from store.errors import LostRace, SchemaNewer, SchemaOlder, StorageBusy, Storag
 from store.postgresql import Postgresql
 from store.sqlite import Sqlite
 
-_ATTEMPTS = 10
+_ATTEMPTS = 8
 _FIRST_PAUSE_S = 0.005
 
 Arguments = ParamSpec("Arguments")

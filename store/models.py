@@ -9,11 +9,11 @@ recipes ── versions                                           ├─ version
 jobs                                                          └─ lineage ── versions (the parent)
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import (
-    ARRAY,
     JSON,
     BigInteger,
     DateTime,
@@ -29,6 +29,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -316,11 +317,26 @@ class JobRow(Model):
 
 # Inverted lists, for what is rare; what is frequent is found soon by going through the names in their order. Both kinds
 # are part of every PostgreSQL: no extension that an operator would have to install or allow.
-Index(
-    "ix_listings_found_by", ListingRow.terms, ListingRow.grams, postgresql_using="gin", postgresql_with={"fastupdate": "off"}
-).ddl_if(dialect="postgresql")
-Index(
-    "ix_listings_ranks",
-    func.int4range(ListingRow.rank_min, ListingRow.rank_max, text("'[]'")),
-    postgresql_using="gist",
-).ddl_if(dialect="postgresql")
+ONLY_POSTGRESQL = {
+    Index(
+        "ix_listings_found_by",
+        ListingRow.terms,
+        ListingRow.grams,
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+    ),
+    Index(
+        "ix_listings_ranks",
+        func.int4range(ListingRow.rank_min, ListingRow.rank_max, text("'[]'")),
+        postgresql_using="gist",
+    ),
+}
+
+
+def is_on(dialect: str) -> Callable[..., bool]:
+    """Alembic's ``include_object``: what of these tables a database of this kind has."""
+
+    def included(item: object, *_: object) -> bool:
+        return dialect == "postgresql" or item not in ONLY_POSTGRESQL
+
+    return included

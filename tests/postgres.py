@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, make_url, text
+
+from store.database import Database
 
 _numbers = itertools.count(1)
 
@@ -22,11 +25,20 @@ class Server:
     url: str
     handle: Any
 
-    def create_database(self) -> str:
-        """Make an empty database; its URL."""
+    def create_database(self, template: str = "template0") -> str:
+        """Make an empty database, or a copy of one that nobody is connected to; its URL."""
         name = f"test_{os.getpid()}_{next(_numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         return make_url(self.url).set(database=name).render_as_string(hide_password=False)
+
+    @cached_property
+    def migrated(self) -> str:
+        """The name of a database with all tables and no rows, to make copies of: quicker than to migrate each."""
+        url = self.create_database()
+        database = Database(url)
+        database.migrate()
+        database.close()
+        return str(make_url(url).database)
 
     def drop_database(self, url: str) -> None:
         """Remove a database, whoever is still connected."""
@@ -57,8 +69,7 @@ def running_server() -> Iterator[Server]:
             # Tests count on what is committed, not on what survives a power cut.
             url = make_url(handle.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
             server = Server(url, handle)
-            for setting in ("fsync = off", "max_connections = 300"):
-                server.execute(f"ALTER SYSTEM SET {setting}")
+            server.execute("ALTER SYSTEM SET fsync = off")
             server.execute("SELECT pg_reload_conf()")
             yield server
         finally:

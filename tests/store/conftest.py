@@ -13,10 +13,28 @@ from tests.postgres import Server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where an empty database is, or will be when it is migrated."""
-    if request.param == "sqlite":
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which database the test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The test's own database, without rows; on PostgreSQL its tables are there already."""
+    if kind == "sqlite":
         yield f"sqlite:///{tmp_path / 'spolia.db'}"
+        return
+    server: Server = request.getfixturevalue("postgres")
+    url = server.create_database(server.migrated)
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+def empty_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without tables."""
+    if kind == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
         return
     server: Server = request.getfixturevalue("postgres")
     url = server.create_database()
