@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, false, func, select, text, tuple_
 from sqlalchemy.orm import Session, aliased
 
+from store.actor import seen
 from store.cursors import decode_cursor, encode_cursor
 from store.models import MAX_INTEGER, ListingRow
 from store.records import AdapterEntry, Page
@@ -59,7 +60,7 @@ def words_of(q: str | None) -> tuple[str, ...]:
 def list_adapters(
     session: Session, filters: Filters, *, limit: int, cursor: str | None, indexed: bool
 ) -> Page[AdapterEntry]:
-    """One page of the adapters whose latest version passes every filter; ``indexed``: there are inverted lists.
+    """One page of the adapters that are seen and whose latest version passes every filter; ``indexed``: there are inverted lists.
     Raises BadCursor."""
     after = None if cursor is None else decode_cursor("adapters", cursor, 2)
     if filters.impossible or any("\x00" in part for part in after or ()):
@@ -76,7 +77,7 @@ def _find(
     session: Session, filters: Filters, after: Sequence[str] | None, wanted: int, indexed: bool
 ) -> Sequence[Row[Any]]:
     """The first `wanted` adapters after this place that pass."""
-    names = select(ListingRow)
+    names = select(ListingRow).where(seen(ListingRow.namespace))
     if filters.base_model is not None:
         names = names.where(ListingRow.base_model == filters.base_model)
     if after is not None:

@@ -62,6 +62,11 @@ Ordered = String(96).with_variant(String(96, collation="C"), "postgresql")
 """A name that lists are ordered by: by its code points, as SQLite does, whatever the server's language is."""
 
 
+def free(length: int) -> String:
+    """Text whose length others choose. SQLite takes any whatever is declared; PostgreSQL has to be told."""
+    return String(length).with_variant(Text(), "postgresql")
+
+
 class Model(DeclarativeBase):
     """Base of all tables; constraint names are fixed so that migrations can speak of them."""
 
@@ -81,7 +86,7 @@ class BaseModelRow(Model):
 
     __tablename__ = "base_models"
 
-    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    name: Mapped[str] = mapped_column(free(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(128), index=True)
     modules: Mapped[JsonDict]
     details: Mapped[JsonDict]
@@ -125,7 +130,7 @@ class ListingRow(Model):
     namespace: Mapped[str] = mapped_column(Ordered)
     name: Mapped[str] = mapped_column(Ordered)
     number: Mapped[int]
-    base_model: Mapped[str | None] = mapped_column(String(255))
+    base_model: Mapped[str | None] = mapped_column(free(255))
     rank_min: Mapped[int]
     rank_max: Mapped[int]
     terms: Mapped[list[str]] = mapped_column(ARRAY(Text).with_variant(JSON(), "sqlite"))
@@ -162,10 +167,10 @@ class VersionRow(Model):
     number: Mapped[int]
     digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
-    family: Mapped[str] = mapped_column(String(64))
-    base_model: Mapped[str | None] = mapped_column(String(255))
+    family: Mapped[str] = mapped_column(free(64))
+    base_model: Mapped[str | None] = mapped_column(free(255))
     base_fingerprint: Mapped[str | None] = mapped_column(String(128))
-    base_matched_by: Mapped[str | None] = mapped_column(String(64))
+    base_matched_by: Mapped[str | None] = mapped_column(free(64))
     rank_min: Mapped[int]
     rank_max: Mapped[int]
     rank_pattern: Mapped[JsonDict]
@@ -177,9 +182,9 @@ class VersionRow(Model):
     use_rslora: Mapped[bool]
     modules: Mapped[int]
     parameters: Mapped[int] = mapped_column(BigInteger)
-    dtype: Mapped[str] = mapped_column(String(32))
+    dtype: Mapped[str] = mapped_column(free(32))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    license: Mapped[str | None] = mapped_column(String(255))
+    license: Mapped[str | None] = mapped_column(free(255))
     card: Mapped[str | None] = mapped_column(Text)
     mergeable: Mapped[bool]
     servable: Mapped[bool]
@@ -228,7 +233,7 @@ class VersionTargetRow(Model):
     __tablename__ = "version_targets"
 
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
-    suffix: Mapped[str] = mapped_column(String(255), primary_key=True)
+    suffix: Mapped[str] = mapped_column(free(255), primary_key=True)
 
 
 class TagRow(Model):
@@ -266,7 +271,7 @@ class LineageRow(Model):
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id", ondelete="SET NULL"))
     parent_ref: Mapped[str] = mapped_column(String(210))
     weight: Mapped[float]
-    role: Mapped[str] = mapped_column(String(32))
+    role: Mapped[str] = mapped_column(free(32))
 
 
 class SketchRow(Model):

@@ -23,6 +23,8 @@ from store.models import (
 )
 from store.records import TOKENIZER_FILE, NewVersion, version_digest
 
+LONGEST_INDEXED = 512
+
 
 def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVersion) -> VersionRow:
     """Add the version to the session under ``adapter.last_number``.
@@ -37,9 +39,7 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
     numbers = (new.alpha_min, new.alpha_max, new.scale_min, new.scale_max, *(link[1] for link in new.lineage))
     if not all(map(math.isfinite, numbers)):
         raise ValueError("alpha, scale and lineage weights must be finite")
-    for kind, value in (("base model", new.base_model), ("licence", new.license), ("card", new.card)):
-        if value is not None and "\x00" in value:
-            raise InvalidName(kind, value, "it must not hold the character NUL")
+    _check_texts(new)
     hold_blobs(session, [digest for digest, _ in new.files.values()])
     files = [
         VersionFileRow(filename=filename, digest=digest, size_bytes=blobs.size(digest))
@@ -102,6 +102,17 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
     if new.sketch is not None:
         session.add(SketchRow(version_id=row.id, kind=new.sketch.kind, data=new.sketch.data))
     return row
+
+
+def _check_texts(new: NewVersion) -> None:
+    """What PostgreSQL would refuse is refused everywhere: NUL, and more than an index takes where there is one."""
+    indexed = [("base model", new.base_model), *(("target module", suffix) for suffix in new.target_modules)]
+    for kind, value in (*indexed, ("licence", new.license), ("card", new.card)):
+        if value is not None and "\x00" in value:
+            raise InvalidName(kind, value, "it must not hold the character NUL")
+    for kind, value in indexed:
+        if value is not None and len(value) > LONGEST_INDEXED:
+            raise InvalidName(kind, value, f"use at most {LONGEST_INDEXED} characters")
 
 
 def _pinned(session: Session, version_id: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from ulid import ULID
 
+from store.actor import current_actor
 from store.blobs import Blobs
 from store.database import Database, retried
 from store.errors import VersionInUse
@@ -40,8 +41,8 @@ from store.records import (
     version_digest,
 )
 from store.references import Reference, parse_reference, validate_alias, validate_name, validate_tag
-from store.resolving import adapter_row, find_adapter, lookup, near_adapters, unknown_adapter, version_row
-from store.rows import ENTRY, base_record, entry, read_version, read_versions
+from store.resolving import adapter_row, find_adapter, lookup, near_adapters, version_row
+from store.rows import ENTRY, base_record, entry, read_entries, read_version, read_versions
 from store.shelving import shelve
 from store.version_query import found
 
@@ -122,11 +123,11 @@ class Registry:
 
     def get_adapter(self, namespace: str, name: str) -> AdapterEntry:
         """One adapter. Raises UnknownReference."""
+        rows = self.database.fetch(ENTRY, {"namespace": namespace, "name": name})
+        if rows and current_actor().sees(namespace) and not (one := found(rows[0])).leaves_missing:
+            return entry(rows[0], one.version)
         with self.database.reading() as session:
-            row = session.execute(ENTRY, {"namespace": namespace, "name": name}).first()
-            if row is None:
-                raise unknown_adapter(session, namespace, name)
-            return entry(session, row)
+            return read_entries(session, [adapter_row(session, namespace, name).id])[0]
 
     def versions(self, namespace: str, name: str) -> list[Version]:
         """Every version of an adapter, newest first. Raises UnknownReference."""

@@ -7,9 +7,10 @@ happen one after the other, on databases with many writers too.
 import difflib
 from typing import Any
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import Select, bindparam, false, select
 from sqlalchemy.orm import Session
 
+from store.actor import current_actor, seen
 from store.errors import UnknownReference
 from store.models import MAX_INTEGER, AdapterRow, AliasRow, VersionRow
 from store.references import Reference
@@ -35,9 +36,12 @@ _DIGEST = whole(
 
 
 def lookup(reference: Reference) -> tuple[Select[Any], dict[str, Any]]:
-    """The statement, and its parameters, that reads the version a reference means: one row, or none."""
+    """The statement, and its parameters, that reads the version a reference means to who asks: one row, or none."""
     if reference.digest is not None:
-        return _DIGEST, {"digest": reference.digest}
+        digest = _DIGEST if current_actor().sight is None else _DIGEST.where(seen(Owner.namespace))
+        return digest, {"digest": reference.digest}
+    if not current_actor().sees(reference.namespace):
+        return _LATEST.where(false()), {"namespace": "", "name": ""}
     named = {"namespace": reference.namespace, "name": reference.name}
     if reference.alias is not None:
         return _ALIASED, {**named, "alias": reference.alias}
@@ -57,22 +61,20 @@ def find_adapter(session: Session, namespace: str, name: str) -> AdapterRow | No
 
 
 def adapter_row(session: Session, namespace: str, name: str, *, lock: bool = False) -> AdapterRow:
-    """The adapter, which must have a version. Raises UnknownReference."""
+    """The adapter, which must have a version and be seen by who asks. Raises UnknownReference."""
     statement = select(AdapterRow).where(
-        AdapterRow.namespace == namespace, AdapterRow.name == name, AdapterRow.latest_number.is_not(None)
+        AdapterRow.namespace == namespace,
+        AdapterRow.name == name,
+        AdapterRow.latest_number.is_not(None),
+        seen(AdapterRow.namespace),
     )
     if lock:
         statement = statement.with_for_update().execution_options(populate_existing=True)
     row = session.scalar(statement)
     if row is None:
-        raise unknown_adapter(session, namespace, name)
+        ref = f"{namespace}/{name}"
+        raise UnknownReference(ref, f"There is no adapter {ref}", near_adapters(session, namespace, name))
     return row
-
-
-def unknown_adapter(session: Session, namespace: str, name: str) -> UnknownReference:
-    """What to raise for a name that no adapter has."""
-    ref = f"{namespace}/{name}"
-    return UnknownReference(ref, f"There is no adapter {ref}", near_adapters(session, namespace, name))
 
 
 def version_row(session: Session, reference: Reference, *, lock: bool = False) -> VersionRow:
@@ -84,7 +86,8 @@ def version_row(session: Session, reference: Reference, *, lock: bool = False) -
     if reference.digest is not None:
         row = session.scalar(
             select(VersionRow)
-            .where(VersionRow.digest == reference.digest)
+            .join(VersionRow.adapter)
+            .where(VersionRow.digest == reference.digest, seen(AdapterRow.namespace))
             .order_by(VersionRow.created_at, VersionRow.id)
             .limit(1)
         )
@@ -111,7 +114,9 @@ def version_row(session: Session, reference: Reference, *, lock: bool = False) -
 
 def near_adapters(session: Session, namespace: str, name: str) -> list[str]:
     """Adapters that may have been meant by a name that none has, most likely first."""
-    pair = select(AdapterRow.namespace, AdapterRow.name).where(AdapterRow.latest_number.is_not(None))
+    pair = select(AdapterRow.namespace, AdapterRow.name).where(
+        AdapterRow.latest_number.is_not(None), seen(AdapterRow.namespace)
+    )
     # Bounded, so that a typing error costs the same on a large registry: neighbours first, then everybody.
     queries = (
         pair.where(AdapterRow.name == name).order_by(AdapterRow.namespace).limit(_SHOWN),

@@ -51,7 +51,11 @@ def read_version(session: Session, version_id: str) -> Version:
 def read_entries(session: Session, adapter_ids: Sequence[str]) -> list[AdapterEntry]:
     """The adapters with these ids as lists show them, in this order, without those that have no version."""
     rows = {row.owner_id: row for row in session.execute(ENTRIES, {"ids": list(adapter_ids)})}
-    return [entry(session, rows[adapter_id]) for adapter_id in adapter_ids if adapter_id in rows]
+    return [
+        entry(rows[adapter_id], _with_leaves(session, found(rows[adapter_id])))
+        for adapter_id in adapter_ids
+        if adapter_id in rows
+    ]
 
 
 def base_record(row: BaseModelRow) -> Base:
@@ -60,9 +64,8 @@ def base_record(row: BaseModelRow) -> Base:
     return Base(row.name, row.fingerprint, modules, row.details)
 
 
-def entry(session: Session, row: Row[Any]) -> AdapterEntry:
-    """The adapter that a row of `ENTRIES` or `ENTRY` holds."""
-    latest = _with_leaves(session, found(row))
+def entry(row: Row[Any], latest: Version) -> AdapterEntry:
+    """The adapter that a row of `ENTRIES` or `ENTRY` holds, whose version in it was read already."""
     owner_id, created_at, versions, aliases = row[len(COLUMNS) :]
     return AdapterEntry(
         id=owner_id,

@@ -12,6 +12,17 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 BATCH = 1000
+FREE = (
+    ("base_models", "name", 255),
+    ("versions", "family", 64),
+    ("versions", "base_model", 255),
+    ("versions", "base_matched_by", 64),
+    ("versions", "dtype", 32),
+    ("versions", "license", 255),
+    ("version_targets", "suffix", 255),
+    ("lineage", "role", 32),
+)
+"""Text whose length others choose. SQLite never looked at the declared length; PostgreSQL does."""
 
 adapters = sa.table(
     "adapters", *map(sa.column, ("id", "namespace", "name", "latest_number")),
@@ -34,7 +45,7 @@ def upgrade() -> None:
         sa.Column("namespace", name, nullable=False),
         sa.Column("name", name, nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("base_model", sa.String(length=255), nullable=True),
+        sa.Column("base_model", sa.Text() if postgresql else sa.String(length=255), nullable=True),
         sa.Column("rank_min", sa.Integer(), nullable=False),
         sa.Column("rank_max", sa.Integer(), nullable=False),
         sa.Column("terms", texts, nullable=False),
@@ -47,6 +58,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("namespace", "name", name=op.f("uq_listings_namespace_name")),
     )
     if postgresql:
+        for table, column, length in FREE:
+            op.alter_column(table, column, type_=sa.Text(), existing_type=sa.String(length=length))
         # Rows that are gone through stay small: grams, which only their index reads, move out of them.
         op.execute("ALTER TABLE listings SET (toast_tuple_target = 1024)")
         op.execute("ALTER TABLE listings ALTER COLUMN grams SET STORAGE EXTERNAL")
