@@ -19,6 +19,7 @@ from app.cli_pool import pool
 from app.cli_promote import promote
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
 from app.cli_serve import serve
+from app.cli_worker import worker
 from app.client_http import SpoliaError
 
 cli = typer.Typer(
@@ -26,6 +27,7 @@ cli = typer.Typer(
 )
 for verb in (
     serve,
+    worker,
     push,
     pull,
     ls,

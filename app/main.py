@@ -41,7 +41,7 @@ from app.exploring import Explorer
 from app.exporting import Exporter
 from app.house import House
 from app.identity.door import Door
-from app.jobs import EmbeddedJobEngine
+from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
 from app.opening import open_engine
@@ -100,7 +100,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     stack.callback(shelves.database.close)
     settle(shelves)
     # The worker imports torch meanwhile, in a process of its own.
-    job_engine = EmbeddedJobEngine(settings.environment())
+    job_engine = open_job_engine(settings)
     job_engine.start()
     stack.callback(job_engine.close)
     base, engine = open_engine(shelves)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from app.job_tables import open_jobs
 from app.settings import Settings
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
@@ -100,4 +101,4 @@ def open_shelves(settings: Settings) -> Shelves:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database, settings.database_timeout_s, settings.database_connections)
     blobs = LocalBlobs(settings.blobs_dir)
-    return Shelves(settings, database, blobs, Registry(database, blobs), JobTable(database), SketchTable(database))
+    return Shelves(settings, database, blobs, Registry(database, blobs), open_jobs(settings, database), SketchTable(database))
