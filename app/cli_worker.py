@@ -4,12 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from app.cli_output import fail
-from app.job_worker import work
-from app.queues import limits_of
-from app.settings import Settings
 
 
 def worker(
@@ -19,9 +15,18 @@ def worker(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Jobs of each queue at a time (SPOLIA_MERGE_CONCURRENCY and so on).")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Scratch, cache and, unless in S3, blobs (SPOLIA_DATA_DIR).")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of scratch, cache and, unless they are in S3, blobs (SPOLIA_DATA_DIR).")
+    ] = None,
 ) -> None:
     """Run jobs of a service with SPOLIA_JOBS=distributed; start as many, on as many machines, as wanted."""
+    # These bring the database and its drivers along; the other verbs start without them.
+    from pydantic import ValidationError
+
+    from app.job_worker import work
+    from app.queues import limits_of
+    from app.settings import Settings
+
     given: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
     try:
         settings = Settings(**given)

@@ -1,8 +1,8 @@
-"""One process of a `spolia worker`: runs the jobs that the worker claimed, one after another. `python -m app.job_process`
+"""One process of a `spolia worker`: runs the jobs that the worker claimed. `python -m app.job_process NAME`
 
 It hears the worker on standard input, a line a job (`ID ATTEMPT`), and says `ended ID` on what was its standard output
-once it is through with it, whatever came of it. `stop` lets it hand the job back between two modules. When the worker is
-gone, also by kill -9, the pipe ends, and with it this process, at once: no job goes on unsupervised.
+once it is through with it, whatever came of it. `stop` lets it hand the job back between two modules. When the worker
+is gone, also by kill -9, the pipe ends, and with it this process, at once: no job goes on unsupervised.
 """
 
 import logging

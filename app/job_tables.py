@@ -3,15 +3,20 @@
 from app.queues import QUEUES
 from app.settings import Settings
 from store.database import Database
-from store.job_hints import JobHints
 from store.jobs import JobTable
 
 
 def open_jobs(settings: Settings, database: Database) -> JobTable:
     """The jobs table, for API processes and workers alike; loads no model library."""
+    hints = None
+    if settings.jobs == "distributed":
+        # procrastinate takes a quarter of a second to load, which the embedded engine does not need.
+        from store.job_hints import JobHints
+
+        hints = JobHints(QUEUES)
     return JobTable(
         database,
-        hints=JobHints(QUEUES) if settings.jobs == "distributed" else None,
+        hints=hints,
         lease_s=settings.job_lease_s if database.is_postgresql else None,
         kept_lines=settings.max_job_log_lines,
     )

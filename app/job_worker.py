@@ -24,7 +24,7 @@ from app.errors import as_problem
 from app.job_errors import passes
 from app.job_tables import open_jobs
 from app.lanes import Lane
-from app.queues import limits_of
+from app.queues import QUEUES, limits_of
 from app.scratch import sweep_scratch
 from app.settings import Settings
 from app.slots import Slot
@@ -108,8 +108,7 @@ class JobWorker:
             await asyncio.sleep(self._settings.job_lease_s / 3)
 
     def _mend_once(self) -> None:
-        kinds = None if self._jobs.hints is None else self._jobs.hints.queues
-        for job in self._jobs.requeue_interrupted(self._settings.max_interruptions, as_problem, kinds):
+        for job in self._jobs.requeue_interrupted(self._settings.max_interruptions, as_problem, QUEUES):
             log.warning("job %s lost its worker and is now %s", job.id, job.state)
         if lost := self._jobs.mend_hints():
             log.info("%d queued jobs were not known to procrastinate", lost)

@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         10, ge=1, description="A job whose worker died this often is failed, not started again."
     )
     max_job_failures: int = Field(
-        5, ge=0, description="How often a job is tried again after an error that may pass, such as storage out of reach."
+        5, ge=0, description="How often a job is tried again after an error that may pass: storage out of reach."
     )
     max_job_priority: int = Field(
         10, ge=0, description="Priorities of jobs go from minus this to this; higher ones run first."

@@ -101,4 +101,5 @@ def open_shelves(settings: Settings) -> Shelves:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database, settings.database_timeout_s, settings.database_connections)
     blobs = LocalBlobs(settings.blobs_dir)
-    return Shelves(settings, database, blobs, Registry(database, blobs), open_jobs(settings, database), SketchTable(database))
+    jobs = open_jobs(settings, database)
+    return Shelves(settings, database, blobs, Registry(database, blobs), jobs, SketchTable(database))

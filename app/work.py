@@ -25,9 +25,7 @@ class Work:
     another attempt runs, or the database was out of reach for so long that one may: the attempt then breaks off.
     """
 
-    def __init__(
-        self, jobs: JobTable, job: Job, folder: Path, stop: threading.Event, timeout_s: float = 0.0
-    ) -> None:
+    def __init__(self, jobs: JobTable, job: Job, folder: Path, stop: threading.Event, timeout_s: float = 0.0) -> None:
         self.folder = folder
         self.lost = False
         self._jobs, self._job = jobs, job

@@ -125,7 +125,8 @@ class JobTakenOver(StoreError):
         self.attempt = attempt
         self.current = current
         super().__init__(
-            f"Attempt {attempt} of job {job_id} was given up for lost, and attempt {current} runs: nothing was recorded."
+            f"Attempt {attempt} of job {job_id} was given up for lost and attempt {current} came after it: nothing was"
+            " recorded."
         )
 
 

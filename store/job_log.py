@@ -25,9 +25,7 @@ def append_lines(session: Session, row: JobRow, lines: Sequence[tuple[str, str]]
         )
     session.flush()
     if row.log_lines > keep:
-        session.execute(
-            delete(JobLogRow).where(JobLogRow.job_id == row.id, JobLogRow.number <= row.log_lines - keep)
-        )
+        session.execute(delete(JobLogRow).where(JobLogRow.job_id == row.id, JobLogRow.number <= row.log_lines - keep))
 
 
 def read_lines(session: Session, job_id: str, after: int, limit: int) -> list[LogLine]:

@@ -7,14 +7,13 @@ database's clock, and every report names the attempt that makes it: a worker tha
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from store.database import Database, retried
 from store.errors import JobNotRunning, JobStalled, JobTakenOver, UnknownJob, WorkerLost
-from store.job_hints import JobHints
 from store.job_log import append_lines
 from store.job_records import Job, JobState, job_record
 from store.models import JobRow, now
@@ -28,6 +27,19 @@ Lines = Sequence[tuple[str, str]]
 """(level, text) of lines for a job's log."""
 
 
+class Hints(Protocol):
+    """How workers elsewhere learn of queued jobs; each call is part of the transaction that has the row locked."""
+
+    def put(self, session: Session, row: JobRow) -> None:
+        """Let a worker look at this queued job."""
+
+    def take_back(self, session: Session, job_id: str) -> None:
+        """This job is not to be run any more."""
+
+    def mend(self, session: Session) -> int:
+        """Put the hints that queued jobs lack; how many did."""
+
+
 def _described(error: JobStalled) -> dict[str, Any]:
     return {"title": "The worker died", "detail": str(error)}
 
@@ -39,7 +51,7 @@ class JobRuns:
         self,
         database: Database,
         *,
-        hints: JobHints | None = None,
+        hints: Hints | None = None,
         lease_s: float | None = None,
         kept_lines: int = 1000,
     ) -> None:
