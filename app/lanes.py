@@ -79,7 +79,7 @@ class Lane:
         )
         beside = [asyncio.create_task(self._stop_with(worker)), asyncio.create_task(self._tidy(app))]
         try:
-            await worker.run()
+            await worker.run()  # type: ignore[no-untyped-call]
         finally:
             for task in beside:
                 task.cancel()
@@ -87,7 +87,7 @@ class Lane:
 
     async def _stop_with(self, worker: Worker) -> None:
         await self._stopping.wait()
-        worker.stop()
+        worker.stop()  # type: ignore[no-untyped-call]
 
     async def _tidy(self, app: App) -> None:
         """Remove the hints that dead workers had taken; their jobs get new ones when their leases lapse."""

@@ -74,11 +74,6 @@ class Database:
         """Whether statements may use what only PostgreSQL has."""
         return isinstance(self._backend, Postgresql)
 
-    @property
-    def is_postgresql(self) -> bool:
-        """Whether statements may use what only PostgreSQL has."""
-        return self._sqlite_file is None
-
     @contextmanager
     def session(self) -> Iterator[Session]:
         """A write transaction: committed, and on the disk, when the block ends well; undone when it raises.

@@ -29,12 +29,13 @@ class JobHints:
         self._app = App(connector=PsycopgConnector())  # never opened: it only speaks through connections it is given
 
     def put(self, session: Session, row: JobRow) -> None:
-        """Let a worker look at this queued job, not before its ``not_before``; nothing if a hint waits already."""
+        """Let a worker look at this queued job, not before its ``not_before``; one hint waits at a time."""
         queue = self.queues.get(row.kind)
-        if queue is None or self._waiting(session, row.id) is not None:
+        if queue is None:
             return
         wait = timedelta() if row.not_before is None else row.not_before - now()
         session.flush()
+        self.take_back(session, row.id)
         self._app.configure_task(
             TASK,
             queue=queue,

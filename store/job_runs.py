@@ -216,7 +216,7 @@ class JobRuns:
     def _alive(self, row: JobRow) -> None:
         row.heartbeat_at = now()
         if self.lease_s is not None:
-            row.leased_until = func.clock_timestamp() + timedelta(seconds=self.lease_s)  # type: ignore[assignment]
+            row.leased_until = func.clock_timestamp() + timedelta(seconds=self.lease_s)
 
     def _interrupted(
         self,
