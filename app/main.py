@@ -41,6 +41,7 @@ from app.exploring import Explorer
 from app.exporting import Exporter
 from app.house import House
 from app.identity.door import Door
+from app.job_watch import open_job_watch
 from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
@@ -110,6 +111,9 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     engine_jobs = EngineJobs(shelves, engine, job_engine)
     engine_jobs.start()
     stack.callback(engine_jobs.close)
+    job_watch = open_job_watch(shelves)
+    job_watch.start()
+    stack.callback(job_watch.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
     return House(
         shelves,
@@ -121,6 +125,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         engine_jobs,
         PromptLog(settings.logged_prompts),
         Exporter(shelves),
+        job_watch,
     )
 
 
