@@ -10,9 +10,7 @@ The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. 
 Every refusal is a SpoliaError whose text is one clear sentence.
 """
 
-import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +19,7 @@ from urllib.parse import quote
 
 from app.client_exports import save_export
 from app.client_generate import GenerationVerbs
-from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
+from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, sha256_of
 from app.client_inputs import (
     MergeSources,
     Rank,
@@ -34,6 +32,7 @@ from app.client_inputs import (
     source_list,
     version_path,
 )
+from app.client_jobs import JobVerbs
 from app.client_pool import PoolVerbs
 from app.recipe_file import read_recipe
 
@@ -41,13 +40,9 @@ __all__ = ["Client", "Json", "Progress", "SpoliaError"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 STREAMED_FROM_BYTES = 8 * 1024 * 1024
-FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-LOST = frozenset({"unreachable", "connection-broken"})
-RECONNECT_WITHIN_S = 60.0
-RECONNECT_EVERY_S = 0.5
 
 
-class Client(GenerationVerbs, PoolVerbs):
+class Client(GenerationVerbs, PoolVerbs, JobVerbs):
     """One service. Use it as a context manager, or close it."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
@@ -353,47 +348,6 @@ class Client(GenerationVerbs, PoolVerbs):
         body |= {"recipe": dict(recipe)} if recipe is not None else {}
         body |= {"weights": dict(weights)} if weights else {}
         return self._http.json("POST", "/v1/what-if", json=body)
-
-    def job(self, job_id: str) -> Json:
-        """One job."""
-        return self._http.json("GET", f"/v1/jobs/{part(job_id)}")
-
-    def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:
-        """Jobs, newest first, page after page; `limit` is the size of a page."""
-        return self._http.pages("/v1/jobs", {"state": state, "limit": limit})
-
-    def cancel(self, job_id: str) -> Json:
-        """Ask a job to stop; it does so between two modules."""
-        return self._http.json("POST", f"/v1/jobs/{part(job_id)}/cancel")
-
-    def events(self, job_id: str) -> Iterator[tuple[str, Json]]:
-        """A job's events as they happen: ("progress" or "state", the job). Ends after a final state."""
-        for event, data in self._http.events("GET", f"/v1/jobs/{part(job_id)}/events"):
-            yield event, json.loads(data)
-
-    def wait(self, job_id: str, *, on_progress: Progress | None = None) -> Json:
-        """Follow a job to its end, also through a restart of the service.
-
-        Raises SpoliaError when the job fails or is cancelled, or the service stays away for longer than a minute.
-        """
-        job: Json = {"state": "unknown"}
-        lost_at: float | None = None
-        while job["state"] not in FINAL_STATES:
-            try:
-                for _, job in self.events(job_id):
-                    lost_at = None
-                    if on_progress and job["progress"]["total"]:
-                        on_progress(job["progress"]["done"], job["progress"]["total"])
-            except SpoliaError as error:
-                lost_at = lost_at or time.monotonic()
-                if error.slug not in LOST or time.monotonic() - lost_at > RECONNECT_WITHIN_S:
-                    raise
-                time.sleep(RECONNECT_EVERY_S)
-        if job["state"] == "cancelled":
-            raise problem_error("job-cancelled", f"Job {job_id} was cancelled; nothing was published.")
-        if job["state"] == "failed":
-            raise SpoliaError(job["error"] or {"detail": f"Job {job_id} failed."})
-        return job
 
     # Last, because below it `list` is this method and no longer the type.
     def list(

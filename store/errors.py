@@ -20,7 +20,7 @@ StoreError
 ├── StorageUnavailable   the database server does not answer
 ├── SchemaNewer          the tables were made by a newer release
 ├── SchemaOlder          the tables have not been brought to date
-├── KeyReused            an Idempotency-Key that came with another body before
+├── KeyReused            an Idempotency-Key that came with another request before
 ├── KeyInUse             an Idempotency-Key whose first request is still being answered
 └── UnsupportedDatabase  a database URL that cannot serve several processes
 """
@@ -257,12 +257,12 @@ class UnsupportedDatabase(StoreError):
 
 
 class KeyReused(StoreError):
-    """The Idempotency-Key came before, with another body."""
+    """The Idempotency-Key came before, with another request."""
 
     def __init__(self, key: str) -> None:
         self.key = key
         super().__init__(
-            f"The Idempotency-Key {shown(key)} came before with another body: use a new key for a new request."
+            f"The Idempotency-Key {shown(key)} came before with another request: use a new key for a new request."
         )
 
 

@@ -1,6 +1,5 @@
 """Jobs: look at them, follow them as server-sent events, cancel them."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
