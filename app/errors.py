@@ -111,7 +111,7 @@ TABLE: dict[type[Exception], Row] = {
     serving.StepFailed: (500, "step-failed"),
 }
 
-ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.ServingError)
+ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.ServingError, job_errors.JobError)
 
 # Fields that are no extras: paths and URLs of this machine are for the operator; the sentence says what is missing.
 PRIVATE = frozenset({"place", "url", "searched", "missing"})

@@ -4,7 +4,11 @@ from app.problems import AppError
 from store.errors import StorageBusy, StorageUnavailable
 
 
-class JobTimeout(AppError):
+class JobError(AppError):
+    """Root of what ends an attempt at a job from outside."""
+
+
+class JobTimeout(JobError):
     """An attempt at a job took longer than its kind may."""
 
     def __init__(self, job_id: str, kind: str, timeout_s: float) -> None:
@@ -13,7 +17,7 @@ class JobTimeout(AppError):
         super().__init__(f"Job {job_id} ({kind}) was not finished within the {timeout_s:g} s that its kind may take.")
 
 
-class JobMemory(AppError):
+class JobMemory(JobError):
     """A job's process took more memory than its kind may."""
 
     def __init__(self, job_id: str, kind: str, limit_bytes: int, used_bytes: int) -> None:
@@ -25,7 +29,7 @@ class JobMemory(AppError):
         )
 
 
-class ProcessDied(AppError):
+class ProcessDied(JobError):
     """The process of one attempt ended without a word."""
 
     def __init__(self, job_id: str, attempt: int, code: int) -> None:

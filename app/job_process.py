@@ -1,8 +1,8 @@
 """One process of a `spolia worker`: runs the jobs that the worker claimed. `python -m app.job_process NAME`
 
-It hears the worker on standard input, a line a job (`ID ATTEMPT`), and says `ended ID` on what was its standard output
-once it is through with it, whatever came of it. `stop` lets it hand the job back between two modules. When the worker
-is gone, also by kill -9, the pipe ends, and with it this process, at once: no job goes on unsupervised.
+It says `ready`, hears the worker on standard input, a line a job (`ID ATTEMPT`), and says `ended ID` on what was its
+standard output once it is through with it, whatever came of it. `stop` lets it hand the job back between two modules.
+When the worker is gone, also by kill -9, the pipe ends, and with it this process, at once: no job goes on unsupervised.
 """
 
 import logging
@@ -20,8 +20,7 @@ from app.shelves import open_shelves
 from app.worker import KINDS, Chores
 from store.jobs import Job, JobTable
 
-STOP = b"stop\n"
-ENDED = b"ended "
+READY, STOP, ENDED = b"ready\n", b"stop\n", b"ended "
 _IDLE_S = 10.0  # after which there is time for chores
 
 
@@ -58,6 +57,7 @@ def main(worker: str) -> None:
     with os.fdopen(0, "rb", buffering=0, closefd=False) as ears:
         threading.Thread(target=listen, args=(runner, ears, orders), name="ears", daemon=True).start()
         chores = Chores(shelves)
+        os.write(answers, READY)
         while True:
             try:
                 order = orders.get(timeout=_IDLE_S)

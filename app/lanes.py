@@ -110,8 +110,9 @@ class Lane:
 
     async def _run(self, slot: Slot, job_id: str) -> None:
         try:
-            if self._stopping.is_set():
-                return  # the row stays queued, and gets another hint
+            # Where no process is ready, the row stays queued and gets another hint, here or elsewhere.
+            if self._stopping.is_set() or not await slot.prepare():
+                return
             job = await asyncio.to_thread(self._jobs.claim, job_id, self._worker)
             if job is not None:
                 await slot.run(job)

@@ -35,6 +35,7 @@ from app.api import (
     uploads,
     what_if,
 )
+from app.data_folder import only_service
 from app.engine_jobs import EngineJobs
 from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
@@ -144,6 +145,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         RemoteRefused: the host is beyond loopback and allow_remote is off.
+        DataFolderInUse: another service has this data folder, with SQLite in it.
     """
     if not settings.allow_remote and not is_loopback(settings.host):
         raise RemoteRefused(settings.host)
@@ -151,15 +153,16 @@ def serve(settings: Settings) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     spool_in(settings.spool_dir)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=5,
-        server_header=False,
-    )
+    with only_service(settings):
+        uvicorn.run(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            access_log=settings.log_level == "debug",
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
 
 
 def is_loopback(host: str) -> bool:

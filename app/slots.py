@@ -23,7 +23,7 @@ log = logging.getLogger("spolia.worker")
 
 _LOOK_EVERY_S = 0.5
 _TIMEOUT_GRACE_S = 10.0  # in which the job itself says that its time is over, between two modules
-_STOP, _ENDED = b"stop\n", b"ended "
+_READY, _STOP, _ENDED = b"ready\n", b"stop\n", b"ended "
 
 
 class Slot:
@@ -37,9 +37,29 @@ class Slot:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
 
+    async def prepare(self) -> bool:
+        """Have a process that waits for a job; whether there is one. To be called before a job is claimed: loading the
+        libraries takes seconds, in which nobody would say that the job's attempt lives."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            # A session of its own: Ctrl-C at the terminal reaches the worker, which then tells its processes.
+            process = self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "app.job_process", self._worker,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=self._environment,
+                start_new_session=True,
+            )  # fmt: skip
+            assert process.stdout is not None
+            if await process.stdout.readline() != _READY:
+                log.error("a process for jobs ended with status %d before it was ready", await process.wait())
+                return False
+        return True
+
     async def run(self, job: Job) -> None:
         """Run a claimed job to the end of this attempt; how it ended stands in the jobs table."""
-        process = await self._started()
+        process = self._process
+        assert process is not None
         assert process.stdin is not None
         with contextlib.suppress(ConnectionError):  # it died a moment ago: `_watch` says so
             process.stdin.write(f"{job.id} {job.attempts}\n".encode())
@@ -70,18 +90,6 @@ class Slot:
             process.stdin.write(_STOP)
             await asyncio.wait_for(process.wait(), patience_s)
         await self._end(process)
-
-    async def _started(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
-            # A session of its own: Ctrl-C at the terminal reaches the worker, which then tells its processes.
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "app.job_process", self._worker,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=self._environment,
-                start_new_session=True,
-            )  # fmt: skip
-        return self._process
 
     async def _watch(self, process: asyncio.subprocess.Process, job: Job) -> Exception | None:
         """Wait until the process is through with the job; or what is wrong with it."""

@@ -20,7 +20,7 @@ from store.jobs import Job
 from tests.e2e.process import ROOT, SPOLIA
 from tests.factory import write_adapter
 
-WIDE = {f"layers.{i:03d}.proj": (512, 384) for i in range(100)}
+WIDE = {f"layers.{i:03d}.proj": (512, 384) for i in range(60)}
 
 
 def children_of(pid: int) -> list[int]:
