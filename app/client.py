@@ -120,7 +120,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
             body["card"] = card.read_text(encoding="utf-8")
         if tokenizer:
             body["tokenizer"] = tokenizer.read_bytes().decode("utf-8")
-        return self._http.json("POST", path, json=body)
+        return self._http.json("POST", path, json=body, once=True)
 
     def pull(self, ref: str, folder: Path | str, *, on_progress: Progress | None = None) -> Json:
         """Download a version's files into `folder`, each checked against its digest. The answer is the version."""
@@ -166,7 +166,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
         The answer is the finished job, whose result holds `outcome` (identical, equivalent, different, intact, damaged)
         and `summary`; with `wait=False` the job as it is queued.
         """
-        job = self._http.json("POST", f"{version_path(ref)}/verify")
+        job = self._http.json("POST", f"{version_path(ref)}/verify", once=True)
         return self.wait(job["id"], on_progress=on_progress) if wait else job
 
     def compatibility(self, ref: str) -> Json:
@@ -242,7 +242,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
         body: Json = {"new": new, "slots": list(slots), "budget": budget, "threshold": threshold}
         body |= {"method": method, "rank": rank}
         query = {"dry_run": "true"} if dry_run else {}
-        answer: Json = self._http.json("POST", "/v1/online-merges", json=body, params=query)
+        answer: Json = self._http.json("POST", "/v1/online-merges", json=body, params=query, once=True)
         if answer["job"]:
             answer["job"] = self.wait(answer["job"]["id"], on_progress=on_progress)
         return answer
@@ -267,7 +267,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
         """
         body: Json = {**(recipe or {}), "name": name, "sources": source_list(adapters), "alias": alias}
         body |= {"bar": dict(bar), "prompts": None if prompts is None else list(prompts), "max_tokens": max_tokens}
-        job: Json = self._http.json("POST", "/v1/promotions", json=body)
+        job: Json = self._http.json("POST", "/v1/promotions", json=body, once=True)
         return self.wait(job["id"], on_progress=on_progress)
 
     def merge(
@@ -284,6 +284,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
         export: str | None = None,
         dtype: str = "auto",
         seed: int = 0,
+        priority: int = 0,
         dry_run: bool = False,
         wait: bool = True,
         on_progress: Progress | None = None,
@@ -292,7 +293,8 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
 
         The answer is the finished job, whose result holds the new version's `ref`; with `wait=False` the job as it is
         queued; with `dry_run=True` the plan. `on_progress` counts modules. `conversion_rank` is what updates of full
-        rank are cut to; `export="family"` writes a sum as its sources' own family. Raises SpoliaError if the job fails.
+        rank are cut to; `export="family"` writes a sum as its sources' own family; of waiting merges those of higher
+        `priority` run first. Raises SpoliaError if the job fails.
         """
         body: Json = {"sources": source_list(sources), "method": method, "dtype": dtype, "seed": seed}
         if weights is not None:
@@ -307,6 +309,8 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
             body["conversion_rank"] = conversion_rank
         if export is not None:
             body["export"] = export
+        if priority:
+            body["priority"] = priority
         return self.merge_recipe(name, body, dry_run=dry_run, wait=wait, on_progress=on_progress)
 
     def merge_recipe(
@@ -327,7 +331,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
         if dry_run:
             plan: Json = self._http.json("POST", "/v1/merges", json=body, params={"dry_run": "true"})["plan"]
             return plan
-        job = self._http.json("POST", "/v1/merges", json=body)
+        job = self._http.json("POST", "/v1/merges", json=body, once=True)
         return self.wait(job["id"], on_progress=on_progress) if wait else job
 
     def what_if(
