@@ -166,7 +166,7 @@ class VersionRow(Model):
     family: Mapped[str] = mapped_column(String(64))
     base_model: Mapped[str | None] = mapped_column(String(255))
     base_fingerprint: Mapped[str | None] = mapped_column(String(128))
-    base_matched_by: Mapped[str | None] = mapped_column(String(64))
+    base_matched_by: Mapped[str | None] = mapped_column(String(255))
     rank_min: Mapped[int]
     rank_max: Mapped[int]
     rank_pattern: Mapped[JsonDict]

@@ -97,7 +97,7 @@ def upgrade() -> None:
         sa.Column("family", sa.String(length=64), nullable=False),
         sa.Column("base_model", sa.String(length=255), nullable=True),
         sa.Column("base_fingerprint", sa.String(length=128), nullable=True),
-        sa.Column("base_matched_by", sa.String(length=64), nullable=True),
+        sa.Column("base_matched_by", sa.String(length=255), nullable=True),
         sa.Column("rank_min", sa.Integer(), nullable=False),
         sa.Column("rank_max", sa.Integer(), nullable=False),
         sa.Column("rank_pattern", sa.JSON(), nullable=False),

@@ -1,4 +1,4 @@
-"""How a runner ends attempts: what passes is tried again, what does not is said at once, and a lost lease is given up."""
+"""How a runner ends attempts: what passes is tried again, bad input is said at once, a lost lease is given up."""
 
 import threading
 import time

@@ -16,6 +16,7 @@ from app.schemas import MergeBody, VersionForm
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
 from app.uploading import Upload, publish_file
+from store.errors import StorageUnavailable
 from store.jobs import Job
 from tests.e2e.process import ROOT, SPOLIA
 from tests.factory import write_adapter
@@ -89,8 +90,10 @@ class Workers:
         return "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("worker-*.log")))
 
     def job(self, job: Job) -> Job:
-        """The job as it is now."""
-        return self.shelves.jobs.get(job.id)
+        """The job as it is now, also while tests cut connections."""
+        while True:
+            with suppress(StorageUnavailable):
+                return self.shelves.jobs.get(job.id)
 
     def until(self, job: Job, reached: Callable[[Job], bool], timeout_s: float = 90) -> Job:
         """The job once it is as wanted."""
