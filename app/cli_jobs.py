@@ -1,6 +1,6 @@
 """spolia job list, wait, log, cancel: long work from the shell."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Annotated, Any
 
@@ -62,6 +62,7 @@ def show_log(
 ) -> None:
     """Print what JOB says it does."""
     with client(ctx) as spolia:
+        lines: Iterator[Mapping[str, Any]]
         if follow:
             lines = (found["line"] for event, found in spolia.events(job_id, log=True) if event == "log")
         else:

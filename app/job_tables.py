@@ -1,4 +1,5 @@
-"""The jobs table as these settings want it: with leases on PostgreSQL, with hints where workers run elsewhere."""
+"""The database and its jobs table as these settings want them: with leases on PostgreSQL, with hints where workers run
+elsewhere. Loads no model library."""
 
 from app.queues import QUEUES
 from app.settings import Settings
@@ -6,8 +7,13 @@ from store.database import Database
 from store.jobs import JobTable
 
 
+def open_database(settings: Settings) -> Database:
+    """The database. Raises UnsupportedDatabase."""
+    return Database(settings.database, settings.database_timeout_s, settings.database_connections)
+
+
 def open_jobs(settings: Settings, database: Database) -> JobTable:
-    """The jobs table, for API processes and workers alike; loads no model library."""
+    """The jobs table, for API processes and workers alike."""
     hints = None
     if settings.jobs == "distributed":
         # procrastinate takes a quarter of a second to load, which the embedded engine does not need.

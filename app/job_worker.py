@@ -22,13 +22,12 @@ from ulid import ULID
 from app.child_environment import child_environment
 from app.errors import as_problem
 from app.job_errors import passes
-from app.job_tables import open_jobs
+from app.job_tables import open_database, open_jobs
 from app.lanes import Lane
 from app.queues import QUEUES, limits_of
 from app.scratch import sweep_scratch
 from app.settings import Settings
 from app.slots import Slot
-from store.database import Database
 from store.errors import StoreError
 
 log = logging.getLogger("spolia.worker")
@@ -44,7 +43,7 @@ class JobWorker:
         """`concurrency`: queue -> jobs at a time; queues that are not in it are left to others."""
         self.name = f"{socket.gethostname()}:{os.getpid()}:{str(ULID())[-6:]}"
         self._settings = settings
-        self._database = Database(settings.database)
+        self._database = open_database(settings)
         self._jobs = open_jobs(settings, self._database)
         environment = child_environment(settings.environment())
         limits = limits_of(settings)
@@ -89,7 +88,7 @@ class JobWorker:
         """Wait for the database, bring it to date, and remove what ended jobs left on this machine."""
         while True:
             try:
-                await asyncio.to_thread(self._database.migrate)
+                await asyncio.to_thread(self._database.migrate, allow_newer=self._settings.allow_newer_schema)
                 await asyncio.to_thread(sweep_scratch, self._settings.work_dir, self._jobs)
                 return
             except StoreError as error:

@@ -377,9 +377,11 @@ ONLY_POSTGRESQL = {
 
 
 def is_on(dialect: str) -> Callable[..., bool]:
-    """Alembic's ``include_object``: what of these tables a database of this kind has."""
+    """Alembic's ``include_object``: what of these tables a database of this kind has; procrastinate's are not ours."""
 
-    def included(item: object, *_: object) -> bool:
+    def included(item: object, name: str | None, *_: object) -> bool:
+        if (name or "").startswith("procrastinate_"):
+            return False
         return dialect == "postgresql" or item not in ONLY_POSTGRESQL
 
     return included
