@@ -1,6 +1,8 @@
 """The database and its jobs table as these settings want them: with leases on PostgreSQL, with hints where workers run
 elsewhere. Loads no model library."""
 
+import logging
+
 from app.queues import QUEUES
 from app.settings import Settings
 from store.database import Database
@@ -20,6 +22,7 @@ def open_jobs(settings: Settings, database: Database) -> JobTable:
         from store.job_hints import JobHints
 
         hints = JobHints(QUEUES)
+        logging.getLogger("procrastinate").setLevel(logging.CRITICAL)  # what matters of it is said here too
     return JobTable(
         database,
         hints=hints,

@@ -116,7 +116,7 @@ class JobWorker:
 def work(settings: Settings, concurrency: Mapping[str, int]) -> None:
     """Run a worker in the foreground until it is told to stop."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("procrastinate", "alembic", "psycopg.pool"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     asyncio.run(JobWorker(settings, concurrency).run())

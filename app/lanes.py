@@ -22,6 +22,7 @@ from store.jobs import JobTable
 log = logging.getLogger("spolia.worker")
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+_SLOT_WITHIN_S = 5.0
 _POLL_S = 5.0  # for hints whose notification was missed
 
 
@@ -102,7 +103,10 @@ class Lane:
 
     async def _on_hint(self, job_id: str) -> None:
         """A job waits: run it in the next free slot. Cut off (the database went away), the job goes on."""
-        slot = await self._free.get()
+        try:
+            slot = await asyncio.wait_for(self._free.get(), _SLOT_WITHIN_S)
+        except TimeoutError:  # jobs from before the database went away: leave this one to others
+            return
         running = asyncio.create_task(self._run(slot, job_id), name=f"job {job_id}")
         self._running.add(running)
         running.add_done_callback(self._running.discard)

@@ -17,6 +17,12 @@ from store.models import JobRow, now
 
 TASK = "spolia.run"
 _MENDED_AT_ONCE = 500
+_UNKNOWN = (
+    "NOT EXISTS (SELECT 1 FROM procrastinate_jobs AS hint WHERE hint.queueing_lock = jobs.id AND hint.status = 'todo')"
+    " AND NOT EXISTS (SELECT 1 FROM procrastinate_jobs AS hint JOIN procrastinate_workers AS taker"
+    " ON taker.id = hint.worker_id WHERE hint.queueing_lock = jobs.id AND hint.status = 'doing'"
+    " AND taker.last_heartbeat > now() - make_interval(secs => :silent_s))"
+)
 _WAITING = "SELECT id FROM procrastinate_jobs WHERE queueing_lock = :job AND status = 'todo'"
 
 
@@ -51,18 +57,16 @@ class JobHints:
         if hint is not None:
             self._app.job_manager.cancel_job_by_id(hint, delete_job=True, connection=_driver(session))
 
-    def mend(self, session: Session) -> int:
-        """Put the hints that queued jobs lack; how many did."""
-        waiting = text(
-            "NOT EXISTS (SELECT 1 FROM procrastinate_jobs AS hint"
-            " WHERE hint.queueing_lock = jobs.id AND hint.status = 'todo')"
-        )
+    def mend(self, session: Session, silent_s: float) -> int:
+        """Put the hints that queued jobs lack; how many did. A hint that a worker has taken, of whom nothing was heard
+        for ``silent_s``, is none."""
         lost = session.scalars(
             select(JobRow)
-            .where(JobRow.state == "queued", JobRow.kind.in_(self.queues), waiting)
+            .where(JobRow.state == "queued", JobRow.kind.in_(self.queues), text(_UNKNOWN))
             .order_by(JobRow.created_at)
             .limit(_MENDED_AT_ONCE)
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True),
+            {"silent_s": silent_s},
         ).all()
         for row in lost:
             self.put(session, row)

@@ -36,8 +36,8 @@ class Hints(Protocol):
     def take_back(self, session: Session, job_id: str) -> None:
         """This job is not to be run any more."""
 
-    def mend(self, session: Session) -> int:
-        """Put the hints that queued jobs lack; how many did."""
+    def mend(self, session: Session, silent_s: float) -> int:
+        """Put the hints that queued jobs lack; how many did. Workers silent for ``silent_s`` have none."""
 
 
 def _described(error: JobStalled) -> dict[str, Any]:

@@ -130,10 +130,10 @@ class JobTable(JobRuns):
     @retried
     def mend_hints(self) -> int:
         """Put the hints that queued jobs lack (see `store.job_hints`); how many did."""
-        if self.hints is None:
+        if self.hints is None or self.lease_s is None:
             return 0
         with self.database.session() as session:
-            return self.hints.mend(session)
+            return self.hints.mend(session, self.lease_s)
 
 
 def _add(
