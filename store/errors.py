@@ -8,6 +8,8 @@ StoreError
 ├── UnknownParent        a version's source was deleted while the version was being made
 ├── UnknownJob           no job has this id
 ├── JobNotRunning        progress or an end was reported for a job that does not run
+├── JobTakenOver         a report about a job that a later attempt runs by now
+├── WorkerLost           nothing is heard any more of a job's worker
 ├── JobStalled           the worker of a job died again and again without getting further
 ├── MissingBlob          bytes that were never stored, or were removed since
 ├── DigestMismatch       the bytes are not those that were announced
@@ -18,6 +20,8 @@ StoreError
 ├── StorageUnavailable   the database server does not answer
 ├── SchemaNewer          the tables were made by a newer release
 ├── SchemaOlder          the tables have not been brought to date
+├── KeyReused            an Idempotency-Key that came with another request before
+├── KeyInUse             an Idempotency-Key whose first request is still being answered
 └── UnsupportedDatabase  a database URL that cannot serve several processes
 """
 
@@ -111,6 +115,31 @@ class JobNotRunning(StoreError):
         self.job_id = job_id
         self.state = state
         super().__init__(f"Job {job_id} is {state}, not running: nothing was recorded.")
+
+
+class JobTakenOver(StoreError):
+    """The worker of attempt ``attempt`` reported on a job whose attempt ``current`` is running elsewhere."""
+
+    def __init__(self, job_id: str, attempt: int, current: int) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.current = current
+        super().__init__(
+            f"Attempt {attempt} of job {job_id} was given up for lost and attempt {current} came after it: nothing was"
+            " recorded."
+        )
+
+
+class WorkerLost(StoreError):
+    """Nothing was heard any more of the worker that ran a job; kept as the cause for which it was queued again."""
+
+    def __init__(self, job_id: str, attempt: int, worker: str | None, lease_s: float | None) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.worker = worker
+        silence = "died" if lease_s is None else f"was not heard of for {lease_s:g} s"
+        who = "The worker" if worker is None else f"The worker {worker}"
+        super().__init__(f"{who} of attempt {attempt} {silence}.")
 
 
 class JobStalled(StoreError):
@@ -224,4 +253,24 @@ class UnsupportedDatabase(StoreError):
         super().__init__(
             f"The database {shown(url)} is not one that Spolia runs on: give a file that its processes can share, such "
             "as sqlite:///spolia.db, or a PostgreSQL database, such as postgresql+psycopg://user:password@host/spolia."
+        )
+
+
+class KeyReused(StoreError):
+    """The Idempotency-Key came before, with another request."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(
+            f"The Idempotency-Key {shown(key)} came before with another request: use a new key for a new request."
+        )
+
+
+class KeyInUse(StoreError):
+    """The first request with this Idempotency-Key has no answer yet."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(
+            f"The first request with the Idempotency-Key {shown(key)} is still being answered: ask again soon."
         )

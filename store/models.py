@@ -6,7 +6,8 @@ base_models                            adapters ─┬─ tags
 recipes ── versions                                           ├─ version_targets
                                                               ├─ aliases
                                                               ├─ sketches
-jobs                                                          └─ lineage ── versions (the parent)
+jobs ── job_log                                               └─ lineage ── versions (the parent)
+idempotency_keys
 """
 
 from collections.abc import Callable
@@ -285,7 +286,12 @@ class SketchRow(Model):
 
 
 class JobRow(Model):
-    """One run of long work. ``furthest`` is the most steps ever done; ``stalled`` counts interruptions since."""
+    """One run of long work. ``furthest`` is the most steps ever done; ``stalled`` counts interruptions since.
+
+    ``leased_until``, by the database's clock, is when its worker counts as dead unless it is heard of before; None
+    where one process alone runs jobs. ``failures`` counts what passed by itself and was tried again after
+    ``not_before``, ``causes`` says why attempts ended early, ``log_lines`` how many lines its log ever had.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -318,6 +324,43 @@ class JobRow(Model):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
+    priority: Mapped[int] = mapped_column(server_default="0", default=0)
+    worker: Mapped[str | None] = mapped_column(String(255))
+    leased_until: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(server_default="0", default=0)
+    causes: Mapped[list[Any] | None] = mapped_column(OptionalJson)
+    log_lines: Mapped[int] = mapped_column(server_default="0", default=0)
+
+
+class JobLogRow(Model):
+    """One line that a job said, numbered from 1; only the last ones are kept."""
+
+    __tablename__ = "job_log"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    attempt: Mapped[int]
+    level: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str] = mapped_column(Text)
+
+
+class IdempotencyRow(Model):
+    """What a request with an Idempotency-Key was answered; ``status`` is None while it is being answered.
+
+    ``key`` is the sha256 of caller, address and the client's key; ``body`` that of the request's body.
+    """
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "expires_at"),)
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires_at: Mapped[datetime]
+    body: Mapped[str | None] = mapped_column(String(64))
+    status: Mapped[int | None]
+    media_type: Mapped[str | None] = mapped_column(String(255))
+    answer: Mapped[bytes | None]
 
 
 # Inverted lists, for what is rare; what is frequent is found soon by going through the names in their order. Both kinds
@@ -339,9 +382,11 @@ ONLY_POSTGRESQL = {
 
 
 def is_on(dialect: str) -> Callable[..., bool]:
-    """Alembic's ``include_object``: what of these tables a database of this kind has."""
+    """Alembic's ``include_object``: what of these tables a database of this kind has; procrastinate's are not ours."""
 
-    def included(item: object, *_: object) -> bool:
+    def included(item: object, name: str | None, *_: object) -> bool:
+        if (name or "").startswith("procrastinate_"):
+            return False
         return dialect == "postgresql" or item not in ONLY_POSTGRESQL
 
     return included
