@@ -8,6 +8,7 @@ Steps are idempotent: an interrupted one simply runs again. This half is what us
 `store.job_runs`.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -42,6 +43,7 @@ class JobTable(JobRuns):
 
         Jobs of higher ``priority`` are taken up first.
         """
+        dedupe_key = _bounded(dedupe_key)
         with self.database.session() as session:
             if dedupe_key is not None:
                 active = (JobRow.dedupe_key == dedupe_key) & JobRow.state.in_(ACTIVE_STATES)
@@ -59,7 +61,7 @@ class JobTable(JobRuns):
     ) -> Job:
         """A job that is succeeded from the start, because its result existed already."""
         with self.database.session() as session:
-            row = _add(session, kind, payload, dedupe_key, "succeeded")
+            row = _add(session, kind, payload, _bounded(dedupe_key), "succeeded")
             row.cached = True
             row.result = dict(result)
             row.started_at = row.finished_at = row.created_at
@@ -136,6 +138,9 @@ class JobTable(JobRuns):
             return self.hints.mend(session, self.lease_s)
 
 
+_MAX_KEY = 255
+
+
 def _add(
     session: Session, kind: str, payload: Mapping[str, Any], dedupe_key: str | None, state: JobState, priority: int = 0
 ) -> JobRow:
@@ -151,6 +156,13 @@ def _add(
     session.add(row)
     session.flush()
     return row
+
+
+def _bounded(key: str | None) -> str | None:
+    """The key as its column takes it: a long one by its digest."""
+    if key is None or len(key) <= _MAX_KEY:
+        return key
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _get(session: Session, job_id: str) -> JobRow:
