@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from app.errors import as_problem
-from app.job_errors import passes
+from app.passing import passes
 from app.queues import timeout_of
 from app.scratch import clear, scratch
 from app.shelves import Shelves

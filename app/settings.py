@@ -174,21 +174,21 @@ class Settings(BaseSettings):
         0, ge=0, description="Memory that one merge of a `spolia worker` may take; its process is ended beyond. 0: any."
     )
     merge_timeout_s: float = Field(
-        6 * 3600.0, ge=0, description="Seconds after which an attempt to merge is given up. 0: never."
+        6 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to merge. 0: never."
     )
     verification_concurrency: int = Field(1, ge=1, description="Verifications that one `spolia worker` runs at a time.")
     verification_memory_bytes: int = Field(
         0, ge=0, description="Memory that one verification of a `spolia worker` may take. 0: any."
     )
     verification_timeout_s: float = Field(
-        6 * 3600.0, ge=0, description="Seconds after which an attempt to verify is given up. 0: never."
+        6 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to verify. 0: never."
     )
     distillation_concurrency: int = Field(1, ge=1, description="Distillations that one `spolia worker` runs at a time.")
     distillation_memory_bytes: int = Field(
         0, ge=0, description="Memory that one distillation of a `spolia worker` may take. 0: any."
     )
     distillation_timeout_s: float = Field(
-        24 * 3600.0, ge=0, description="Seconds after which an attempt to distil is given up. 0: never."
+        24 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to distil. 0: never."
     )
     idempotency_age_s: float = Field(
         86400.0, ge=0, description="How long the answer to a request with an Idempotency-Key is remembered. 0: never."
