@@ -22,7 +22,8 @@ from store.database import retried
 from store.errors import BadCursor, UnknownJob
 from store.job_log import read_lines
 from store.job_records import ACTIVE_STATES, FINAL_STATES, Job, JobState, LogLine, job_record
-from store.job_runs import JobRuns, finish
+from store.job_returns import finish
+from store.job_runs import JobRuns
 from store.models import JobRow, now
 from store.records import Page
 
