@@ -7,6 +7,7 @@
 Steps are idempotent: an interrupted one simply runs again.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,13 +17,17 @@ from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.orm import Session
 from ulid import ULID
 
+from store.actor import current_actor
+from store.audit import note
 from store.cursors import decode_cursor, encode_cursor
 from store.database import Database
 from store.errors import BadCursor, JobNotRunning, JobStalled, UnknownJob
 from store.models import JobRow, now
+from store.quotas import check_enqueue
 from store.records import Page
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+_MAX_KEY = 255  # the column's; the longest names do not fit
 ACTIVE_STATES: tuple[JobState, ...] = ("queued", "running")
 FINAL_STATES: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
 
@@ -51,6 +56,7 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     heartbeat_at: datetime | None
+    key_id: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -69,13 +75,18 @@ class JobTable:
         self.database = database
 
     def enqueue(self, kind: str, payload: Mapping[str, Any], dedupe_key: str | None = None) -> tuple[Job, bool]:
-        """A new queued job with True; or, with False, the queued or running one that has the same ``dedupe_key``."""
+        """A new queued job with True; or, with False, the caller's queued or running one of the same ``dedupe_key``.
+
+        Raises JobQuotaExceeded.
+        """
+        dedupe_key = _own(dedupe_key)
         with self.database.session() as session:
             if dedupe_key is not None:
                 active = (JobRow.dedupe_key == dedupe_key) & JobRow.state.in_(ACTIVE_STATES)
                 row = session.scalar(select(JobRow).where(active))
                 if row is not None:
                     return _job(row), False
+            check_enqueue(session)
             return _job(_add(session, kind, payload, dedupe_key, "queued")), True
 
     def record_cached(
@@ -83,7 +94,7 @@ class JobTable:
     ) -> Job:
         """A job that is succeeded from the start, because its result existed already."""
         with self.database.session() as session:
-            row = _add(session, kind, payload, dedupe_key, "succeeded")
+            row = _add(session, kind, payload, _own(dedupe_key), "succeeded")
             row.cached = True
             row.result = dict(result)
             row.started_at = row.finished_at = row.created_at
@@ -173,7 +184,9 @@ class JobTable:
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, ask a running one to stop, leave a finished one as it is. Raises UnknownJob."""
         with self.database.session() as session:
-            row = _get(session, job_id)
+            row = _seen(_get(session, job_id))
+            if row.state in ACTIVE_STATES and not row.cancel_requested:
+                note(session, "job.cancel", job_id, after={"kind": row.kind, "state": row.state})
             if row.state == "queued":
                 _finish(row, "cancelled")
             if row.state == "running" or row.state == "cancelled":
@@ -185,13 +198,15 @@ class JobTable:
         return self.get(job_id).cancel_requested
 
     def get(self, job_id: str) -> Job:
-        """One job. Raises UnknownJob."""
+        """One job that is seen. Raises UnknownJob."""
         with self.database.reading() as session:
-            return _job(_get(session, job_id, lock=False))
+            return _job(_seen(_get(session, job_id, lock=False)))
 
     def list(self, limit: int = 50, cursor: str | None = None, state: JobState | None = None) -> Page[Job]:
-        """Jobs, newest first. Raises BadCursor."""
+        """Jobs that are seen, newest first. Raises BadCursor."""
         statement = select(JobRow)
+        if not current_actor().all_jobs:
+            statement = statement.where(JobRow.key_id == current_actor().key_id)
         if state is not None:
             statement = statement.where(JobRow.state == state)
         if cursor is not None:
@@ -209,9 +224,33 @@ class JobTable:
 
 
 def _add(session: Session, kind: str, payload: Mapping[str, Any], dedupe_key: str | None, state: JobState) -> JobRow:
-    row = JobRow(id=str(ULID()), kind=kind, state=state, payload=dict(payload), dedupe_key=dedupe_key, created_at=now())
+    row = JobRow(
+        id=str(ULID()),
+        kind=kind,
+        state=state,
+        payload=dict(payload),
+        dedupe_key=dedupe_key,
+        created_at=now(),
+        key_id=current_actor().key_id,
+    )
     session.add(row)
+    note(session, "job.enqueue", row.id, after={"kind": kind, "state": state})
     session.flush()
+    return row
+
+
+def _own(dedupe_key: str | None) -> str | None:
+    """Each key has jobs of its own: nobody is handed, or cancels, another's."""
+    key_id = current_actor().key_id
+    own = dedupe_key if key_id is None or dedupe_key is None else f"{key_id}:{dedupe_key}"
+    return own if own is None or len(own) <= _MAX_KEY else hashlib.sha256(own.encode()).hexdigest()
+
+
+def _seen(row: JobRow) -> JobRow:
+    """The job, if it belongs to who asks. Raises UnknownJob."""
+    who = current_actor()
+    if not who.all_jobs and row.key_id != who.key_id:
+        raise UnknownJob(row.id)
     return row
 
 
@@ -261,4 +300,5 @@ def _job(row: JobRow) -> Job:
         started_at=row.started_at,
         finished_at=row.finished_at,
         heartbeat_at=row.heartbeat_at,
+        key_id=row.key_id,
     )

@@ -3,6 +3,7 @@
 from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
+from store.actor import seen
 from store.cursors import decode_cursor, encode_cursor
 from store.models import MAX_INTEGER, AdapterRow, TagRow, VersionRow, VersionTargetRow
 from store.records import AdapterEntry, Page
@@ -20,9 +21,10 @@ def list_adapters(
     limit: int,
     cursor: str | None,
 ) -> Page[AdapterEntry]:
-    """One page of the adapters whose latest version passes every filter given. Raises BadCursor."""
+    """One page of the adapters that are seen and whose latest version passes every filter given. Raises BadCursor."""
     is_latest = (VersionRow.adapter_id == AdapterRow.id) & (VersionRow.number == AdapterRow.latest_number)
     statement = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).join(VersionRow, is_latest)
+    statement = statement.where(seen(AdapterRow.namespace))
     if base_model is not None:
         statement = statement.where(VersionRow.base_model == base_model)
     if rank is not None:

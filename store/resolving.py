@@ -5,6 +5,7 @@ import difflib
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from store.actor import seen
 from store.errors import UnknownReference
 from store.models import MAX_INTEGER, AdapterRow, AliasRow, VersionRow
 from store.references import Reference
@@ -21,10 +22,13 @@ def find_adapter(session: Session, namespace: str, name: str) -> AdapterRow | No
 
 
 def adapter_row(session: Session, namespace: str, name: str) -> AdapterRow:
-    """The adapter, which must have a version. Raises UnknownReference."""
+    """The adapter, which must have a version and be seen by who asks. Raises UnknownReference."""
     row = session.scalar(
         select(AdapterRow).where(
-            AdapterRow.namespace == namespace, AdapterRow.name == name, AdapterRow.latest_number.is_not(None)
+            AdapterRow.namespace == namespace,
+            AdapterRow.name == name,
+            AdapterRow.latest_number.is_not(None),
+            seen(AdapterRow.namespace),
         )
     )
     if row is None:
@@ -41,7 +45,8 @@ def version_row(session: Session, reference: Reference) -> VersionRow:
     if reference.digest is not None:
         row = session.scalar(
             select(VersionRow)
-            .where(VersionRow.digest == reference.digest)
+            .join(VersionRow.adapter)
+            .where(VersionRow.digest == reference.digest, seen(AdapterRow.namespace))
             .order_by(VersionRow.created_at, VersionRow.id)
             .limit(1)
         )
@@ -68,7 +73,9 @@ def version_row(session: Session, reference: Reference) -> VersionRow:
 
 def near_adapters(session: Session, namespace: str, name: str) -> list[str]:
     """Adapters that may have been meant by a name that none has, most likely first."""
-    pair = select(AdapterRow.namespace, AdapterRow.name).where(AdapterRow.latest_number.is_not(None))
+    pair = select(AdapterRow.namespace, AdapterRow.name).where(
+        AdapterRow.latest_number.is_not(None), seen(AdapterRow.namespace)
+    )
     # Bounded, so that a typing error costs the same on a large registry: neighbours first, then everybody.
     queries = (
         pair.where(AdapterRow.name == name).order_by(AdapterRow.namespace).limit(_SHOWN),
