@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from app.cli_audit import audit
 from app.cli_context import Connection
 from app.cli_explore import lineage, nearest, verify, what_if
 from app.cli_exports import compatibility, export
 from app.cli_generate import generate, score
+from app.cli_keys import keys, whoami
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
 from app.cli_output import error_sentence, fail
@@ -46,10 +48,13 @@ for verb in (
     alias,
     tag,
     rm,
+    whoami,
+    audit,
 ):
     cli.command()(verb)
 cli.command("what-if")(what_if)
 cli.add_typer(pool, name="pool")
+cli.add_typer(keys, name="keys")
 
 
 @cli.callback()

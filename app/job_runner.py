@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from app.errors import as_problem
+from app.identity.owners import working_for
 from app.shelves import Shelves
 from app.work import Work
 from merging.errors import MergeCancelled
@@ -57,7 +58,8 @@ class JobRunner:
         work = Work(jobs, job.id, folder, self.stop)
         log.info("job %s (%s) begins, attempt %d", job.id, job.kind, job.attempts)
         try:
-            result = self._kinds[job.kind](self.shelves, job, work)
+            with working_for(job, self.shelves.keys, self.shelves.settings):
+                result = self._kinds[job.kind](self.shelves, job, work)
         except MergeCancelled:
             if work.stopping:
                 log.info("job %s pauses: the service stops", job.id)

@@ -56,11 +56,11 @@ class AuditRow(Model):
 
 
 class CountRow(Model):
-    """How much of something limited a key used in one window of time; ``window`` is its number since 1970."""
+    """How much of something limited a key used in one period of time; ``period`` is its number since 1970."""
 
     __tablename__ = "rate_counts"
-    __table_args__ = (Index(None, "window"),)
+    __table_args__ = (Index(None, "period"),)
 
     name: Mapped[str] = mapped_column(String(96), primary_key=True)
-    window: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    count: Mapped[int] = mapped_column(BigInteger)
+    period: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    used: Mapped[int] = mapped_column(BigInteger)

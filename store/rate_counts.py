@@ -34,26 +34,26 @@ class RateCounts:
             on_postgresql = session.get_bind().dialect.name == "postgresql"
             if on_postgresql:
                 session.execute(text("SET LOCAL synchronous_commit = off"))
-            before = session.scalar(select(CountRow.count).where(CountRow.name == name, CountRow.window == window - 1))
+            before = session.scalar(select(CountRow.used).where(CountRow.name == name, CountRow.period == window - 1))
             room = limit - amount - math.floor((before or 0) * left)
             if room < 0:
                 return False
             insert = (postgresql if on_postgresql else sqlite).insert(CountRow)
-            statement = insert.values(name=name, window=window, count=amount).on_conflict_do_update(
-                index_elements=[CountRow.name, CountRow.window],
-                set_={"count": CountRow.count + amount},
-                where=CountRow.count <= literal(room),
+            statement = insert.values(name=name, period=window, used=amount).on_conflict_do_update(
+                index_elements=[CountRow.name, CountRow.period],
+                set_={"used": CountRow.used + amount},
+                where=CountRow.used <= literal(room),
             )
-            counted = session.execute(statement.returning(CountRow.count)).first() is not None
+            counted = session.execute(statement.returning(CountRow.used)).first() is not None
         self._sweep(at)
         return counted
 
     def counts(self, name: str, window_s: int) -> tuple[int, int]:
         """(the window before, this window)."""
         window = int(time.time() // window_s)
-        statement = select(CountRow.window, CountRow.count).where(CountRow.name == name, CountRow.window >= window - 1)
+        statement = select(CountRow.period, CountRow.used).where(CountRow.name == name, CountRow.period >= window - 1)
         with self.database.reading() as session:
-            found = {row.window: row.count for row in session.execute(statement)}
+            found = {row.period: row.used for row in session.execute(statement)}
         return found.get(window - 1, 0), found.get(window, 0)
 
     def forget(self, name: str) -> None:
@@ -67,4 +67,4 @@ class RateCounts:
             return
         self._swept_at = time.monotonic()
         with self.database.session() as session:
-            session.execute(delete(CountRow).where(CountRow.window < int((at - 3600) // 60)))
+            session.execute(delete(CountRow).where(CountRow.period < int((at - 3600) // 60)))

@@ -60,11 +60,11 @@ def upgrade() -> None:
     op.create_table(
         "rate_counts",
         sa.Column("name", sa.String(length=96), nullable=False),
-        sa.Column("window", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("count", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("name", "window", name=op.f("pk_rate_counts")),
+        sa.Column("period", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("used", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", "period", name=op.f("pk_rate_counts")),
     )
-    op.create_index(op.f("ix_rate_counts_window"), "rate_counts", ["window"], unique=False)
+    op.create_index(op.f("ix_rate_counts_period"), "rate_counts", ["period"], unique=False)
     for table in OWNED:
         op.add_column(table, sa.Column("key_id", sa.String(length=16), nullable=True))
         op.create_index(op.f(f"ix_{table}_key_id"), table, ["key_id"], unique=False)

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Response
 
 from app.api.access import HouseDep, needs
 from app.errors import sentence
-from app.merging_service import answer_from_registry, draft_merge, result_json
+from app.identity.caller import current
+from app.merging_service import answer_from_registry, draft_merge, result_json, target_name
 from app.presenting import job_json
 from app.problems import Refusal
 from app.schemas import MergeBody
@@ -35,6 +36,7 @@ def get_method(name: str) -> dict[str, Any]:
 @router.post("/merges", status_code=202, dependencies=[needs("merge")])
 def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bool = False) -> dict[str, Any]:
     """Queue a merge; answer at once (200) with what exists already, or with the plan if it is a dry run."""
+    current().check("merge", target_name(body.name)[0])
     draft = draft_merge(house.shelves, body)
     if dry_run:
         response.status_code = 200

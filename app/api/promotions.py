@@ -5,6 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from app.api.access import HouseDep, needs
+from app.identity.caller import current
+from app.merging_service import target_name
 from app.presenting import job_json
 from app.promotion_draft import draft_promotion
 from app.schemas_promotion import PromotionBody
@@ -15,6 +17,9 @@ router = APIRouter(prefix="/v1/promotions", tags=["merges"])
 @router.post("", status_code=202, dependencies=[needs("merge")])
 def post_promotion(house: HouseDep, response: Response, body: PromotionBody, dry_run: bool = False) -> dict[str, Any]:
     """Merge a set, compare both on prompts, move the alias if the bar is met; the job's result tells all of it."""
+    namespace, _ = target_name(body.name)
+    current().check("merge", namespace)
+    current().check("write", namespace)  # it moves an alias
     draft = draft_promotion(house, body)
     if dry_run:
         response.status_code = 200
