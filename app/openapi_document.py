@@ -73,6 +73,8 @@ def problems_of(route: APIRoute, method: str) -> list[int]:
         found.add(422)
     if method in ("POST", "PUT", "PATCH"):
         found |= {413, 507}
+    if route.path.endswith("/versions") and method == "POST":
+        found.add(415)
     if method not in ("GET", "HEAD"):
         found |= {409, 507}
     if route.path in _GENERATION:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
+from app.answer_docs import FOLLOWED
 from app.api.access import HouseDep, needs
 from app.house import House
 from app.presenting import job_json, page_json
@@ -53,7 +54,7 @@ def cancel_job(house: HouseDep, job_id: str) -> dict[str, Any]:
     return job_json(job)
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse, dependencies=[needs(None)])
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=FOLLOWED, dependencies=[needs(None)])
 async def job_events(house: HouseDep, job_id: str) -> StreamingResponse:
     """The job as it changes, as server-sent events, until it has ended."""
     first = await to_thread.run_sync(house.jobs.get, job_id)

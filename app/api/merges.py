@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from app.answer_docs import at_once
 from app.api.access import HouseDep, needs
 from app.errors import sentence
 from app.identity.caller import current
@@ -33,7 +34,9 @@ def get_method(name: str) -> dict[str, Any]:
     return {**methods()[name].describe(), "notes": notes_on(name)}
 
 
-@router.post("/merges", status_code=202, dependencies=[needs("merge")])
+@router.post(
+    "/merges", status_code=202, responses=at_once("What exists already, or a plan"), dependencies=[needs("merge")]
+)
 def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bool = False) -> dict[str, Any]:
     """Queue a merge; answer at once (200) with what exists already, or with the plan if it is a dry run."""
     current().check("merge", target_name(body.name)[0])

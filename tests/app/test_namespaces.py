@@ -127,7 +127,7 @@ def test_what_is_seen_but_not_allowed_names_scope_and_namespace(filled: Service)
         ("POST", "/v1/adapters/open/spam/versions", {"weights": "sha256:" + 64 * "0"}, "write"),
         ("POST", "/v1/merges", {"name": "open/new", "sources": sources, "method": "sum"}, "merge"),
         ("POST", "/v1/completions", {"model": "open/spam", "prompt": "a", "max_tokens": 1}, "generate"),
-        ("POST", "/v1/pool/load", {"ref": "open/spam"}, "admin"),
+        ("POST", "/v1/pool/unload", {"ref": "open/spam"}, "admin"),
     ]
     with holding(filled, {"open": ["read"], "mine": ["write", "merge", "generate", "admin"]}) as caller:
         for method, path, body, scope in asked:
