@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from app.api.access import Needs, Public
 from app.identity.caller import SCOPES, Caller, Forbidden
+from app.identity.door import PUBLIC_PATHS
 from app.main import create_app
 from app.settings import Settings
 
@@ -35,9 +36,9 @@ def test_every_route_says_exactly_once_who_may_use_it(tmp_path: Path) -> None:
     assert undeclared == []
 
 
-def test_only_the_health_pages_are_public(tmp_path: Path) -> None:
+def test_the_door_lets_by_what_is_declared_as_public_and_nothing_else(tmp_path: Path) -> None:
     public = {route.path for route in _routes(tmp_path) if isinstance(_declared(route)[0], Public)}
-    assert public == {"/healthz", "/readyz"}
+    assert public | DESCRIPTIONS == PUBLIC_PATHS
 
 
 def test_nothing_but_reading_is_allowed_by_the_scope_to_read(tmp_path: Path) -> None:

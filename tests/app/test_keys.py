@@ -199,14 +199,3 @@ def test_an_open_service_asks_for_keys_from_the_first_on(keyed: Service, tmp_pat
         with pytest.raises(Unauthorized):
             again.identify(None)
     shelves.database.close()
-
-
-def test_the_list_of_keys_has_pages(tmp_path: Path) -> None:
-    shelves = open_shelves(Settings(data_dir=tmp_path))
-    shelves.database.migrate()
-    made = [shelves.keys.create(f"key {i}", {"*": ["read"]})[0].id for i in range(5)]
-    first = shelves.keys.list(limit=3)
-    rest = shelves.keys.list(limit=3, cursor=first.next_cursor)
-    assert [key.id for key in (*first.items, *rest.items)] == made[::-1]
-    assert rest.next_cursor is None
-    shelves.database.close()
