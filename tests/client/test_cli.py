@@ -272,7 +272,7 @@ def test_a_set_is_promoted_if_it_answers_alike(shell: Shell, pushed: list[str], 
 def test_without_keys_one_is_anonymous_and_changes_are_logged(shell: Shell, pushed: list[str]) -> None:
     assert shell.json("whoami")["name"] == "anonymous"
     assert "anonymous" in shell.text("whoami")
-    latest = shell.json("audit", "--namespace", "shell", "--limit", 1)
+    latest = shell.json("audit", "--adapter", "shell/a", "--action", "version.publish", "--limit", 1)
     assert [(one["action"], one["actor"], one["address"]) for one in latest] == [
         ("version.publish", "anonymous", "127.0.0.1")
     ]

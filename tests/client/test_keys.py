@@ -82,9 +82,7 @@ def test_the_shell_manages_keys_of_a_service(root: Client) -> None:
 def test_what_makes_no_sense_is_said_in_one_sentence(tmp_path: Path) -> None:
     for words, said in (
         (("create", "x", "--grant", "team"), "is not NAMESPACE=SCOPE"),
-        (("create", "x", "--expires", "soon"), "is no time"),
         (("create", "x", "--grant", "team=fly"), "grants.team.0"),
-        (("revoke", "nosuchkey"), "There is no API key"),
     ):
         done = keys(tmp_path, *words)
         assert done.returncode != 0
@@ -95,4 +93,6 @@ def test_what_makes_no_sense_is_said_in_one_sentence(tmp_path: Path) -> None:
 def test_grants_and_times_are_read_as_written() -> None:
     assert read_grants(["a=read", "a=write", "*=merge"]) == {"a": ["read", "write"], "*": ["merge"]}
     assert read_expiry("2030-01-31") == datetime(2030, 1, 31, tzinfo=UTC)
+    with pytest.raises(ValueError, match="is no time"):
+        read_expiry("soon")
     assert timedelta(hours=11) < read_expiry("12h") - datetime.now(UTC) < timedelta(hours=13)
