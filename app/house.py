@@ -6,6 +6,7 @@ from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
 from app.exporting import Exporter
 from app.identity.keyring import Keyring
+from app.job_watch import JobWatch
 from app.jobs import JobEngine
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
@@ -30,6 +31,7 @@ class House:
     engine_jobs: EngineJobs
     prompt_log: PromptLog
     exporter: Exporter
+    job_watch: JobWatch
     keyring: Keyring
 
     @property

@@ -36,6 +36,7 @@ from app.api import (
     uploads,
     what_if,
 )
+from app.data_folder import only_service
 from app.engine_jobs import EngineJobs
 from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
@@ -45,7 +46,8 @@ from app.identity.door import Door
 from app.identity.exposure import check_exposure
 from app.identity.keyring import Keyring
 from app.identity.rates import Rates
-from app.jobs import EmbeddedJobEngine
+from app.job_watch import open_job_watch
+from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
 from app.openapi_document import DescribedApi
@@ -93,7 +95,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     stack.callback(shelves.database.close)
     settle(shelves)
     # The worker imports torch meanwhile, in a process of its own.
-    job_engine = EmbeddedJobEngine(settings.environment())
+    job_engine = open_job_engine(settings)
     job_engine.start()
     stack.callback(job_engine.close)
     base, engine = open_engine(shelves)
@@ -103,6 +105,9 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     engine_jobs = EngineJobs(shelves, engine, job_engine)
     engine_jobs.start()
     stack.callback(engine_jobs.close)
+    job_watch = open_job_watch(shelves)
+    job_watch.start()
+    stack.callback(job_watch.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
     return House(
         shelves,
@@ -114,6 +119,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         engine_jobs,
         PromptLog(settings.logged_prompts),
         Exporter(shelves),
+        job_watch,
         Keyring(shelves.keys, settings, Rates(shared_counts(shelves))),
     )
 
@@ -126,7 +132,7 @@ def shared_counts(shelves: Shelves) -> RateCounts | None:
 def settle(shelves: Shelves) -> None:
     """Bring the tables to date, and remove what crashes and refused uploads left behind."""
     settings = shelves.settings
-    shelves.database.migrate()
+    shelves.database.migrate(allow_newer=settings.allow_newer_schema)
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s)
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
     if staged or orphans:
@@ -138,21 +144,23 @@ def serve(settings: Settings) -> None:
 
     Raises:
         RemoteRefused: the host is beyond loopback, and nothing would be asked of whoever comes.
+        DataFolderInUse: another service has this data folder, with SQLite in it.
     """
     check_exposure(settings)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     spool_in(settings.spool_dir)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=5,
-        server_header=False,
-    )
+    with only_service(settings):
+        uvicorn.run(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            access_log=settings.log_level == "debug",
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
 
 
 def spool_in(folder: Path) -> None:
