@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from alembic import context
 
-from store.models import Model, UtcDateTime, is_on
+from store.key_models import Model  # the tables of store.models, and its own
+from store.models import UtcDateTime, is_on
 
 
 def plain_type(kind: str, item: Any, autogen: Any) -> str | Literal[False]:

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from app.cli_audit import audit
 from app.cli_context import Connection
 from app.cli_explore import lineage, nearest, verify, what_if
 from app.cli_exports import compatibility, export
 from app.cli_generate import generate, score
 from app.cli_jobs import job
+from app.cli_keys import keys, whoami
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
 from app.cli_output import error_sentence, fail
@@ -49,10 +51,13 @@ for verb in (
     alias,
     tag,
     rm,
+    whoami,
+    audit,
 ):
     cli.command()(verb)
 cli.command("what-if")(what_if)
 cli.add_typer(pool, name="pool")
+cli.add_typer(keys, name="keys")
 cli.add_typer(job, name="job")
 
 

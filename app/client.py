@@ -6,7 +6,8 @@
         for piece in spolia.generate("Is this spam?", model=job["result"]["ref"]):
             print(piece, end="")
 
-The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. Answers are the API's JSON as dicts.
+The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. A service that asks for keys gets the
+argument `api_key`, else SPOLIA_API_KEY. Answers are the API's JSON as dicts.
 Every refusal is a SpoliaError whose text is one clear sentence.
 """
 
@@ -33,6 +34,7 @@ from app.client_inputs import (
     version_path,
 )
 from app.client_jobs import JobVerbs
+from app.client_keys import KeyVerbs
 from app.client_pool import PoolVerbs
 from app.recipe_file import read_recipe
 
@@ -42,7 +44,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 STREAMED_FROM_BYTES = 8 * 1024 * 1024
 
 
-class Client(GenerationVerbs, PoolVerbs, JobVerbs):
+class Client(GenerationVerbs, PoolVerbs, JobVerbs, KeyVerbs):
     """One service. Use it as a context manager, or close it."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:

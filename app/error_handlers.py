@@ -6,9 +6,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 
 from app.complaints import invalid_request
 from app.errors import BROKEN, DISK_FULL, ROOTS, describe, is_disk_full, sentence
@@ -28,7 +30,9 @@ async def on_known(request: Request, error: Exception) -> Response:
         log.warning("%s %s: %s", request.method, request.url.path, error)
     elif status >= 500 and status != 504:  # a deadline was the client's own
         log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
-    headers = {"retry-after": str(extras.get("retry_after_s", 1))} if status in (429, 503) else None
+    headers = {"retry-after": str(extras.get("retry_after_s", 1))} if status in (429, 503) else {}
+    if isinstance(error, Refusal):
+        headers |= error.headers
     return respond(request, status, slug, detail, extras, headers)
 
 
@@ -53,7 +57,19 @@ async def on_http(request: Request, error: Exception) -> Response:
     if error.detail == UNPARSED:
         return respond(request, 422, "invalid-request", "The body is not JSON that can be parsed.")
     detail = details.get(error.status_code, sentence(str(error.detail)))
-    return problem_response(error.status_code, slug_of(error.status_code), detail, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers = {"allow": ", ".join(methods_at(request))}
+    return problem_response(error.status_code, slug_of(error.status_code), detail, headers=headers)
+
+
+def methods_at(request: Request) -> list[str]:
+    """Every method that this address takes; the framework names those of one route only."""
+    found: set[str] = set()
+    for context in iter_route_contexts(request.app.routes):
+        if isinstance(context.route, Route) and context.route.matches(request.scope)[0] is not Match.NONE:
+            found |= context.route.methods or set()
+    return sorted(found)
 
 
 async def on_storage(request: Request, error: Exception) -> Response:

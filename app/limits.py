@@ -9,6 +9,7 @@ import re
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems import problem_response
@@ -62,7 +63,8 @@ class BodyLimits:
         limit = self.limit(scope, headers)
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
-            await _refuse(limit, scope, receive, send)
+            response = problem_response(413, "body-too-large", too_large(limit), {"limit_bytes": limit})
+            await answer_unread(response, receive, send)
             return
         seen = 0
 
@@ -78,14 +80,13 @@ class BodyLimits:
         await self.app(scope, counted, send)
 
 
-async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 413 at once, then read a little on.
+async def answer_unread(response: Response, receive: Receive, send: Send) -> None:
+    """Answer before the body was read, then read a little on and close.
 
     A socket closed on unread data resets the connection, and some clients then lose the answer.
     """
-    detail = too_large(limit)
-    response = problem_response(413, "body-too-large", detail, {"limit_bytes": limit}, headers={"connection": "close"})
-    await send({"type": "http.response.start", "status": 413, "headers": response.raw_headers})
+    response.headers["connection"] = "close"
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
     await _linger(receive)
     await send({"type": "http.response.body", "body": b"", "more_body": False})

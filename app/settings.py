@@ -30,8 +30,24 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; loopback only, unless allow_remote.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
     allow_remote: bool = Field(
-        False, description="Listen beyond loopback although there are no API keys yet: anyone may use it."
+        False,
+        description="Listen beyond loopback although no API key is needed: anyone who gets there may do anything.",
     )
+
+    require_keys: bool = Field(
+        False, description="Ask every request for an API key, also before the first was made; from then on always."
+    )
+    key_cache_s: float = Field(
+        2.0, ge=0, description="Seconds in which a key is not looked up again: how long one revoked elsewhere goes on."
+    )
+    key_stored_bytes: int = Field(0, ge=0, description="Bytes that a key may store; here and below, 0 is no limit.")
+    key_adapters: int = Field(0, ge=0, description="Adapters that a key may make.")
+    key_jobs: int = Field(0, ge=0, description="Jobs of a key that may be queued or running at once.")
+    key_requests_per_minute: int = Field(0, ge=0, description="Requests of a key in any 60 seconds.")
+    key_tokens_per_minute: int = Field(
+        0, ge=0, description="Tokens of a key in any 60 seconds, prompts and answers of generation together."
+    )
+
     log_level: str = Field("info", description="Level of the log on stderr: debug, info, warning, error.")
 
     database_url: SecretStr | None = Field(
@@ -224,7 +240,12 @@ class Settings(BaseSettings):
         """The SQLAlchemy URL in use."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.data_dir.absolute() / 'spolia.db'}"
+        return f"sqlite:///{self.database_file}"
+
+    @property
+    def database_file(self) -> Path:
+        """Where SQLite's database lies, if no other was named."""
+        return self.data_dir.absolute() / "spolia.db"
 
     @property
     def blobs_dir(self) -> Path:

@@ -14,10 +14,13 @@ from deltas.header import Limits
 from deltas.tokenizer import Tokenizer
 from merging.file_cache import FileCache
 from serving.errors import AdapterGone
+from store.actor import SERVICE, acting
+from store.audit import AuditLog
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference
 from store.jobs import JobTable
+from store.keys import KeyTable
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
 from store.sketches import SketchTable
@@ -33,6 +36,8 @@ class Shelves:
     registry: Registry
     jobs: JobTable
     sketches: SketchTable
+    keys: KeyTable
+    audit: AuditLog
 
     @property
     def limits(self) -> Limits:
@@ -79,7 +84,8 @@ class Shelves:
         @lru_cache(maxsize=self.settings.kept_headers)
         def load(digest: str) -> Adapter:
             try:
-                return self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
+                with acting(SERVICE):  # whoever chose the digest was asked then whether they may
+                    return self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
             except UnknownReference as error:
                 raise AdapterGone(digest) from error
 
@@ -102,4 +108,13 @@ def open_shelves(settings: Settings) -> Shelves:
     database = open_database(settings)
     blobs = LocalBlobs(settings.blobs_dir)
     jobs = open_jobs(settings, database)
-    return Shelves(settings, database, blobs, Registry(database, blobs), jobs, SketchTable(database))
+    return Shelves(
+        settings,
+        database,
+        blobs,
+        Registry(database, blobs),
+        jobs,
+        SketchTable(database),
+        KeyTable(database),
+        AuditLog(database),
+    )

@@ -14,6 +14,9 @@ StoreError
 ├── MissingBlob          bytes that were never stored, or were removed since
 ├── DigestMismatch       the bytes are not those that were announced
 ├── VersionInUse         a version that something still needs
+├── UnknownKey           no API key has this id
+├── QuotaExceeded        a key has used up what it may keep
+│   └── JobQuotaExceeded a key has too many jobs under way
 ├── StorageFull          no space is left for blobs or rows
 ├── StorageBusy          the database stayed locked for longer than the time allowed
 │   └── LostRace         another writer got in the way; the same call, made again, may go through
@@ -184,6 +187,29 @@ class VersionInUse(StoreError):
         self.reference = reference
         self.reasons = list(reasons)
         super().__init__(f"{reference} is still needed: {'; '.join(self.reasons)}. Use force to delete it anyway.")
+
+
+class UnknownKey(StoreError):
+    """No API key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        self.key_id = key_id
+        super().__init__(f"There is no API key with id {shown(key_id)}.")
+
+
+class QuotaExceeded(StoreError):
+    """A key's quota is used up: ``used`` of ``limit`` ``what`` ("bytes", "adapters", "running jobs") are taken."""
+
+    def __init__(self, what: str, limit: int, used: int, added: int) -> None:
+        self.what = what
+        self.limit = limit
+        self.used = used
+        self.added = added
+        super().__init__(f"This key may have {limit} {what} and has {used}; {added} more would be too many.")
+
+
+class JobQuotaExceeded(QuotaExceeded):
+    """Too many jobs of a key are queued or running; it passes when one of them ends."""
 
 
 class StorageFull(StoreError):

@@ -42,6 +42,7 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     heartbeat_at: datetime | None
+    key_id: str | None
 
     @property
     def finished(self) -> bool:
@@ -85,6 +86,7 @@ def job_record(row: JobRow) -> Job:
         started_at=row.started_at,
         finished_at=row.finished_at,
         heartbeat_at=row.heartbeat_at,
+        key_id=row.key_id,
     )
 
 

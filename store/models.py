@@ -8,6 +8,8 @@ recipes ── versions                                           ├─ version
                                                               ├─ sketches
 jobs ── job_log                                               └─ lineage ── versions (the parent)
 idempotency_keys
+
+Keys, the audit log and rate counts are in store.key_models.
 """
 
 from collections.abc import Callable
@@ -99,7 +101,7 @@ class AdapterRow(Model):
     ``latest_number`` is the highest that still exists, None when every version was deleted."""
 
     __tablename__ = "adapters"
-    __table_args__ = (UniqueConstraint("namespace", "name"), Index(None, "name"))
+    __table_args__ = (UniqueConstraint("namespace", "name"), Index(None, "name"), Index(None, "key_id"))
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
     namespace: Mapped[str] = mapped_column(String(96))
@@ -107,6 +109,7 @@ class AdapterRow(Model):
     created_at: Mapped[datetime]
     last_number: Mapped[int] = mapped_column(default=0)
     latest_number: Mapped[int | None]
+    key_id: Mapped[str | None] = mapped_column(String(16))  # who made the name; quotas count by it
 
     tags: Mapped[list["TagRow"]] = relationship(order_by="TagRow.tag", cascade="all, delete-orphan")
     aliases: Mapped[list["AliasRow"]] = relationship(order_by="AliasRow.alias", viewonly=True)
@@ -160,7 +163,10 @@ class VersionRow(Model):
         Index(None, "base_model"),
         Index(None, "digest"),
         Index(None, "recipe_digest"),
-        Index("ix_versions_refused", "judged", sqlite_where=text("servable = 0"), postgresql_where=text("NOT servable")),
+        Index(None, "key_id"),
+        Index(
+            "ix_versions_refused", "judged", sqlite_where=text("servable = 0"), postgresql_where=text("NOT servable")
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
@@ -196,6 +202,7 @@ class VersionRow(Model):
     recipe_digest: Mapped[str | None] = mapped_column(ForeignKey("recipes.digest"))
     # The first origins, found once: walking up to them at each reading would cost more with every generation.
     leaves: Mapped[list[Any] | None] = mapped_column(OptionalJson)
+    key_id: Mapped[str | None] = mapped_column(String(16))  # who published it; quotas count by it
     # Large and rarely asked for: loaded only by name.
     report: Mapped[JsonDict | None] = mapped_column(OptionalJson, deferred=True)
 
@@ -297,6 +304,7 @@ class JobRow(Model):
     __table_args__ = (
         Index(None, "state", "created_at", "id"),
         Index(None, "created_at", "id"),
+        Index(None, "key_id"),
         Index(
             "uq_jobs_dedupe_key_active",
             "dedupe_key",
@@ -324,6 +332,7 @@ class JobRow(Model):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
+    key_id: Mapped[str | None] = mapped_column(String(16))  # whose job it is
     priority: Mapped[int] = mapped_column(server_default="0", default=0)
     worker: Mapped[str | None] = mapped_column(String(255))
     leased_until: Mapped[datetime | None]

@@ -8,9 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 from ulid import ULID
 
-from store.actor import current_actor
+from store.actor import current_actor, seen
+from store.audit import note
 from store.blobs import Blobs
 from store.database import Database, retried
 from store.errors import VersionInUse
@@ -28,6 +30,7 @@ from store.models import (
     now,
 )
 from store.publishing import add_version
+from store.quotas import check_publish
 from store.records import (
     AdapterEntry,
     Base,
@@ -60,7 +63,8 @@ class Registry:
     def publish(self, namespace: str, name: str, new: NewVersion) -> tuple[Version, bool]:
         """Add a version and return it with True; or the version of this adapter with the same bytes, with False.
 
-        Raises InvalidName, MissingBlob, UnknownParent, StorageFull, StorageBusy; then nothing has changed.
+        Raises InvalidName, MissingBlob, UnknownParent, QuotaExceeded, StorageFull, StorageBusy; then nothing has
+        changed.
         """
         validate_name(namespace, "namespace")
         validate_name(name)
@@ -70,6 +74,7 @@ class Registry:
         digest = version_digest(new)
         with self.database.session() as session:
             adapter = find_adapter(session, namespace, name)
+            fresh = adapter is None or adapter.latest_number is None
             if adapter is None:
                 adapter = AdapterRow(id=str(ULID()), namespace=namespace, name=name, created_at=now(), last_number=0)
                 session.add(adapter)
@@ -77,11 +82,24 @@ class Registry:
             existing = session.scalar(same)
             if existing is not None:
                 return read_version(session, existing), False
+            size = sum(self.blobs.size(digest) for digest, _ in new.files.values())
+            check_publish(session, size, new_adapter=fresh)
+            if fresh:
+                adapter.key_id = current_actor().key_id
             adapter.last_number += 1
             adapter.latest_number = adapter.last_number
             present = {tag.tag for tag in adapter.tags}
             adapter.tags.extend(TagRow(tag=tag) for tag in dict.fromkeys(tags) if tag not in present)
             row = add_version(session, self.blobs, adapter, new)
+            row.key_id = current_actor().key_id
+            published = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "origin": row.origin}
+            note(
+                session,
+                "version.publish",
+                f"{namespace}/{name}@{row.number}",
+                adapter=(namespace, name),
+                after=published,
+            )
             shelve(session, adapter, indexed=self.database.is_postgresql)
             return read_version(session, row.id), True
 
@@ -142,7 +160,17 @@ class Registry:
         validate_alias(alias)
         with self.database.session() as session:
             row = version_row(session, Reference(namespace, name, version=version), lock=True)
+            before = _pointed_to(session, row.adapter_id, alias)
             session.merge(AliasRow(adapter_id=row.adapter_id, alias=alias, version_id=row.id, updated_at=now()))
+            after = {"version": row.number}
+            note(
+                session,
+                "alias.set",
+                f"{namespace}/{name}:{alias}",
+                adapter=(namespace, name),
+                before=before,
+                after=after,
+            )
             return read_version(session, row.id)
 
     @retried
@@ -151,6 +179,8 @@ class Registry:
         with self.database.session() as session:
             row = version_row(session, Reference(namespace, name, alias=alias), lock=True)
             session.execute(delete(AliasRow).where(AliasRow.adapter_id == row.adapter_id, AliasRow.alias == alias))
+            before = {"version": row.number}
+            note(session, "alias.delete", f"{namespace}/{name}:{alias}", adapter=(namespace, name), before=before)
 
     @retried
     def set_tags(self, namespace: str, name: str, tags: Sequence[str]) -> tuple[str, ...]:
@@ -160,6 +190,8 @@ class Registry:
             adapter = adapter_row(session, namespace, name, lock=True)
             kept = {tag.tag: tag for tag in adapter.tags}
             adapter.tags = [kept.get(tag) or TagRow(tag=tag) for tag in wanted]
+            before, after = {"tags": sorted(kept)}, {"tags": wanted}
+            note(session, "tags.set", f"{namespace}/{name}", adapter=(namespace, name), before=before, after=after)
             shelve(session, adapter, indexed=self.database.is_postgresql)
         return tuple(wanted)
 
@@ -181,6 +213,8 @@ class Registry:
             if reasons and not force:
                 raise VersionInUse(f"{namespace}/{name}@{number}", reasons)
             digests = {file.digest for file in row.files}
+            gone = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "forced": bool(reasons)}
+            note(session, "version.delete", f"{namespace}/{name}@{number}", adapter=(namespace, name), before=gone)
             session.execute(delete(AliasRow).where(AliasRow.version_id == row.id))
             session.execute(update(LineageRow).where(LineageRow.parent_id == row.id).values(parent_id=None))
             adapter = row.adapter
@@ -201,8 +235,9 @@ class Registry:
     def find_by_recipe(
         self, recipe_digest: str, namespace: str | None = None, name: str | None = None
     ) -> Version | None:
-        """The first version made by this recipe, anywhere or under one namespace or name only."""
-        statement = select(VersionRow).join(VersionRow.adapter).where(VersionRow.recipe_digest == recipe_digest)
+        """The first version made by this recipe that is seen, anywhere or under one namespace or name only."""
+        statement = select(VersionRow).join(VersionRow.adapter)
+        statement = statement.where(VersionRow.recipe_digest == recipe_digest, seen(AdapterRow.namespace))
         if namespace is not None:
             statement = statement.where(AdapterRow.namespace == namespace)
         if name is not None:
@@ -268,3 +303,9 @@ class Registry:
             own_blobs(session, digests)
             needed = set(session.scalars(select(VersionFileRow.digest).where(VersionFileRow.digest.in_(digests))))
             return sum(self.blobs.remove(digest) for digest in digests if digest not in needed)
+
+
+def _pointed_to(session: Session, adapter_id: str, alias: str) -> dict[str, Any] | None:
+    statement = select(VersionRow.number).join(AliasRow, AliasRow.version_id == VersionRow.id)
+    number = session.scalar(statement.where(AliasRow.adapter_id == adapter_id, AliasRow.alias == alias))
+    return None if number is None else {"version": number}

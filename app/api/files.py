@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from fastapi.responses import FileResponse, Response
 
+from app.answer_docs import FILE
 from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.problems import Refusal, problem_response
@@ -18,7 +19,10 @@ _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
 @router.get(
-    "/{namespace}/{name}/versions/{version}/files/{filename}", response_class=FileResponse, dependencies=[needs("read")]
+    "/{namespace}/{name}/versions/{version}/files/{filename}",
+    response_class=FileResponse,
+    responses=FILE,
+    dependencies=[needs("read")],
 )
 @router.head(
     "/{namespace}/{name}/versions/{version}/files/{filename}", include_in_schema=False, dependencies=[needs("read")]

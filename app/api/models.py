@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from app.api.access import HouseDep, needs
 from app.generation import model_version
 from app.house import House
+from app.identity.caller import current
 from store.records import AdapterEntry, Version
 
 router = APIRouter(prefix="/v1/models", tags=["generation"])
@@ -21,7 +22,11 @@ def list_models(house: HouseDep) -> dict[str, Any]:
     cursor: str | None = None
     while len(models) < house.settings.max_models:
         page = house.registry.list_adapters(base_model=house.base.name, limit=_PAGE, cursor=cursor)
-        models += [_adapter_json(entry) for entry in page.items if entry.latest.servable]
+        models += [
+            _adapter_json(entry)
+            for entry in page.items
+            if entry.latest.servable and current().may("generate", entry.namespace)
+        ]
         cursor = page.next_cursor
         if cursor is None:
             break

@@ -6,6 +6,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
+from app.answer_docs import NOT_HERE, at_once
 from app.api.access import HouseDep, needs
 from app.api.idempotent import IdempotentRoute
 from app.house import House
@@ -54,7 +55,12 @@ _BODY = {
 }
 
 
-@router.put("/v1/uploads/{digest}", status_code=201, dependencies=[needs("write")])
+@router.put(
+    "/v1/uploads/{digest}",
+    status_code=201,
+    responses=at_once("These bytes were here already"),
+    dependencies=[needs("write")],
+)
 async def put_upload(house: HouseDep, request: Request, digest: Hex) -> JSONResponse:
     """Store a weights file under its digest; what arrives is hashed, and kept only if it is what was announced."""
     with house.shelves.blobs.stage() as staging:
@@ -65,7 +71,7 @@ async def put_upload(house: HouseDep, request: Request, digest: Hex) -> JSONResp
     return JSONResponse({"digest": f"sha256:{digest}", "size_bytes": size}, 200 if known else 201)
 
 
-@router.head("/v1/uploads/{digest}", dependencies=[needs("write")])
+@router.head("/v1/uploads/{digest}", responses=NOT_HERE, dependencies=[needs("write")])
 def head_upload(house: HouseDep, digest: Hex) -> Response:
     """Whether these bytes are here already, so that they need not be sent."""
     if not house.shelves.blobs.exists(digest):
@@ -74,7 +80,11 @@ def head_upload(house: HouseDep, digest: Hex) -> Response:
 
 
 @router.post(
-    "/v1/adapters/{namespace}/{name}/versions", status_code=201, openapi_extra=_BODY, dependencies=[needs("write")]
+    "/v1/adapters/{namespace}/{name}/versions",
+    status_code=201,
+    responses=at_once("The same bytes, and the version that is there"),
+    openapi_extra=_BODY,
+    dependencies=[needs("write")],
 )
 async def post_version(house: HouseDep, request: Request, namespace: str, name: str) -> JSONResponse:
     """Publish a version. The same bytes again: 200 and the version that is there."""

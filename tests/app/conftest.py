@@ -1,8 +1,9 @@
-"""One real service for all tests of this folder: uvicorn in a thread, real store, worker and base model."""
+"""Real services for all tests of this folder: uvicorn in a thread, real store, worker and base model."""
 
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -11,9 +12,27 @@ import uvicorn
 
 from app.main import create_app
 from app.settings import Settings
+from app.shelves import open_shelves
 from tests.app.service import Service
 
 MIB = 1 << 20
+
+
+@contextmanager
+def running(settings: Settings, **headers: str) -> Iterator[Service]:
+    """A service in a thread of this process, and a client that sends these headers."""
+    app = create_app(settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the service did not start"
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as http:
+        yield Service(app.state.house, http, port)
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture(scope="session")
@@ -33,18 +52,20 @@ def service(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         max_sources=8,
         logged_prompts=4,
     )
-    app = create_app(settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the service did not start"
-        time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
-        yield Service(app.state.house, http, port)
-    server.should_exit = True
-    thread.join()
+    with running(settings) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def keyed(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that asks for keys; its client has one that may do everything."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("keyed"), threads=1, merge_workers=1, require_keys=True)
+    shelves = open_shelves(settings)
+    shelves.database.migrate()
+    _, key = shelves.keys.create("root", {"*": ["admin"]})
+    shelves.database.close()
+    with running(settings, authorization=f"Bearer {key}") as service:
+        yield service
 
 
 @pytest.fixture(scope="session")

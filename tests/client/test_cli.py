@@ -281,3 +281,13 @@ def test_a_set_is_promoted_if_it_answers_alike(shell: Shell, pushed: list[str], 
     status, sentence = shell.failure(*words)
     assert status == 2
     assert "--agreement" in sentence
+
+
+def test_without_keys_one_is_anonymous_and_changes_are_logged(shell: Shell, pushed: list[str]) -> None:
+    assert shell.json("whoami")["name"] == "anonymous"
+    assert "anonymous" in shell.text("whoami")
+    latest = shell.json("audit", "--adapter", "shell/a", "--action", "version.publish", "--limit", 1)
+    assert [(one["action"], one["actor"], one["address"]) for one in latest] == [
+        ("version.publish", "anonymous", "127.0.0.1")
+    ]
+    assert "version.publish" in shell.text("audit", "--namespace", "shell", "--action", "version.publish")
