@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from alembic import context
 
-from store.models import Model, UtcDateTime, is_on
+from store.hub_models import Model
+from store.models import UtcDateTime, is_on
 
 
 def plain_type(kind: str, item: Any, autogen: Any) -> str | Literal[False]:

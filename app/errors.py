@@ -71,6 +71,8 @@ TABLE: dict[type[Exception], Row] = {
     store.MissingBlob: (422, "missing-blob"),
     store.DigestMismatch: (422, "digest-mismatch"),
     store.VersionInUse: (409, "version-in-use"),
+    store.UnknownTransfer: (404, "unknown-transfer"),
+    store.RepositoryMoved: (409, "repository-moved"),
     store.StorageFull: (507, "storage-full"),
     store.StorageBusy: (503, "storage-busy"),
     store.LostRace: (503, "storage-busy"),

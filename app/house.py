@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
 from app.exporting import Exporter
+from app.hub.trees import Trees
 from app.job_watch import JobWatch
 from app.jobs import JobEngine
 from app.prompt_log import PromptLog
@@ -31,6 +32,7 @@ class House:
     prompt_log: PromptLog
     exporter: Exporter
     job_watch: JobWatch
+    trees: Trees
 
     @property
     def settings(self) -> Settings:

@@ -24,7 +24,15 @@ from app.api import (
     exports,
     files,
     health,
+    hub_commits,
+    hub_files,
+    hub_models,
+    hub_objects,
+    hub_repos,
+    hub_xet,
     jobs,
+    lora_names,
+    lorax,
     merges,
     models,
     nearest,
@@ -41,6 +49,7 @@ from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.exporting import Exporter
 from app.house import House
+from app.hub.trees import Trees
 from app.identity.door import Door
 from app.job_watch import open_job_watch
 from app.jobs import open_job_engine
@@ -58,6 +67,7 @@ log = logging.getLogger("spolia")
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
     nearest, jobs, pool, promotions,
+    lorax, lora_names, hub_repos, hub_commits, hub_objects, hub_xet, hub_models, hub_files,
 )  # fmt: skip
 
 
@@ -127,6 +137,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         PromptLog(settings.logged_prompts),
         Exporter(shelves),
         job_watch,
+        Trees(shelves.blobs, settings),
     )
 
 

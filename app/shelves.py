@@ -17,7 +17,11 @@ from serving.errors import AdapterGone
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference
+from store.hub import HubTable
+from store.hub_listing import HubListing
+from store.hub_uploads import HubUploads
 from store.jobs import JobTable
+from store.model_names import ModelNames
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
 from store.sketches import SketchTable
@@ -33,6 +37,10 @@ class Shelves:
     registry: Registry
     jobs: JobTable
     sketches: SketchTable
+    hub: HubTable
+    hub_listing: HubListing
+    hub_uploads: HubUploads
+    model_names: ModelNames
 
     @property
     def limits(self) -> Limits:
@@ -101,5 +109,15 @@ def open_shelves(settings: Settings) -> Shelves:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = open_database(settings)
     blobs = LocalBlobs(settings.blobs_dir)
-    jobs = open_jobs(settings, database)
-    return Shelves(settings, database, blobs, Registry(database, blobs), jobs, SketchTable(database))
+    return Shelves(
+        settings,
+        database,
+        blobs,
+        Registry(database, blobs),
+        open_jobs(settings, database),
+        SketchTable(database),
+        HubTable(database, blobs),
+        HubListing(database),
+        HubUploads(database, blobs),
+        ModelNames(database),
+    )
