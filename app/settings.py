@@ -87,6 +87,16 @@ class Settings(BaseSettings):
     max_models: int = Field(1000, ge=1, description="Most entries of /v1/models; adapters beyond are served unlisted.")
     max_page: int = Field(200, ge=1, description="Most items on one page of a list.")
 
+    hub_inline_bytes: int = Field(
+        4 * MIB,
+        ge=0,
+        description="Hub protocol: files up to this size come inside a commit; larger ones, and all weights, ahead of"
+        " it.",
+    )
+    hub_part_bytes: int = Field(
+        256 * MIB, ge=1, description="Hub protocol: larger LFS objects are sent in parts of this size."
+    )
+
     merge_cache_bytes: int = Field(
         GIB,
         ge=0,
@@ -169,6 +179,13 @@ class Settings(BaseSettings):
         description="Who runs jobs: one worker process beside the service, or any number of `spolia worker` on any"
         " machines, which needs PostgreSQL.",
     )
+
+    lora_path_folder: Path | None = Field(
+        None,
+        description="Folder in which /v1/load_lora_adapter may find adapters by path; they are uploaded as local/NAME."
+        " Default: it takes references alone.",
+    )
+
     max_interruptions: int = Field(
         10, ge=1, description="A job whose worker died this often is failed, not started again."
     )
