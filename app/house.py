@@ -7,6 +7,7 @@ from app.exploring import Explorer
 from app.exporting import Exporter
 from app.job_watch import JobWatch
 from app.jobs import JobEngine
+from app.predictor import Predictor
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
@@ -31,6 +32,7 @@ class House:
     prompt_log: PromptLog
     exporter: Exporter
     job_watch: JobWatch
+    predictor: Predictor
 
     @property
     def settings(self) -> Settings:

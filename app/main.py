@@ -18,9 +18,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from app.api import (
     adapters,
+    bases,
     chat,
     compare,
     completions,
+    consent,
+    distillations,
     exports,
     files,
     health,
@@ -30,6 +33,7 @@ from app.api import (
     nearest,
     online,
     pool,
+    predictions,
     promotions,
     provenance,
     uploads,
@@ -47,17 +51,19 @@ from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
 from app.opening import open_engine
+from app.predictor import Predictor
 from app.problems import Problem
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
+from app.vision import register_made
 
 log = logging.getLogger("spolia")
 
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
-    nearest, jobs, pool, promotions,
+    nearest, jobs, pool, promotions, bases, consent, distillations, predictions,
 )  # fmt: skip
 
 
@@ -105,6 +111,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_engine = open_job_engine(settings)
     job_engine.start()
     stack.callback(job_engine.close)
+    register_made(shelves)
     base, engine = open_engine(shelves)
     stack.callback(engine.close)
     if served := judge_refused(shelves):
@@ -115,6 +122,8 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_watch = open_job_watch(shelves)
     job_watch.start()
     stack.callback(job_watch.close)
+    predictor = Predictor(shelves)
+    stack.callback(predictor.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
     return House(
         shelves,
@@ -127,6 +136,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         PromptLog(settings.logged_prompts),
         Exporter(shelves),
         job_watch,
+        predictor,
     )
 
 

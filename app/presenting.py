@@ -26,7 +26,7 @@ def version_json(version: Version) -> Json:
         "name": version.name,
         "version": version.number,
         "digest": f"sha256:{version.digest}",
-        "created_at": _time(version.created_at),
+        "created_at": moment_json(version.created_at),
         "origin": version.origin,
         "family": version.family,
         "base_model": {
@@ -51,6 +51,8 @@ def version_json(version: Version) -> Json:
         "aliases": list(version.aliases),
         "mergeable": version.mergeable,
         "servable": version.servable and version.base_known,
+        "predictable": version.predictable and version.base_known,
+        "head": version.head,
         "notes": notes,
         "sources": [{"ref": source.ref, "weight": source.weight} for source in version.sources],
         "leaves": [leaf_json(leaf) for leaf in version.leaves],
@@ -99,7 +101,7 @@ def adapter_json(entry: AdapterEntry) -> Json:
     return {
         "namespace": entry.namespace,
         "name": entry.name,
-        "created_at": _time(entry.created_at),
+        "created_at": moment_json(entry.created_at),
         "versions": entry.versions,
         "aliases": entry.aliases,
         "tags": list(entry.tags),
@@ -113,15 +115,15 @@ def job_json(job: Job) -> Json:
         "id": job.id,
         "kind": job.kind,
         "state": job.state,
-        "progress": {"done": job.done, "total": job.total},
+        "progress": {"done": job.done, "total": job.total, **(job.detail or {})},
         "priority": job.priority,
         "attempts": job.attempts,
         "causes": [{"status": 500, **cause} for cause in job.causes],
         "worker": job.worker,
         "cancel_requested": job.cancel_requested,
-        "created_at": _time(job.created_at),
-        "started_at": job.started_at and _time(job.started_at),
-        "finished_at": job.finished_at and _time(job.finished_at),
+        "created_at": moment_json(job.created_at),
+        "started_at": job.started_at and moment_json(job.started_at),
+        "finished_at": job.finished_at and moment_json(job.finished_at),
         "cached": job.cached,
         "result": job.result,
         "error": job.error and {"status": 500, **job.error},
@@ -132,7 +134,7 @@ def line_json(line: LogLine) -> Json:
     """One line of a job's log."""
     return {
         "number": line.number,
-        "at": _time(line.at),
+        "at": moment_json(line.at),
         "attempt": line.attempt,
         "level": line.level,
         "text": line.text,
@@ -144,5 +146,6 @@ def page_json(items: list[Json], next_cursor: str | None) -> Json:
     return {"items": items, "next_cursor": next_cursor}
 
 
-def _time(moment: datetime) -> str:
+def moment_json(moment: datetime) -> str:
+    """A UTC time as JSON has it."""
     return moment.isoformat().replace("+00:00", "Z")

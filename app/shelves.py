@@ -19,6 +19,7 @@ from store.database import Database
 from store.errors import UnknownReference
 from store.jobs import JobTable
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
+from store.recycling import RecyclingTable
 from store.registry import Registry
 from store.sketches import SketchTable
 
@@ -33,6 +34,7 @@ class Shelves:
     registry: Registry
     jobs: JobTable
     sketches: SketchTable
+    recycling: RecyclingTable
 
     @property
     def limits(self) -> Limits:
@@ -102,4 +104,6 @@ def open_shelves(settings: Settings) -> Shelves:
     database = open_database(settings)
     blobs = LocalBlobs(settings.blobs_dir)
     jobs = open_jobs(settings, database)
-    return Shelves(settings, database, blobs, Registry(database, blobs), jobs, SketchTable(database))
+    registry = Registry(database, blobs)
+    recycling = RecyclingTable(database, registry)
+    return Shelves(settings, database, blobs, registry, jobs, SketchTable(database), recycling)
