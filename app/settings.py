@@ -132,7 +132,7 @@ class Settings(BaseSettings):
     prediction_precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Of few-shot predictions; auto: bfloat16 where the processor multiplies it in hardware (three times"
-        " as fast; see docs/recycle.md for what it costs), else float32.",
+        " as fast; see docs/few-shot.md for what it costs), else float32.",
     )
     max_prediction_bytes: int = Field(64 * MIB, ge=1, description="Largest body of a prediction, images included.")
     max_prediction_images: int = Field(1024, ge=2, description="Most images of one prediction, support and queries.")
