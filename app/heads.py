@@ -8,7 +8,7 @@ from app.problems import Refusal
 from app.shelves import Shelves
 from deltas.adapter import Adapter
 from deltas.header import read_header
-from merging.recycle.head import built_in_head, class_names, head_bytes, read_head
+from merging.recycle.head import built_in_head, class_names, head_bytes, read_head_file
 from store.records import HEAD_FILE, Version
 
 
@@ -32,13 +32,14 @@ def checked_head(
     """
     if data is None and not classes:
         return None
+    widths = () if match.width is None else (match.width, 2 * match.width)
     if data is None:
-        head, named = built_in_head(ref, adapter, match.name or "", match.width), tuple[str, ...]()
+        head, named = built_in_head(ref, adapter, match.name, widths), tuple[str, ...]()
     else:
         with shelves.blobs.stage() as staging:
             staging.write(data)
             read_header(staging.path, shelves.limits)
-            head, named = read_head(ref, staging.path, match.name, match.width)
+            head, named = read_head_file(ref, staging.path, match.name, widths)
     if classes:
         named = class_names(ref, classes, len(head.weight))
     if classes or data is None:

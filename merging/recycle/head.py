@@ -49,7 +49,7 @@ def built_in_shape(adapter: Adapter) -> tuple[int, int] | None:
     return (named[0][0], named[0][1]) if len(named) == 1 and len(named[0]) == 2 and named[0][0] > 1 else None
 
 
-def built_in_head(ref: str, adapter: Adapter, base_name: str, width: int | None) -> Head:
+def built_in_head(ref: str, adapter: Adapter, base_name: str | None, widths: Sequence[int]) -> Head:
     """The head that an adapter, which knows its base, saves whole. Raises HeadMissing, HeadMismatch."""
     extras = {name: adapter.extra(name).float() for name in adapter.extras} if not adapter.obstacles else {}
     modules = {name.rpartition(".")[0] for name in extras}
@@ -58,10 +58,10 @@ def built_in_head(ref: str, adapter: Adapter, base_name: str, width: int | None)
         raise HeadMissing(ref)
     if len(named) > 1 or len(modules) > 1:
         raise HeadMismatch(ref, f"is one of several whole modules ({', '.join(sorted(modules))}); one head is wanted")
-    return fitting(ref, {name.rpartition(".")[2]: tensor for name, tensor in extras.items()}, base_name, width)
+    return fitting(ref, {name.rpartition(".")[2]: tensor for name, tensor in extras.items()}, base_name, widths)
 
 
-def read_head(ref: str, path: Path, base_name: str | None, width: int | None) -> tuple[Head, tuple[str, ...]]:
+def read_head_file(ref: str, path: Path, base_name: str | None, widths: Sequence[int]) -> tuple[Head, tuple[str, ...]]:
     """A head file and what its classes are called (empty where it does not say). Raises HeadMismatch."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -69,7 +69,7 @@ def read_head(ref: str, path: Path, base_name: str | None, width: int | None) ->
             said = json.loads((file.metadata() or {}).get(CLASSES, "[]"))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise HeadMismatch(ref, f"cannot be read as safetensors ({str(error)[:200]})") from error
-    head = fitting(ref, tensors, base_name, width)
+    head = fitting(ref, tensors, base_name, widths)
     return head, class_names(ref, said, len(head.weight))
 
 
@@ -89,14 +89,13 @@ def head_bytes(head: Head, classes: Sequence[str]) -> bytes:
     return save(tensors, metadata={CLASSES: json.dumps(list(classes))} if classes else None)
 
 
-def fitting(ref: str, tensors: Mapping[str, Tensor], base_name: str | None, width: int | None) -> Head:
-    """Weight and perhaps bias as a head; of a base whose width is known, it must fit. Raises HeadMismatch."""
+def fitting(ref: str, tensors: Mapping[str, Tensor], base_name: str | None, widths: Sequence[int]) -> Head:
+    """Weight and perhaps bias as a head, which must read one of these widths; none: any. Raises HeadMismatch."""
     weight, bias = tensors.get("weight"), tensors.get("bias")
     if weight is None or tensors.keys() - {"weight", "bias"}:
         raise HeadMismatch(ref, f"must hold weight and perhaps bias, found {', '.join(sorted(tensors)) or 'nothing'}")
-    widths = () if width is None else (width, 2 * width)
     if weight.ndim != 2 or weight.shape[0] < 2 or (widths and weight.shape[1] not in widths):
-        wanted = f"[2 or more classes, {width} or {2 * width}]" if width else "[2 or more classes, width]"
+        wanted = f"[2 or more classes, {' or '.join(map(str, widths)) or 'width'}]"
         made_for = f"; for '{base_name}' it" if base_name else "; it"
         raise HeadMismatch(ref, f"has a weight of shape {list(weight.shape)}{made_for} must be {wanted}")
     bias = torch.zeros(len(weight)) if bias is None else bias

@@ -9,7 +9,7 @@ from torch import Tensor
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from deltas.factors import Factors
-from merging.recycle.head import Head, built_in_head, read_head
+from merging.recycle.head import Head, built_in_head, read_head_file
 from merging.recycle.lora import read_lora
 from merging.recycle.vision_base import VisionBase
 from merging.recycle.vit import VisionTransformer
@@ -47,7 +47,8 @@ def open_source(
     """
     based = adapter.with_base(FolderWeights(base.name, base.folder))
     lora = read_lora(ref, based, base)
+    widths = (base.width, 2 * base.width)
     if head is None:
-        return Source(ref, lora, built_in_head(ref, based, base.name, base.width), classes)
-    found, named = read_head(ref, head, base.name, base.width)
+        return Source(ref, lora, built_in_head(ref, based, base.name, widths), classes)
+    found, named = read_head_file(ref, head, base.name, widths)
     return Source(ref, lora, found, classes or named)
