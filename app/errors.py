@@ -62,6 +62,15 @@ TABLE: dict[type[Exception], Row] = {
     store.JobNotRunning: (409, "job-not-running"),
     store.MissingBlob: (422, "missing-blob"),
     store.DigestMismatch: (422, "digest-mismatch"),
+    store.DamagedBlob: (500, "damaged-blob"),
+    store.UnknownUpload: (404, "unknown-upload"),
+    store.UploadConflict: (409, "upload-conflict"),
+    store.UploadBusy: (423, "upload-busy"),
+    store.UploadTooLong: (413, "body-too-large"),
+    store.StorageUnavailable: (503, "storage-unavailable"),
+    store.StorageDenied: (503, "storage-denied"),
+    store.BackupRefused: (409, "backup-refused"),
+    store.BackupFailed: (500, "backup-failed"),
     store.VersionInUse: (409, "version-in-use"),
     store.StorageFull: (507, "storage-full"),
     store.StorageBusy: (503, "storage-busy"),
@@ -102,7 +111,7 @@ TABLE: dict[type[Exception], Row] = {
 ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.ServingError)
 
 # Fields that are no extras: paths and URLs of this machine are for the operator; the sentence says what is missing.
-PRIVATE = frozenset({"place", "url", "searched", "missing"})
+PRIVATE = frozenset({"place", "url", "searched", "missing", "folder"})
 
 DISK_FULL = (507, "storage-full", "The disk is full; nothing of this request was stored.")
 BROKEN = (500, "internal-error", "Something broke inside the service; its log says what.")

@@ -19,6 +19,9 @@ from ulid import ULID
 from store.errors import FULL_ERRORS, DigestMismatch, MissingBlob, StorageFull
 from store.references import is_digest
 
+READ_BYTES = 1 << 20
+"""How much of a blob is read at a time."""
+
 
 class Staging(Protocol):
     """A blob being written. A context manager: leaving it without ``commit`` discards what was written."""
@@ -69,10 +72,19 @@ class Blobs(Protocol):
     def remove(self, digest: str) -> bool:
         """Delete the blob; whether it was there. Readers that hold it open keep reading."""
 
+    def age(self, digest: str) -> float:
+        """Seconds since the blob was stored or renewed. Raises MissingBlob."""
+
     def ages(self) -> Iterator[tuple[str, float]]:
         """Every blob with the seconds since it was stored or renewed."""
 
-    def sweep_staging(self, older_than_s: float) -> int:
+    def read(self, digest: str) -> Iterator[bytes]:
+        """The bytes as they are stored, in pieces, past any local copy. Raises MissingBlob."""
+
+    def set_aside(self, digest: str) -> None:
+        """Take a damaged blob away without destroying it, so that the right bytes can be stored. Raises MissingBlob."""
+
+    def sweep_staging(self, older_than_s: float, dry_run: bool = False) -> int:
         """Remove staged files that nobody writes any more and that are older than this; how many."""
 
 
@@ -231,13 +243,31 @@ class LocalBlobs:
             return False
         return True
 
+    def age(self, digest: str) -> float:
+        """Seconds since the blob was stored or renewed. Raises MissingBlob."""
+        try:
+            return time.time() - self._locate(digest).stat().st_mtime
+        except FileNotFoundError:
+            raise MissingBlob(digest) from None
+
+    def read(self, digest: str) -> Iterator[bytes]:
+        """The bytes as they are stored, in pieces. Raises MissingBlob."""
+        with self.path(digest).open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                yield piece
+
+    def set_aside(self, digest: str) -> None:
+        """Move a damaged blob to ``damaged/``. Raises MissingBlob."""
+        _make_durable_folder(self.root / "damaged")
+        self.path(digest).replace(self.root / "damaged" / digest)
+
     def ages(self) -> Iterator[tuple[str, float]]:
         """Every blob with the seconds since it was stored or renewed."""
         for path in sorted((self.root / "sha256").glob("??/*")):
             with suppress(FileNotFoundError):
                 yield path.name, time.time() - path.stat().st_mtime
 
-    def sweep_staging(self, older_than_s: float) -> int:
+    def sweep_staging(self, older_than_s: float, dry_run: bool = False) -> int:
         """Remove staged files older than this whose writer is gone; how many."""
         removed = 0
         for path in sorted(self.staging.iterdir()):
@@ -246,7 +276,8 @@ class LocalBlobs:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if time.time() - os.fstat(handle).st_mtime >= older_than_s:
-                        path.unlink()
+                        if not dry_run:
+                            path.unlink()
                         removed += 1
                 finally:
                     os.close(handle)
