@@ -13,12 +13,14 @@ from deltas.header import Limits
 from deltas.tokenizer import Tokenizer
 from merging.file_cache import FileCache
 from serving.errors import AdapterGone
+from store.blob_cache import BlobCache
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference
 from store.jobs import JobTable
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
+from store.s3_blobs import S3Blobs
 from store.sketches import SketchTable
 
 
@@ -99,5 +101,12 @@ def open_shelves(settings: Settings) -> Shelves:
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
-    blobs = LocalBlobs(settings.blobs_dir)
+    blobs = open_blobs(settings)
     return Shelves(settings, database, blobs, Registry(database, blobs), JobTable(database), SketchTable(database))
+
+
+def open_blobs(settings: Settings) -> LocalBlobs | S3Blobs:
+    """Where files are kept, as the settings have it. Raises StorageFull."""
+    if (place := settings.s3) is None:
+        return LocalBlobs(settings.blobs_dir)
+    return S3Blobs(place, BlobCache(settings.blob_cache_dir, settings.s3_cache_bytes))

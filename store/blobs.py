@@ -89,7 +89,8 @@ class Blobs(Protocol):
 
 
 @contextmanager
-def _full_disk_named(place: Path) -> Iterator[None]:
+def full_disk_named(place: Path) -> Iterator[None]:
+    """Turns the system's ways to say that there is no room into StorageFull."""
     try:
         yield
     except OSError as error:
@@ -98,7 +99,8 @@ def _full_disk_named(place: Path) -> Iterator[None]:
         raise
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """See the folder's names on the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -106,11 +108,11 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _make_durable_folder(folder: Path) -> None:
+def make_durable_folder(folder: Path) -> None:
     """Create the folder if need be, and see its name on the disk before anything in it is relied upon."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        _fsync_folder(folder.parent)
+        fsync_folder(folder.parent)
 
 
 class LocalStaging:
@@ -120,7 +122,7 @@ class LocalStaging:
         self._blobs = blobs
         self._hash = hashlib.sha256()
         self._size = 0
-        with _full_disk_named(blobs.root):
+        with full_disk_named(blobs.root):
             self._handle, self._path = self._create(blobs.staging)
         self._open = True
 
@@ -150,7 +152,7 @@ class LocalStaging:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data).cast("B")
         self._hash.update(rest)
-        with _full_disk_named(self._blobs.root):
+        with full_disk_named(self._blobs.root):
             while rest:
                 written = os.write(self._handle, rest)
                 self._size += written
@@ -162,7 +164,7 @@ class LocalStaging:
             self._discard()
             raise DigestMismatch(expected, digest, self._size)
         try:
-            with _full_disk_named(self._blobs.root):
+            with full_disk_named(self._blobs.root):
                 os.fsync(self._handle)
                 self._blobs.adopt(self._path, digest, self._size)
         finally:
@@ -190,10 +192,10 @@ class LocalBlobs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.staging = root / "staging"
-        with _full_disk_named(root):
-            _make_durable_folder(root)
-            _make_durable_folder(self.staging)
-            _make_durable_folder(root / "sha256")
+        with full_disk_named(root):
+            make_durable_folder(root)
+            make_durable_folder(self.staging)
+            make_durable_folder(root / "sha256")
 
     def stage(self) -> LocalStaging:
         """Begin a new blob. Raises StorageFull."""
@@ -206,8 +208,8 @@ class LocalBlobs:
         if not (self.renew(digest) and self.size(digest) == size_bytes):
             staged.rename(target)
         # Also for bytes that were here already: their first writer may not have come as far as this yet.
-        _fsync_folder(target.parent)
-        _fsync_folder(target.parent.parent)
+        fsync_folder(target.parent)
+        fsync_folder(target.parent.parent)
 
     def path(self, digest: str) -> Path:
         """A readable local file with these bytes. Raises MissingBlob."""
@@ -258,7 +260,7 @@ class LocalBlobs:
 
     def set_aside(self, digest: str) -> None:
         """Move a damaged blob to ``damaged/``. Raises MissingBlob."""
-        _make_durable_folder(self.root / "damaged")
+        make_durable_folder(self.root / "damaged")
         self.path(digest).replace(self.root / "damaged" / digest)
 
     def ages(self) -> Iterator[tuple[str, float]]:

@@ -240,7 +240,7 @@ class S3Blobs:
             stored = obstore.head(self.store, blob_key(digest))["last_modified"]
         with self.named(), suppress(FileNotFoundError):
             stored = max(stored, obstore.head(self.store, _RENEWED + digest)["last_modified"])
-        return _age(stored)
+        return seconds_since(stored)
 
     def ages(self) -> Iterator[tuple[str, float]]:
         """Every blob with the seconds since it was stored or renewed."""
@@ -269,7 +269,7 @@ class S3Blobs:
         with self.named():
             for batch in obstore.list(self.store, prefix, chunk_size=1000):
                 for entry in batch:
-                    yield entry["path"], _age(entry["last_modified"])
+                    yield entry["path"], seconds_since(entry["last_modified"])
 
     def presigned_get(self, digest: str, valid_s: float) -> str:
         """A URL that anybody may read the blob from for a while."""
@@ -323,5 +323,6 @@ def _check_digest(digest: str) -> None:
         raise MissingBlob(digest)
 
 
-def _age(moment: datetime) -> float:
+def seconds_since(moment: datetime) -> float:
+    """Age of what was last modified at this moment."""
     return (datetime.now(UTC) - moment).total_seconds()
