@@ -35,6 +35,7 @@ from app.client_inputs import (
     version_path,
 )
 from app.client_pool import PoolVerbs
+from app.client_uploads import upload_directly, upload_in_parts
 from app.recipe_file import read_recipe
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
@@ -81,6 +82,7 @@ class Client(GenerationVerbs, PoolVerbs):
         license: str | None = None,
         tags: Sequence[str] = (),
         base_model: str | None = None,
+        direct: bool = False,
         on_progress: Progress | None = None,
     ) -> Json:
         """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md and
@@ -88,24 +90,29 @@ class Client(GenerationVerbs, PoolVerbs):
 
         Weights in kohya's, LyCORIS' or diffusers' spelling may come alone.
 
-        The answer is the version; the same bytes again give the version that is there. Large weights are streamed by
-        digest, small ones go in one multipart request. `on_progress` counts the bytes of the weights.
+        The answer is the version; the same bytes again give the version that is there. Small weights go in one
+        multipart request, large ones in parts, which go on where they stopped when the connection breaks or the service
+        restarts; or, with `direct`, straight to the service's object store. `on_progress` counts the bytes of the
+        weights.
         """
         config, weights, card, tokenizer = adapter_files(files)
         path = f"{adapter_path(ref)}/versions"
         total, done = weights.stat().st_size, 0
 
         def count(size: int) -> None:
+            reach(done + size)
+
+        def reach(offset: int) -> None:
             nonlocal done
-            done = min(total, done + size)
+            done = max(done, min(total, offset))
             if on_progress:
                 on_progress(done, total)
 
         fields: Json = {"license": license, "tags": list(tags) or None, "base_model": base_model}
         fields = {key: value for key, value in fields.items() if value is not None}
-        with weights.open("rb") as file:
-            counted = CountedFile(file, count)
-            if total < STREAMED_FROM_BYTES:
+        if total < STREAMED_FROM_BYTES and not direct:
+            with weights.open("rb") as file:
+                counted = CountedFile(file, count)
                 parts: Json = {"weights": (weights.name, counted, "application/octet-stream")}
                 if config:
                     parts["config"] = (config.name, config.read_bytes(), "application/json")
@@ -115,9 +122,8 @@ class Client(GenerationVerbs, PoolVerbs):
                     parts["tokenizer"] = (tokenizer.name, tokenizer.read_bytes(), "application/json")
                 form = fields | ({"tags": ",".join(tags)} if tags else {})
                 return self._http.json("POST", path, data=form, files=parts)
-            digest = sha256_of(weights)
-            headers = {"Content-Length": str(total), "Content-Type": "application/octet-stream"}
-            self._http.json("PUT", f"/v1/uploads/{digest}", content=iter(counted), headers=headers)
+        digest = sha256_of(weights)
+        (upload_directly if direct else upload_in_parts)(self._http, weights, digest, reach)
         body = fields | {"weights": f"sha256:{digest}"}
         if config:
             body["config"] = read_config(config)

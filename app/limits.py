@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.problems import problem_response
 from app.settings import Settings
 
-_RAW_UPLOAD = re.compile(r"^/v1/uploads/")
+_RAW_UPLOAD = re.compile(r"^/v1/(resumable-)?uploads/")
 _VERSIONS = re.compile(r"^/v1/adapters/.*/versions/?$")
 _MULTIPART_SLACK = 64 * 1024  # boundaries, part headers and form fields
 _LINGER_BYTES, _LINGER_S = 1 << 20, 1.0
@@ -43,7 +43,7 @@ class BodyLimits:
     def limit(self, scope: Scope, headers: Headers) -> int:
         """The most bytes that the body of this request may have."""
         settings, path = self.settings, scope["path"]
-        if scope["method"] == "PUT" and _RAW_UPLOAD.match(path):
+        if scope["method"] in ("PUT", "PATCH") and _RAW_UPLOAD.match(path):
             return settings.max_upload_bytes
         multipart = headers.get("content-type", "").lower().startswith("multipart/")
         if scope["method"] == "POST" and _VERSIONS.match(path):

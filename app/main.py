@@ -21,6 +21,7 @@ from app.api import (
     chat,
     compare,
     completions,
+    direct_uploads,
     exports,
     files,
     health,
@@ -32,6 +33,7 @@ from app.api import (
     pool,
     promotions,
     provenance,
+    resumable,
     uploads,
     what_if,
 )
@@ -54,7 +56,8 @@ from app.shelves import Shelves, open_shelves
 log = logging.getLogger("spolia")
 
 ROUTERS = (
-    health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
+    health, models, chat, completions, adapters, uploads, resumable, direct_uploads,
+    files, exports, provenance, merges, online, what_if, compare,
     nearest, jobs, pool, promotions,
 )  # fmt: skip
 
@@ -128,7 +131,7 @@ def settle(shelves: Shelves) -> None:
     """Bring the tables to date, and remove what crashes and refused uploads left behind."""
     settings = shelves.settings
     shelves.database.migrate()
-    staged = shelves.blobs.sweep_staging(settings.staging_max_age_s)
+    staged = shelves.blobs.sweep_staging(settings.staging_max_age_s) + shelves.uploads.sweep()
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
     if staged or orphans:
         log.info("removed %d unfinished uploads and %d files that no version needs", staged, orphans)

@@ -18,9 +18,11 @@ from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference
 from store.jobs import JobTable
+from store.partial_uploads import LocalUploads, PartialUploads
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
 from store.s3_blobs import S3Blobs
+from store.s3_uploads import S3Uploads
 from store.sketches import SketchTable
 
 
@@ -34,6 +36,7 @@ class Shelves:
     registry: Registry
     jobs: JobTable
     sketches: SketchTable
+    uploads: PartialUploads
 
     @property
     def limits(self) -> Limits:
@@ -102,7 +105,8 @@ def open_shelves(settings: Settings) -> Shelves:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
     blobs = open_blobs(settings)
-    return Shelves(settings, database, blobs, Registry(database, blobs), JobTable(database), SketchTable(database))
+    registry, jobs, sketches = Registry(database, blobs), JobTable(database), SketchTable(database)
+    return Shelves(settings, database, blobs, registry, jobs, sketches, open_uploads(settings, blobs))
 
 
 def open_blobs(settings: Settings) -> LocalBlobs | S3Blobs:
@@ -110,3 +114,10 @@ def open_blobs(settings: Settings) -> LocalBlobs | S3Blobs:
     if (place := settings.s3) is None:
         return LocalBlobs(settings.blobs_dir)
     return S3Blobs(place, BlobCache(settings.blob_cache_dir, settings.s3_cache_bytes))
+
+
+def open_uploads(settings: Settings, blobs: LocalBlobs | S3Blobs) -> PartialUploads:
+    """Uploads in parts, kept where the blobs are. Raises StorageFull."""
+    if isinstance(blobs, S3Blobs):
+        return S3Uploads(blobs, settings.upload_expiry_s)
+    return LocalUploads(blobs, settings.upload_expiry_s)

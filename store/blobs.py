@@ -126,6 +126,20 @@ class LocalStaging:
             self._handle, self._path = self._create(blobs.staging)
         self._open = True
 
+    @classmethod
+    def over(cls, blobs: "LocalBlobs", path: Path, handle: int) -> Self:
+        """Stage a file that is there already; ``handle`` is open on it, locked, and closed with the staging."""
+        staging = cls.__new__(cls)
+        staging._blobs, staging._path, staging._handle, staging._open = blobs, path, handle, True
+        staging._hash, staging._size = hashlib.sha256(), os.fstat(handle).st_size
+        with os.fdopen(os.dup(handle), "rb", buffering=0) as file:
+            file.seek(0)
+            piece = memoryview(bytearray(READ_BYTES))
+            while count := file.readinto(piece):
+                staging._hash.update(piece[:count])
+        os.utime(path)
+        return staging
+
     @staticmethod
     def _create(folder: Path) -> tuple[int, Path]:
         while True:

@@ -14,11 +14,11 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from store.blobs import READ_BYTES, LocalBlobs, Staging, fsync_folder, full_disk_named, make_durable_folder
+from store.blobs import LocalBlobs, LocalStaging, Staging, fsync_folder, full_disk_named, make_durable_folder
 from store.errors import UnknownUpload, UploadBusy, UploadConflict, UploadTooLong
 
 
@@ -126,7 +126,7 @@ class LocalUploads:
     def find(self, upload_id: str) -> Progress:
         """How far an upload is. Raises UnknownUpload."""
         try:
-            announced = Announced(**json.loads(self._info(upload_id).read_bytes()))
+            announced = self._announced(upload_id)
             newest = self._info(upload_id).stat().st_mtime
             offset = announced.length
             if not announced.finished:
@@ -145,7 +145,8 @@ class LocalUploads:
         found = self.find(upload_id)
         if found.announced.finished:
             raise UploadConflict(offset, found.offset)
-        with self._locked(upload_id) as handle:
+        handle = self._lock(upload_id)
+        try:
             here = os.fstat(handle).st_size
             if here != offset:
                 raise UploadConflict(offset, here)
@@ -155,29 +156,27 @@ class LocalUploads:
             finally:
                 with full_disk_named(self._blobs.root):
                     os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def assemble(self, upload_id: str) -> Staging:
-        """All bytes of a complete upload as a staged blob, to be checked and committed. Raises UnknownUpload."""
+        """The upload's file as a staged blob, to be checked and committed. Raises UnknownUpload, UploadBusy."""
         self.find(upload_id)
-        staging = self._blobs.stage()
+        handle = self._lock(upload_id)
         try:
-            with self._locked(upload_id) as handle, os.fdopen(os.dup(handle), "rb") as file:
-                while piece := file.read(READ_BYTES):
-                    staging.write(piece)
+            return LocalStaging.over(self._blobs, self._data(upload_id), handle)
         except BaseException:
-            staging.__exit__(None, None, None)
+            os.close(handle)
             raise
-        return staging
 
     def finish(self, upload_id: str) -> None:
         """Its bytes are a blob now: drop the parts, remember until it expires that it was done."""
-        announced = self.find(upload_id).announced
-        self._note(Announced(announced.digest, announced.length, announced.owner, finished=True))
+        self._note(replace(self._announced(upload_id), finished=True))
         self._data(upload_id).unlink(missing_ok=True)
 
     def drop(self, upload_id: str) -> None:
         """Forget an upload and its bytes. Raises UnknownUpload."""
-        self.find(upload_id)
+        self._announced(upload_id)
         self._remove(upload_id)
 
     def sweep(self, dry_run: bool = False) -> int:
@@ -206,19 +205,23 @@ class LocalUploads:
         self._info(upload_id).unlink(missing_ok=True)
         self._data(upload_id).unlink(missing_ok=True)
 
-    @contextmanager
-    def _locked(self, upload_id: str) -> Iterator[int]:
+    def _announced(self, upload_id: str) -> Announced:
+        try:
+            return Announced(**json.loads(self._info(upload_id).read_bytes()))
+        except FileNotFoundError:
+            raise UnknownUpload(upload_id) from None
+
+    def _lock(self, upload_id: str) -> int:
         try:
             handle = os.open(self._data(upload_id), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             raise UnknownUpload(upload_id) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield handle
         except BlockingIOError:
-            raise UploadBusy(upload_id) from None
-        finally:
             os.close(handle)
+            raise UploadBusy(upload_id) from None
+        return handle
 
     def _info(self, upload_id: str) -> Path:
         return self._folder / f"{checked_id(upload_id)}.json"

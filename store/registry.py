@@ -175,6 +175,10 @@ class Registry:
         old = [digest for digest, age_s in self.blobs.ages() if age_s >= older_than_s]
         return sum(self._remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
 
+    def release(self, digests: Collection[str]) -> int:
+        """Remove those of these blobs that nothing needs; how many. Their uploader says that they served their turn."""
+        return self._remove_unneeded(digests) if digests else 0
+
     def find_by_recipe(
         self, recipe_digest: str, namespace: str | None = None, name: str | None = None
     ) -> Version | None:

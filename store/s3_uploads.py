@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
@@ -134,7 +134,7 @@ class S3Uploads:
     def finish(self, upload_id: str) -> None:
         """Its bytes are a blob now: drop the parts, remember until it expires that it was done."""
         announced = self.find(upload_id).announced
-        self._note(Announced(announced.digest, announced.length, announced.owner, finished=True))
+        self._note(replace(announced, finished=True))
         self._delete([key for key, _ in self._pieces(upload_id)])
 
     def drop(self, upload_id: str) -> None:

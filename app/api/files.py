@@ -3,12 +3,13 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import FileResponse, Response
 
 from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.problems import Refusal, problem_response
+from app.sending import send_file
 from store.records import VersionFile
 
 router = APIRouter(prefix="/v1/adapters", tags=["files"])
@@ -25,6 +26,7 @@ _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 )
 def get_file(
     house: HouseDep,
+    request: Request,
     namespace: str,
     name: str,
     version: str,
@@ -45,9 +47,8 @@ def get_file(
         return Response(status_code=304, headers=headers)
     if range_ is not None and not _satisfiable(range_, file.size_bytes):
         return _no_such_range(file)
-    path = house.shelves.blobs.path(file.digest)
-    suffix = filename[filename.rfind(".") :]
-    return FileResponse(path, headers=headers, media_type=MEDIA_TYPES.get(suffix, "application/octet-stream"))
+    media_type = MEDIA_TYPES.get(filename[filename.rfind(".") :], "application/octet-stream")
+    return send_file(house.shelves, file, headers, media_type, body=request.method == "GET")
 
 
 def etag_matches(header: str, etag: str) -> bool:
