@@ -3,7 +3,7 @@
 They read the same SPOLIA_* settings as the service, and all but restore may run while it does.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,9 @@ from app.cli_context import AsJson
 from app.cli_output import fail, out, print_json, progress, size, table
 
 if TYPE_CHECKING:
-    from app.shelves import Shelves
+    from app.settings import Settings
+    from store.partial_uploads import PartialUploads
+    from store.registry import Registry
 
 DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept (SPOLIA_DATA_DIR, ./spolia-data).")]
 
@@ -30,10 +32,10 @@ def gc(
     """Remove files that no version needs, and unfinished uploads that have expired."""
     from store.collecting import collect
 
-    shelves = _open(data_dir)
-    grace_s = shelves.settings.orphan_max_age_s if grace is None else grace
-    staging_age_s = shelves.settings.staging_max_age_s
-    found = collect(shelves.registry, shelves.uploads, grace_s=grace_s, staging_age_s=staging_age_s, dry_run=dry_run)
+    kept = _open(data_dir)
+    grace_s = kept.settings.orphan_max_age_s if grace is None else grace
+    staging_age_s = kept.settings.staging_max_age_s
+    found = collect(kept.registry, kept.uploads, grace_s=grace_s, staging_age_s=staging_age_s, dry_run=dry_run)
     if as_json:
         return print_json(asdict(found) | {"dry_run": dry_run})
     what = "Would remove" if dry_run else "Removed"
@@ -54,10 +56,14 @@ def fsck(
     """Check that every version has its files and every file its digest; ends with 1 where one has not."""
     from store.checking import check
 
-    shelves = _open(data_dir)
+    kept = _open(data_dir)
     with progress("fsck", data=False, quiet=as_json) as move:
         found = check(
-            shelves.database, shelves.blobs, repair=repair, quick=quick, on_file=lambda files: move(files, files)
+            kept.registry.database,
+            kept.registry.blobs,
+            repair=repair,
+            quick=quick,
+            on_file=lambda files: move(files, files),
         )
     if as_json:
         print_json(asdict(found) | {"clean": found.clean})
@@ -83,9 +89,9 @@ def backup(
     """Copy the database and all files that it needs; the service may go on meanwhile."""
     from store.backup import back_up
 
-    shelves = _open(data_dir)
+    kept = _open(data_dir)
     with progress("backup", data=False, quiet=as_json) as move:
-        made = back_up(shelves.settings.database, shelves.blobs, folder, move)
+        made = back_up(kept.settings.database, kept.registry.blobs, folder, move)
     if as_json:
         return print_json(asdict(made))
     out.print(f"{made.files} files ({size(made.size_bytes)}) and {made.database} are in {folder}.")
@@ -100,10 +106,10 @@ def restore(
     from store.backup import restore as run
     from store.checking import check
 
-    shelves = _open(data_dir, migrate=False)
+    kept = _open(data_dir, migrate=False)
     with progress("restore", data=False, quiet=as_json) as move:
-        made = run(folder, shelves.settings.database, shelves.blobs, move)
-    found = check(shelves.database, shelves.blobs)
+        made = run(folder, kept.settings.database, kept.registry.blobs, move)
+    found = check(kept.registry.database, kept.registry.blobs)
     if as_json:
         print_json(asdict(made) | {"clean": found.clean, "versions": found.versions})
     else:
@@ -114,19 +120,32 @@ def restore(
     raise typer.Exit(0 if found.clean else 1)
 
 
-def _open(data_dir: Path | None, migrate: bool = True) -> "Shelves":
-    """The store, as the settings have it. These bring torch along, which takes seconds: other verbs start without."""
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the service keeps, as these verbs open it."""
+
+    settings: "Settings"
+    registry: "Registry"
+    uploads: "PartialUploads"
+
+
+def _open(data_dir: Path | None, migrate: bool = True) -> _Kept:
+    """The store, as the settings have it."""
+    # The database's library takes a while to load: verbs of the client start without it.
     from pydantic import ValidationError
 
     from app.settings import Settings
-    from app.shelves import open_shelves
+    from app.storage import open_blobs, open_uploads
+    from store.database import Database
+    from store.registry import Registry
 
     given: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
     try:
         settings = Settings(**given)
     except ValidationError as error:
         fail(error.errors(include_url=False, include_input=False)[0]["msg"], 2)
-    shelves = open_shelves(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database, blobs = Database(settings.database), open_blobs(settings)
     if migrate:
-        shelves.database.migrate()
-    return shelves
+        database.migrate()
+    return _Kept(settings, Registry(database, blobs), open_uploads(settings, blobs))

@@ -7,22 +7,20 @@ from functools import lru_cache
 from pathlib import Path
 
 from app.settings import Settings
+from app.storage import open_blobs, open_uploads
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from deltas.header import Limits
 from deltas.tokenizer import Tokenizer
 from merging.file_cache import FileCache
 from serving.errors import AdapterGone
-from store.blob_cache import BlobCache
-from store.blobs import Blobs, LocalBlobs
+from store.blobs import Blobs
 from store.database import Database
 from store.errors import UnknownReference
 from store.jobs import JobTable
-from store.partial_uploads import LocalUploads, PartialUploads
+from store.partial_uploads import PartialUploads
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
-from store.s3_blobs import S3Blobs
-from store.s3_uploads import S3Uploads
 from store.sketches import SketchTable
 
 
@@ -107,17 +105,3 @@ def open_shelves(settings: Settings) -> Shelves:
     blobs = open_blobs(settings)
     registry, jobs, sketches = Registry(database, blobs), JobTable(database), SketchTable(database)
     return Shelves(settings, database, blobs, registry, jobs, sketches, open_uploads(settings, blobs))
-
-
-def open_blobs(settings: Settings) -> LocalBlobs | S3Blobs:
-    """Where files are kept, as the settings have it. Raises StorageFull."""
-    if (place := settings.s3) is None:
-        return LocalBlobs(settings.blobs_dir)
-    return S3Blobs(place, BlobCache(settings.blob_cache_dir, settings.s3_cache_bytes))
-
-
-def open_uploads(settings: Settings, blobs: LocalBlobs | S3Blobs) -> PartialUploads:
-    """Uploads in parts, kept where the blobs are. Raises StorageFull."""
-    if isinstance(blobs, S3Blobs):
-        return S3Uploads(blobs, settings.upload_expiry_s)
-    return LocalUploads(blobs, settings.upload_expiry_s)

@@ -19,9 +19,9 @@ from store.errors import DamagedBlob, MissingBlob, StorageDenied, StorageUnavail
 from store.s3 import PART_BYTES
 from store.s3_blobs import S3Blobs, blob_key
 from store.s3_leftovers import sweep_unfinished
+from tests.faulty_proxy import FaultyProxy
 from tests.object_store import ObjectStore
 from tests.store.blobs_contract import DATA, DIGEST, BlobsContract
-from tests.store.faulty_proxy import FaultyProxy
 from tests.store.making import put
 
 LARGE = os.urandom(1 << 20) * 20

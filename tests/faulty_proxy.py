@@ -1,4 +1,4 @@
-"""A TCP proxy before a real server that answers 503, or cuts answers short, as often as it is told to."""
+"""A TCP proxy before a real server that answers 503, or cuts requests or answers short, as often as it is told to."""
 
 import socket
 import threading
@@ -11,7 +11,8 @@ _REFUSAL = b"HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\nconnection: close\r\
 
 
 class FaultyProxy:
-    """Passes bytes on. ``fail_next`` connections get a 503; ``cut_next`` answers longer than ``cut_after`` are cut."""
+    """Passes bytes on. ``fail_next`` requests get a 503; ``cut_next`` answers longer than ``cut_after`` bytes are cut,
+    and ``break_next`` connections on which more than that was sent are broken."""
 
     def __init__(self, server: str) -> None:
         parts = urlsplit(server)
@@ -20,6 +21,7 @@ class FaultyProxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.fail_next = 0
         self.cut_next = 0
+        self.break_next = 0
         self.cut_after = 0
 
     def __enter__(self) -> Self:
@@ -52,8 +54,13 @@ class FaultyProxy:
             with socket.create_connection(self._server) as server:
                 back = threading.Thread(target=self._answer, args=(server, client), daemon=True)
                 back.start()
+                sent = 0
                 with suppress(OSError):
                     while data := client.recv(65536):
+                        sent += len(data)
+                        if self.break_next > 0 and sent > self.cut_after:
+                            self.break_next -= 1
+                            break
                         if self.fail_next > 0:  # also on connections that were kept open
                             self.fail_next -= 1
                             client.sendall(_REFUSAL)
