@@ -20,7 +20,7 @@ def send_file(
 ) -> Response:
     """The file, or a 307 to where it can be read, as the settings have it; without its bytes where `body` is false.
 
-    Range is honoured either way. Raises MissingBlob, DamagedBlob, StorageUnavailable, StorageDenied.
+    Range is honoured either way. Raises MissingBlob, DamagedBlob, ObjectStoreUnavailable, ObjectStoreDenied.
     """
     blobs, settings = shelves.blobs, shelves.settings
     if not body:  # nothing of the object store is fetched to say how long a file is

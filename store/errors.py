@@ -16,8 +16,8 @@ StoreError
 ├── UploadConflict       a part of an upload that does not begin where the last one ended
 ├── UploadBusy           a part of the same upload is still being received
 ├── UploadTooLong        more bytes than the upload was announced with
-├── StorageUnavailable   the object store does not answer, or not as it should
-├── StorageDenied        the object store refuses our keys
+├── ObjectStoreUnavailable  the object store does not answer, or not as it should
+├── ObjectStoreDenied    the object store refuses our keys
 ├── VersionInUse         a version that something still needs
 ├── StorageFull          no space is left for blobs or rows
 ├── StorageBusy          the database stayed locked for longer than the time allowed
@@ -198,7 +198,7 @@ class UploadTooLong(StoreError):
         super().__init__(f"The part reaches beyond the {length} bytes that the upload was announced with.")
 
 
-class StorageUnavailable(StoreError):
+class ObjectStoreUnavailable(StoreError):
     """The object store at ``place`` did not answer in time, broke off, or answered with an error of its own."""
 
     def __init__(self, place: str, reason: str) -> None:
@@ -207,7 +207,7 @@ class StorageUnavailable(StoreError):
         super().__init__(f"The object store does not answer as it should ({reason}): nothing was stored; try again.")
 
 
-class StorageDenied(StoreError):
+class ObjectStoreDenied(StoreError):
     """The object store at ``place`` refused the keys that this service has."""
 
     def __init__(self, place: str) -> None:

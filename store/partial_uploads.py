@@ -59,7 +59,7 @@ class Part(Protocol):
         """Bytes of the upload that were written so far."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes. Raises UploadTooLong, UploadConflict, StorageFull, StorageUnavailable."""
+        """Append bytes. Raises UploadTooLong, UploadConflict, StorageFull, ObjectStoreUnavailable."""
 
 
 class PartialUploads(Protocol):

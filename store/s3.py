@@ -1,7 +1,7 @@
 """The object store's door: where it is, how long it is waited for, and its failures in our words.
 
 Requests are retried by the client library (5xx, dropped connections, timeouts of what may be asked twice); what still
-fails is a StorageUnavailable or StorageDenied.
+fails is a ObjectStoreUnavailable or ObjectStoreDenied.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
-from store.errors import MissingBlob, StorageDenied, StorageUnavailable
+from store.errors import MissingBlob, ObjectStoreDenied, ObjectStoreUnavailable
 
 PART_BYTES = 8 << 20
 """What is sent in one request; larger objects go in parts of this size."""
@@ -78,7 +78,7 @@ def s3_errors_named(place: S3Place, digest: str | None = None) -> Iterator[None]
     """Failures of the object store as StoreErrors; what is not found is MissingBlob(digest) where one is given.
 
     Raises:
-        MissingBlob, StorageDenied, StorageUnavailable; FileNotFoundError without ``digest``.
+        MissingBlob, ObjectStoreDenied, ObjectStoreUnavailable; FileNotFoundError without ``digest``.
     """
     try:
         yield
@@ -87,9 +87,9 @@ def s3_errors_named(place: S3Place, digest: str | None = None) -> Iterator[None]
             raise
         raise MissingBlob(digest) from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise StorageDenied(str(place)) from error
+        raise ObjectStoreDenied(str(place)) from error
     except BaseError as error:
-        raise StorageUnavailable(str(place), _reason(error)) from error
+        raise ObjectStoreUnavailable(str(place), _reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from ulid import ULID
 
 from store.blob_cache import BlobCache
 from store.blobs import READ_BYTES
-from store.errors import DamagedBlob, DigestMismatch, MissingBlob, StorageUnavailable
+from store.errors import DamagedBlob, DigestMismatch, MissingBlob, ObjectStoreUnavailable
 from store.references import is_digest
 from store.s3 import PART_BYTES, S3Place, s3_errors_named
 from store.s3_leftovers import sweep_unfinished
@@ -105,7 +105,7 @@ class S3Staging:
                 obstore.put(store, self._key, self.path, chunk_size=PART_BYTES, max_concurrency=2)
         self._uploaded = True
         if (arrived := obstore.head(store, self._key)["size"]) != self.size:
-            raise StorageUnavailable(str(self._blobs.place), f"of {self.size} bytes {arrived} arrived there")
+            raise ObjectStoreUnavailable(str(self._blobs.place), f"of {self.size} bytes {arrived} arrived there")
         obstore.copy(store, self._key, target)
 
     def _close_stream(self) -> None:
@@ -122,7 +122,7 @@ class S3Staging:
         self._open = False
         streamed = self._stream is not None
         try:
-            with suppress(StorageUnavailable, OSError), self._blobs.named():
+            with suppress(ObjectStoreUnavailable, OSError), self._blobs.named():
                 self._close_stream()
                 if streamed or self._uploaded:
                     obstore.delete(self._blobs.store, self._key)
@@ -164,7 +164,7 @@ class S3Blobs:
     def path(self, digest: str) -> Path:
         """A local copy, held while the path object lives; fetched and verified if need be.
 
-        Raises MissingBlob, DamagedBlob, StorageUnavailable, StorageDenied, StorageFull.
+        Raises MissingBlob, DamagedBlob, ObjectStoreUnavailable, ObjectStoreDenied, StorageFull.
         """
         _check_digest(digest)
         found = self.cache.find(digest)
@@ -185,18 +185,18 @@ class S3Blobs:
         except DigestMismatch as error:
             if last:
                 raise DamagedBlob(digest, error.actual) from None
-        except StorageUnavailable:  # broken off in the middle, which the library does not mend
+        except ObjectStoreUnavailable:  # broken off in the middle, which the library does not mend
             if last:
                 raise
 
     def read(self, digest: str) -> Iterator[bytes]:
-        """The bytes as they are stored, in pieces. Raises MissingBlob, StorageUnavailable, StorageDenied."""
+        """The bytes as they are stored, in pieces. Raises MissingBlob, ObjectStoreUnavailable, ObjectStoreDenied."""
         _check_digest(digest)
         with self.named(digest):
             yield from obstore.get(self.store, blob_key(digest)).stream(min_chunk_size=READ_BYTES)
 
     def exists(self, digest: str) -> bool:
-        """Whether the blob is here, whole. Raises StorageUnavailable, StorageDenied."""
+        """Whether the blob is here, whole. Raises ObjectStoreUnavailable, ObjectStoreDenied."""
         try:
             self.size(digest)
         except MissingBlob:
@@ -212,7 +212,7 @@ class S3Blobs:
         return True
 
     def size(self, digest: str) -> int:
-        """Bytes. Raises MissingBlob, StorageUnavailable, StorageDenied."""
+        """Bytes. Raises MissingBlob, ObjectStoreUnavailable, ObjectStoreDenied."""
         _check_digest(digest)
         with self.named(digest):
             return obstore.head(self.store, blob_key(digest))["size"]
@@ -292,7 +292,7 @@ class S3Blobs:
         """Stage what was sent to a presigned URL: read and hashed here, sent nowhere.
 
         The object is copied first: whoever has the URL may write to it again while it is being looked at.
-        Raises MissingBlob where nothing was sent, StorageUnavailable, StorageFull.
+        Raises MissingBlob where nothing was sent, ObjectStoreUnavailable, StorageFull.
         """
         key = f"staging/{ULID()}"
         with self.named(upload_id):

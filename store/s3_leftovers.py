@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
-from store.errors import StorageUnavailable
+from store.errors import ObjectStoreUnavailable
 from store.s3 import S3Place
 
 _EMPTY = hashlib.sha256().hexdigest()
@@ -21,7 +21,7 @@ _LISTED_BYTES = 4 << 20
 
 
 def sweep_unfinished(place: S3Place, older_than_s: float, dry_run: bool = False) -> int:
-    """Abort the multipart uploads below ``place`` that began so long ago; how many. Raises StorageUnavailable."""
+    """Abort the multipart uploads below ``place`` that began so long ago; how many. Raises ObjectStoreUnavailable."""
     if place.access_key is None or place.secret_key is None:
         return 0
     prefix = f"{place.prefix}/" if place.prefix else ""
@@ -58,9 +58,9 @@ def _request(place: S3Place, method: str, key: str, query: dict[str, str]) -> by
     except urllib.error.HTTPError as error:
         if error.code == 404:  # aborted or finished meanwhile
             return b"<none/>"
-        raise StorageUnavailable(str(place), f"it answered {error.code}") from error
+        raise ObjectStoreUnavailable(str(place), f"it answered {error.code}") from error
     except OSError as error:
-        raise StorageUnavailable(str(place), "it could not be reached, or broke off") from error
+        raise ObjectStoreUnavailable(str(place), "it could not be reached, or broke off") from error
 
 
 def signed_headers(place: S3Place, method: str, host: str, path: str, query: str, now: datetime) -> dict[str, str]:

@@ -75,7 +75,7 @@ class S3Uploads:
         self._expiry_s = expiry_s
 
     def begin(self, announced: Announced) -> Progress:
-        """Remember a new upload, or find the one that is under way. Raises StorageUnavailable, StorageDenied."""
+        """Remember a new upload, or find the one that is under way. Raises ObjectStoreUnavailable, ObjectStoreDenied."""
         with suppress(UnknownUpload):
             return self.find(announced.id)
         self._remove(announced.id)
@@ -83,7 +83,7 @@ class S3Uploads:
         return self.find(announced.id)
 
     def find(self, upload_id: str) -> Progress:
-        """How far an upload is. Raises UnknownUpload, StorageUnavailable, StorageDenied."""
+        """How far an upload is. Raises UnknownUpload, ObjectStoreUnavailable, ObjectStoreDenied."""
         store, key = self.blobs.store, _announced(upload_id)
         with self.blobs.named():
             try:

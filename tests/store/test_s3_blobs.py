@@ -15,7 +15,7 @@ import obstore
 import pytest
 
 from store.blob_cache import BlobCache
-from store.errors import DamagedBlob, MissingBlob, StorageDenied, StorageUnavailable
+from store.errors import DamagedBlob, MissingBlob, ObjectStoreDenied, ObjectStoreUnavailable
 from store.s3 import PART_BYTES
 from store.s3_blobs import S3Blobs, blob_key
 from store.s3_leftovers import sweep_unfinished
@@ -175,14 +175,14 @@ def test_what_was_sent_to_a_presigned_url_is_looked_at_before_it_counts(s3_blobs
 
 def test_wrong_keys_and_no_server_are_said_in_a_sentence(s3: ObjectStore, s3_blobs: S3Blobs, tmp_path: Path) -> None:
     cache = BlobCache(tmp_path / "other", 1 << 20)
-    with pytest.raises(StorageDenied, match="refuses this service's keys"):
+    with pytest.raises(ObjectStoreDenied, match="refuses this service's keys"):
         put(S3Blobs(s3.place(secret_key="wrong"), cache), DATA)
     gone = S3Blobs(s3.place(endpoint="http://127.0.0.1:9", retries=1, patience_s=1.0), cache)
-    with pytest.raises(StorageUnavailable, match="nothing was stored; try again"):
+    with pytest.raises(ObjectStoreUnavailable, match="nothing was stored; try again"):
         put(gone, DATA)
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(ObjectStoreUnavailable):
         put(gone, LARGE)
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(ObjectStoreUnavailable):
         gone.exists(DIGEST)
     assert list(cache.files.staging.iterdir()) == []
     assert list(cache.files.ages()) == []
@@ -208,7 +208,7 @@ class TestFaults:
     def test_many_failures_store_nothing(self, proxy: FaultyProxy, faulty: S3Blobs, s3_blobs: S3Blobs) -> None:
         proxy.fail_next = 10_000
         for data in (DATA, LARGE):
-            with pytest.raises(StorageUnavailable):
+            with pytest.raises(ObjectStoreUnavailable):
                 put(faulty, data)
         proxy.fail_next = 0
         assert objects(s3_blobs) == []
@@ -229,7 +229,7 @@ class TestFaults:
     ) -> None:
         put(s3_blobs, LARGE)
         proxy.cut_next, proxy.cut_after = 10_000, 1 << 20
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(ObjectStoreUnavailable):
             faulty.path(LARGE_DIGEST)
         assert list(faulty.cache.files.ages()) == []
         assert list(faulty.cache.files.staging.iterdir()) == []
