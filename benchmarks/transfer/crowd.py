@@ -90,7 +90,7 @@ def main() -> None:
         f"{asked.uploads} uploads of {asked.megabytes} MB: statuses {dict(statuses)}, {kept} kept, {left} left staged"
     )
     print(f"{taken:.1f} s ({rate:.0f} MB/s together); memory {memory[0] / 1e6:.0f} MB, at most {growth:.0f} MB more")
-    document = {"machine": machine(), "uploads": asked.uploads, "megabytes": asked.megabytes, "load": os.getloadavg()}
+    document = {"machine": machine(1), "uploads": asked.uploads, "megabytes": asked.megabytes, "load": os.getloadavg()}
     document |= {"statuses": statuses, "kept": kept, "seconds": taken, "memory_bytes": memory[0]}
     write_results("transfer_crowd", document | {"most_memory_bytes": max(memory)})
 
