@@ -134,9 +134,9 @@ def _open(data_dir: Path | None, migrate: bool = True) -> _Kept:
     # The database's library takes a while to load: verbs of the client start without it.
     from pydantic import ValidationError
 
+    from app.job_tables import open_database
     from app.settings import Settings
     from app.storage import open_blobs, open_uploads
-    from store.database import Database
     from store.registry import Registry
 
     given: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
@@ -145,7 +145,7 @@ def _open(data_dir: Path | None, migrate: bool = True) -> _Kept:
     except ValidationError as error:
         fail(error.errors(include_url=False, include_input=False)[0]["msg"], 2)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database, blobs = Database(settings.database), open_blobs(settings)
+    database, blobs = open_database(settings), open_blobs(settings)
     if migrate:
         database.migrate()
     return _Kept(settings, Registry(database, blobs), open_uploads(settings, blobs))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
 from app.exporting import Exporter
+from app.job_watch import JobWatch
 from app.jobs import JobEngine
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
@@ -29,6 +30,7 @@ class House:
     engine_jobs: EngineJobs
     prompt_log: PromptLog
     exporter: Exporter
+    job_watch: JobWatch
 
     @property
     def settings(self) -> Settings:

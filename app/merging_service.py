@@ -201,7 +201,9 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
     draft = draft_stored(shelves, payload["namespace"], payload["name"], recipe, versions)
     known = answer_from_registry(shelves, draft)
     if known is not None:
+        work.say(f"{known.ref} was made by this recipe before.")
         return result_json(known)
+    work.say(f"Merging {draft.plan.total} modules of {len(versions)} sources by {recipe.method}.")
     result = run_merge(
         draft.plan,
         work.folder,
@@ -210,7 +212,11 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
         cancelled=work.cancelled,
         cache=ModuleCache(shelves.cache, draft.identities),
     )
-    return result_json(publish_merge(shelves, draft, result))
+    if (resumed := result.report["modules_resumed"]) > 0:
+        work.say(f"{resumed} of the modules were finished by an earlier attempt on this machine.")
+    version = publish_merge(shelves, draft, result)
+    work.say(f"Published {version.ref}.")
+    return result_json(version)
 
 
 def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Version:

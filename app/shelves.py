@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from app.job_tables import open_database, open_jobs
 from app.settings import Settings
 from app.storage import open_blobs, open_uploads
 from deltas.adapter import Adapter
@@ -101,7 +102,6 @@ def open_shelves(settings: Settings) -> Shelves:
         StorageFull, UnsupportedDatabase: when they cannot be opened.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database)
-    blobs = open_blobs(settings)
-    registry, jobs, sketches = Registry(database, blobs), JobTable(database), SketchTable(database)
+    database, blobs = open_database(settings), open_blobs(settings)
+    registry, jobs, sketches = Registry(database, blobs), open_jobs(settings, database), SketchTable(database)
     return Shelves(settings, database, blobs, registry, jobs, sketches, open_uploads(settings, blobs))

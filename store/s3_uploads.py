@@ -75,7 +75,7 @@ class S3Uploads:
         self._expiry_s = expiry_s
 
     def begin(self, announced: Announced) -> Progress:
-        """Remember a new upload, or find the one that is under way. Raises ObjectStoreUnavailable, ObjectStoreDenied."""
+        """Remember a new upload, or find the one that is under way. Raises ObjectStoreUnavailable."""
         with suppress(UnknownUpload):
             return self.find(announced.id)
         self._remove(announced.id)

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: the real base model, converted once per environment."""
+"""What tests of several rooms share: the real base model, converted once per environment; a real PostgreSQL."""
 
 import sys
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from serving.base_model import DEFAULT_BASE, ensure_base
 from tests.object_store import ObjectStore, object_store
+from tests.postgres import Server, running_server
 
 # Examples are not timed: shared machines are slow at random. A hang is caught by the suite's own time limit.
 settings.register_profile("spolia", deadline=None, print_blob=True)
@@ -26,3 +27,10 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A real S3 server."""
     with object_store(tmp_path_factory.mktemp("s3")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server, started when the first test asks for it."""
+    with running_server() as server:
+        yield server

@@ -1,21 +1,15 @@
-"""Garbage collection, checks, backups: on the local folder and in a real S3 server."""
+"""Garbage collection and checks: on the local folder and in a real S3 server."""
 
-import json
-import sqlite3
-import threading
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import obstore
 import pytest
+from sqlalchemy import text
 
-from store.backup import back_up, restore
 from store.blobs import Blobs, LocalBlobs
 from store.checking import check
 from store.collecting import collect
 from store.database import Database
-from store.errors import BackupFailed, BackupRefused, DigestMismatch
 from store.partial_uploads import Announced, LocalUploads, PartialUploads
 from store.registry import Registry
 from store.s3_blobs import S3Blobs, blob_key
@@ -67,10 +61,9 @@ def test_only_what_nobody_needs_for_long_enough_is_collected(registry: Registry,
 
 def test_a_table_that_this_code_does_not_know_keeps_its_files(registry: Registry, uploads: PartialUploads) -> None:
     orphan = put(registry.blobs, b"somebody else's").digest
-    with closing(sqlite3.connect(registry.database.place)) as connection:
-        connection.execute("create table of_another_release (digest text)")
-        connection.execute("insert into of_another_release values (?)", [orphan])
-        connection.commit()
+    with registry.database.session() as session:
+        session.execute(text("create table of_another_release (digest text)"))
+        session.execute(text("insert into of_another_release values (:digest)"), {"digest": orphan})
     assert collect(registry, uploads, grace_s=-5, staging_age_s=0).files == 0
     assert check(registry.database, registry.blobs).findings == ()
 
@@ -107,86 +100,3 @@ def test_what_is_wrong_is_named_and_damaged_files_are_set_aside(registry: Regist
     for name in ("gone", "cut", "changed"):
         put(blobs, f"weights of {name}".encode())
     assert check(registry.database, blobs).clean
-
-
-def test_a_backup_brings_everything_back(registry: Registry, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        registry.publish("team", name, make_version(registry.blobs, name))
-    put(registry.blobs, b"nobody needs this")
-    url, folder = f"sqlite:///{registry.database.place}", tmp_path / "backup"
-    made = back_up(url, registry.blobs, folder)
-    assert (made.files, made.database) == (3, "database.sqlite")
-    registry.publish("team", "b", make_version(registry.blobs, "more"))
-    registry.delete_version("team", "a", 1)
-    made = back_up(url, registry.blobs, folder)
-    assert made.files == 3
-    assert len(list(LocalBlobs(folder).ages())) == 3
-    target = f"sqlite:///{tmp_path / 'other' / 'spolia.db'}"
-    blobs = LocalBlobs(tmp_path / "other" / "blobs")
-    assert restore(folder, target, blobs) == made
-    database = Database(target)
-    assert check(database, blobs).findings == ()
-    assert Registry(database, blobs).resolve("team/b") == registry.resolve("team/b")
-    assert Registry(database, blobs).list_adapters() == registry.list_adapters()
-    with pytest.raises(BackupRefused, match="not empty"):
-        restore(folder, target, blobs)
-    database.close()
-
-
-def test_a_backup_while_versions_come_and_go_is_consistent(registry: Registry, tmp_path: Path) -> None:
-    stop, url = threading.Event(), f"sqlite:///{registry.database.place}"
-
-    def churn() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            registry.publish("team", "busy", make_version(registry.blobs, f"content {number}"))
-            if number > 3:
-                registry.delete_version("team", "busy", number - 3)
-
-    thread = threading.Thread(target=churn)
-    thread.start()
-    whole = 0
-    try:
-        for number in range(4):
-            try:
-                back_up(url, registry.blobs, tmp_path / "backup")
-            except BackupFailed:  # said, never a backup that lacks something
-                continue
-            target, blobs = tmp_path / f"{number}.db", LocalBlobs(tmp_path / str(number))
-            restore(tmp_path / "backup", f"sqlite:///{target}", blobs)
-            database = Database(f"sqlite:///{target}")
-            assert check(database, blobs).findings == ()
-            database.close()
-            whole += 1
-    finally:
-        stop.set()
-        thread.join()
-    assert whole
-
-
-def test_what_is_no_backup_is_refused(registry: Registry, tmp_path: Path) -> None:
-    registry.publish("team", "a", make_version(registry.blobs, "a"))
-    url, folder = f"sqlite:///{registry.database.place}", tmp_path / "backup"
-    target, blobs = f"sqlite:///{tmp_path / 'new.db'}", LocalBlobs(tmp_path / "new")
-    with pytest.raises(BackupRefused, match=r"no manifest\.json"):
-        restore(tmp_path, target, blobs)
-    with pytest.raises(BackupRefused, match="something else here"):
-        back_up(url, registry.blobs, tmp_path)
-    made = back_up(url, registry.blobs, folder)
-    kept = LocalBlobs(folder)
-    digest = next(file.digest for file in registry.resolve("team/a").files if file.name.endswith("safetensors"))
-    kept.path(digest).write_bytes(b"b")
-    with pytest.raises(DigestMismatch):
-        restore(folder, target, blobs)
-    kept.remove(digest)
-    with pytest.raises(BackupRefused, match="1 files are here, not the 2"):
-        restore(folder, target, blobs)
-    assert not (tmp_path / "new.db").exists()
-    (folder / "manifest.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(BackupRefused, match="cannot be read"):
-        restore(folder, target, blobs)
-    other = replace(made, format=2)
-    (folder / "manifest.json").write_text(json.dumps({name: getattr(other, name) for name in made.__slots__}))
-    with pytest.raises(BackupRefused, match="another release"):
-        restore(folder, target, blobs)
