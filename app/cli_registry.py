@@ -2,7 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markdown import Markdown
@@ -30,15 +30,17 @@ def push(
     classes: Annotated[
         str | None, typer.Option(help="What the classes of its head are called, in order, joined by commas.")
     ] = None,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Send the weights straight to the service's object store.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload an adapter; the same bytes again give the version that is there."""
     given = files[0] if len(files) == 1 else files
     with client(ctx) as spolia, progress(f"push {ref}", data=True, quiet=as_json) as move:
         named = [name.strip() for name in classes.split(",")] if classes else []
-        version = spolia.push(
-            given, ref, license=license, tags=tag or (), base_model=base_model, classes=named, on_progress=move
-        )
+        said: dict[str, Any] = {"license": license, "tags": tag or (), "base_model": base_model, "classes": named}
+        version = spolia.push(given, ref, **said, direct=direct, on_progress=move)
     if as_json:
         return print_json(version)
     out.print(version_page(version))

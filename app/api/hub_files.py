@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import FileResponse, Response
 
 from app.api.access import HouseDep, needs
@@ -20,6 +20,7 @@ router = APIRouter(tags=["hub"])
 )
 def resolve_file(
     house: HouseDep,
+    request: Request,
     namespace: str,
     name: str,
     revision: str,
@@ -30,7 +31,7 @@ def resolve_file(
     """One file of a repository at a revision, or the part of it that is asked for."""
     commit = resolve(house, namespace, name, revision)
     blob = file_of(commit, f"{namespace}/{name}", path)
-    answer = blob_response(house, path, blob, if_none_match, range_, mark="")
+    answer = blob_response(house, request, path, blob, if_none_match, range_, mark="")
     answer.headers["x-repo-commit"] = commit.oid
     answer.headers["x-linked-size"] = str(blob.size_bytes)
     return answer

@@ -291,3 +291,18 @@ def test_without_keys_one_is_anonymous_and_changes_are_logged(shell: Shell, push
         ("version.publish", "anonymous", "127.0.0.1")
     ]
     assert "version.publish" in shell.text("audit", "--namespace", "shell", "--action", "version.publish")
+
+
+def test_gc_fsck_backup_and_restore(tmp_path: Path) -> None:
+    data, folder = tmp_path / "data", tmp_path / "backup"
+    where = ["--data-dir", data]
+    shell = Shell("http://127.0.0.1:9")
+    assert shell.json("gc", *where) == {"files": 0, "size_bytes": 0, "staged": 0, "uploads": 0, "dry_run": False}
+    assert "Would remove 0 files" in shell.text("gc", "--dry-run", *where)
+    assert "Every version has its files" in shell.text("fsck", *where)
+    assert "0 files" in shell.text("backup", folder, *where)
+    assert "every version has its files" in shell.text("restore", folder, "--data-dir", tmp_path / "other")
+    status, sentence = shell.failure("restore", tmp_path, *where)
+    assert (status, sentence.endswith("there is no finished backup here (no manifest.json).")) == (1, True)
+    status, sentence = shell.failure("backup", data, *where)
+    assert (status, "there is something else here" in sentence) == (1, True)
