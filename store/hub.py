@@ -80,10 +80,10 @@ class HubTable:
                 namespace,
                 name,
                 latest,
-                draft and draft.oid,
+                None if draft is None else draft.oid,
                 {} if draft is None else changes_of(draft),
                 Words("", "", "") if draft is None else words_of(draft),
-                draft and draft.created_at,
+                None if draft is None else draft.created_at,
             )
 
     def head(self, version: Version) -> Commit:
