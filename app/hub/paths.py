@@ -39,8 +39,8 @@ def check_path(path: str) -> None:
         raise Refusal(
             422,
             "invalid-name",
-            f"{shown} is not taken: a repository holds one adapter, whose weights are {WEIGHTS_FILE}, and perhaps its head"
-            f" ({HEAD_FILE}).",
+            f"{shown} is not taken: a repository holds one adapter, whose weights are {WEIGHTS_FILE}, and perhaps"
+            f" its head, {HEAD_FILE}.",
             path=path[:120],
         )
     if not is_name(path):
