@@ -40,8 +40,8 @@ class Upload:
     card: str | None = None
     form: VersionForm = field(default_factory=VersionForm)
     tokenizer: bytes | None = None
-    others: Mapping[str, BlobRef] = field(default_factory=dict)  # files that compute nothing, stored already
     head: bytes | None = None
+    others: Mapping[str, BlobRef] = field(default_factory=dict)  # files that compute nothing, stored already
 
 
 def check_names(namespace: str, name: str) -> None:

@@ -9,15 +9,13 @@ from app.api.access import HouseDep, needs
 from app.api.files import blob_response
 from app.hub.revisions import file_of, resolve, unknown_repository
 
-router = APIRouter(tags=["hub"])
+router = APIRouter(tags=["hub"], include_in_schema=False)
 
 
 @router.get(
     "/{namespace}/{name}/resolve/{revision}/{path:path}", response_class=FileResponse, dependencies=[needs("read")]
 )
-@router.head(
-    "/{namespace}/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")]
-)
+@router.head("/{namespace}/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
 def resolve_file(
     house: HouseDep,
     request: Request,
@@ -37,8 +35,8 @@ def resolve_file(
     return answer
 
 
-@router.get("/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")])
-@router.head("/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")])
+@router.get("/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
+@router.head("/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
 def resolve_without_namespace(name: str, revision: str, path: str) -> Response:
     """Names without a namespace are the Hub's own; here there are none."""
     raise unknown_repository(name, [])

@@ -17,7 +17,7 @@ from app.schemas import Body
 from store.hub_listing import Sort
 from store.hub_records import Commit
 
-router = APIRouter(prefix="/api/models", tags=["hub"])
+router = APIRouter(prefix="/api/models", tags=["hub"], include_in_schema=False)
 
 Json = dict[str, Any]
 MOST_PATHS = 1000
@@ -137,7 +137,7 @@ def auth_check(house: HouseDep, namespace: str, name: str) -> Response:
     return Response("OK")
 
 
-@router.get("/{name}", include_in_schema=False, dependencies=[needs("read")])
+@router.get("/{name}", dependencies=[needs("read")])
 def model_without_namespace(name: str) -> Json:
     """Names without a namespace are the Hub's own; here there are none."""
     raise unknown_repository(name, [])

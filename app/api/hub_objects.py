@@ -20,7 +20,7 @@ from store.blobs import Staging
 from store.hub_uploads import HubUpload
 from store.records import BlobRef
 
-router = APIRouter(tags=["hub"])
+router = APIRouter(tags=["hub"], include_in_schema=False)
 
 Json = dict[str, Any]
 LFS_JSON = "application/vnd.git-lfs+json"

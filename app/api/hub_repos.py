@@ -15,7 +15,7 @@ from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
 from app.schemas import Body
 
-router = APIRouter(prefix="/api", tags=["hub"])
+router = APIRouter(prefix="/api", tags=["hub"], include_in_schema=False)
 
 Json = dict[str, Any]
 
@@ -143,9 +143,9 @@ def create_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Re
     raise Refusal(422, "no-branch", detail)
 
 
-@router.get("/datasets/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
-@router.get("/spaces/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
-@router.get("/kernels/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
+@router.get("/datasets/{ref:path}", dependencies=[needs("read")])
+@router.get("/spaces/{ref:path}", dependencies=[needs("read")])
+@router.get("/kernels/{ref:path}", dependencies=[needs("read")])
 def other_kinds(ref: str) -> Response:
     """Adapters are models to the protocol; there is nothing else."""
     raise unknown_repository(ref, [])

@@ -25,7 +25,7 @@ from serving.errors import NotResident
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.references import is_name
 
-router = APIRouter(prefix="/v1", tags=["generation"])
+router = APIRouter(prefix="/v1", tags=["generation"], include_in_schema=False)
 
 LOCAL = "local"
 """The namespace of adapters that were loaded from a folder."""
