@@ -77,7 +77,8 @@ def test_what_happens_to_one_job_on_one_worker(workers: Workers, postgres: Serve
     name = make_url(workers.environment["SPOLIA_DATABASE_URL"]).database
     postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     ended = workers.ended(urgent)
-    assert (ended.state, ended.stalled) == ("succeeded", again.stalled), workers.logs()
+    assert ended.state == "succeeded", workers.logs()
+    assert ended.attempts <= again.attempts + 1
 
     workers.until(job, got_on(0))
     workers.shelves.jobs.request_cancel(job.id)
