@@ -18,9 +18,11 @@ def workers(postgres: Server, tmp_path: Path) -> Iterator[Workers]:
     """A fresh database and folder; no worker yet."""
     url = postgres.create_database()
     opened = Workers(url, tmp_path)
-    yield opened
-    opened.close()
-    postgres.drop_database(url)
+    try:
+        yield opened
+    finally:
+        opened.close()
+        postgres.drop_database(url)
 
 
 def test_killed_workers_lose_no_job(workers: Workers) -> None:
