@@ -25,5 +25,6 @@ FILE: Described = {
     **UNCHANGED,
 }
 MADE_FILE: Described = {200: {"description": "The file", "content": _FILE}, **UNCHANGED}
+UNKNOWN: Described = {404: {"description": "A reference names nothing that the caller may see", "content": _PROBLEM}}
 NOT_HERE: Described = {404: {"description": "These bytes are not here"}}
 """HEAD has no body, so neither has its refusal."""
