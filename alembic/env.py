@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from alembic import context
 
-from store.key_models import Model  # the tables of store.models, and its own
-from store.models import UtcDateTime, is_on
+from store import hub_models, key_models  # noqa: F401  their tables are among the metadata's
+from store.models import Model, UtcDateTime, is_on
 
 
 def plain_type(kind: str, item: Any, autogen: Any) -> str | Literal[False]:

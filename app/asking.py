@@ -6,17 +6,26 @@ divides the caller's own share: made-up users gain nothing.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from fastapi import Request
 
 from app.identity.caller import current
-from app.schemas_openai import GenerateBody
 from app.settings import Settings
 from serving.generation import Generation
 
 
+class Asking(Protocol):
+    """What a request says about its own turn."""
+
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def timeout_s(self) -> float | None: ...
+
+
 def addressed(
-    settings: Settings, request: Request, body: GenerateBody, generations: Sequence[Generation]
+    settings: Settings, request: Request, body: Asking, generations: Sequence[Generation]
 ) -> list[Generation]:
     """The generations of one request, with caller, lane and time limit."""
     caller = current().key_id or (request.client.host if request.client else "")

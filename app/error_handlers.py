@@ -14,12 +14,14 @@ from starlette.routing import Match, Route
 
 from app.complaints import invalid_request
 from app.errors import BROKEN, DISK_FULL, ROOTS, describe, is_disk_full, sentence
+from app.hub.answers import error_headers, is_hub
 from app.limits import BodyTooLarge
+from app.lorax_answers import LORAX, error_type
 from app.problems import Refusal, problem_response, slug_of
 
 log = logging.getLogger(__name__)
 
-OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models")
+OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 UNPARSED = "There was an error parsing the body"  # the framework's words for bytes that json.loads chokes on
 
 
@@ -60,7 +62,7 @@ async def on_http(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers = {"allow": ", ".join(methods_at(request))}
-    return problem_response(error.status_code, slug_of(error.status_code), detail, headers=headers)
+    return respond(request, error.status_code, slug_of(error.status_code), detail, headers=headers)
 
 
 def methods_at(request: Request) -> list[str]:
@@ -110,9 +112,14 @@ def respond(
     extras: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The problem; at OpenAI's addresses also in the member `error`, where its clients look for a message."""
+    """The problem; also where clients of OpenAI's and the Hub's protocol look for it, at their addresses."""
     members = dict(extras or {})
     if request.url.path.startswith(OPENAI):
         error = {"message": detail, "type": slug, "param": members.get("field"), "code": slug}
         members["error"] = error
+    if request.url.path in LORAX:
+        members |= {"error": detail, "error_type": error_type(status)}
+    if is_hub(request.url.path):
+        headers = {**(headers or {}), **error_headers(slug, detail, members)}
+        members["error"] = detail
     return problem_response(status, slug, detail, members, headers)

@@ -74,6 +74,8 @@ TABLE: dict[type[Exception], Row] = {
     store.UnknownKey: (404, "unknown-key"),
     store.QuotaExceeded: (403, "quota-exceeded"),
     store.JobQuotaExceeded: (429, "job-quota-exceeded"),
+    store.UnknownTransfer: (404, "unknown-transfer"),
+    store.RepositoryMoved: (409, "repository-moved"),
     store.StorageFull: (507, "storage-full"),
     store.StorageBusy: (503, "storage-busy"),
     store.LostRace: (503, "storage-busy"),

@@ -76,7 +76,7 @@ def choose_set(house: House, model: str, adapters: Sequence[SourceBody] | None, 
         members = [
             Member(a.ref, BARE_BASE, _weight(a))
             if combine == "ensemble" and a.ref == house.base.name
-            else _member(_checked(house, house.registry.resolve(a.ref)), _weight(a))
+            else _member(_checked(house, house.registry.resolve(named(house, a.ref))), _weight(a))
             for a in adapters
         ]
     chosen = ChosenSet(tuple(members), combine)
@@ -98,7 +98,7 @@ def model_version(house: House, model: str) -> Version | None:
     if model == house.base.name:
         return None
     try:
-        return _checked(house, house.registry.resolve(model))
+        return _checked(house, house.registry.resolve(named(house, model)))
     except BadReference:
         missing, near = f"there is no model {model[:120]!r}", []
     except UnknownReference as error:
@@ -106,6 +106,11 @@ def model_version(house: House, model: str) -> Version | None:
     known = [*near, *difflib.get_close_matches(model, [house.base.name], cutoff=0.5)]
     hint = f"; did you mean {', '.join(known)}?" if known else f"; the base model is '{house.base.name}'."
     raise Refusal(404, "unknown-reference", missing[:1].upper() + missing[1:] + hint, reference=model, near=known)
+
+
+def named(house: House, model: str) -> str:
+    """The reference behind a name that vLLM's load call gave; any other text is one itself."""
+    return model if "/" in model or ":" in model else house.shelves.model_names.ref(model) or model
 
 
 def _weight(source: SourceBody) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
 from app.exporting import Exporter
+from app.hub.trees import Trees
 from app.identity.keyring import Keyring
 from app.job_watch import JobWatch
 from app.jobs import JobEngine
@@ -33,6 +34,7 @@ class House:
     exporter: Exporter
     job_watch: JobWatch
     keyring: Keyring
+    trees: Trees
 
     @property
     def settings(self) -> Settings:

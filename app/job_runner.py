@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from app.errors import as_problem
 from app.identity.owners import working_for
-from app.job_errors import passes
+from app.passing import passes
 from app.queues import timeout_of
 from app.scratch import clear, scratch
 from app.shelves import Shelves

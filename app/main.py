@@ -24,8 +24,16 @@ from app.api import (
     exports,
     files,
     health,
+    hub_commits,
+    hub_files,
+    hub_models,
+    hub_objects,
+    hub_repos,
+    hub_xet,
     jobs,
     keys,
+    lora_names,
+    lorax,
     merges,
     models,
     nearest,
@@ -42,6 +50,7 @@ from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.exporting import Exporter
 from app.house import House
+from app.hub.trees import Trees
 from app.identity.door import Door
 from app.identity.exposure import check_exposure
 from app.identity.keyring import Keyring
@@ -63,6 +72,7 @@ log = logging.getLogger("spolia")
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
     nearest, jobs, pool, promotions, keys, audit,
+    lorax, lora_names, hub_repos, hub_commits, hub_objects, hub_xet, hub_models, hub_files,
 )  # fmt: skip
 
 
@@ -121,6 +131,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         Exporter(shelves),
         job_watch,
         Keyring(shelves.keys, settings, Rates(shared_counts(shelves))),
+        Trees(shelves.blobs, settings),
     )
 
 

@@ -10,7 +10,8 @@ from merging.ranks import Rank
 from merging.weights import Weight
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$")]
+TAG = r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$"
+Tag = Annotated[str, StringConstraints(pattern=TAG)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 

@@ -52,8 +52,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(
         None,
-        description="Where rows are kept: postgresql+psycopg://user:password@host/name, or sqlite:////path; default: SQLite"
-        " in data_dir.",
+        description="Where rows are kept: postgresql+psycopg://user:password@host/name, or sqlite:////path; default:"
+        " SQLite in data_dir.",
     )
     database_connections: int = Field(
         20, ge=1, description="Most connections of one process to PostgreSQL; more requests than that wait for one."
@@ -86,6 +86,16 @@ class Settings(BaseSettings):
     max_tags: int = Field(32, ge=0, description="Most tags of one adapter.")
     max_models: int = Field(1000, ge=1, description="Most entries of /v1/models; adapters beyond are served unlisted.")
     max_page: int = Field(200, ge=1, description="Most items on one page of a list.")
+
+    hub_inline_bytes: int = Field(
+        4 * MIB,
+        ge=0,
+        description="Hub protocol: files up to this size come inside a commit; larger ones, and all weights, ahead of"
+        " it.",
+    )
+    hub_part_bytes: int = Field(
+        256 * MIB, ge=1, description="Hub protocol: larger LFS objects are sent in parts of this size."
+    )
 
     merge_cache_bytes: int = Field(
         GIB,
@@ -169,6 +179,13 @@ class Settings(BaseSettings):
         description="Who runs jobs: one worker process beside the service, or any number of `spolia worker` on any"
         " machines, which needs PostgreSQL.",
     )
+
+    lora_path_folder: Path | None = Field(
+        None,
+        description="Folder in which /v1/load_lora_adapter may find adapters by path; they are uploaded as local/NAME."
+        " Default: it takes references alone.",
+    )
+
     max_interruptions: int = Field(
         10, ge=1, description="A job whose worker died this often is failed, not started again."
     )
@@ -190,21 +207,21 @@ class Settings(BaseSettings):
         0, ge=0, description="Memory that one merge of a `spolia worker` may take; its process is ended beyond. 0: any."
     )
     merge_timeout_s: float = Field(
-        6 * 3600.0, ge=0, description="Seconds after which an attempt to merge is given up. 0: never."
+        6 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to merge. 0: never."
     )
     verification_concurrency: int = Field(1, ge=1, description="Verifications that one `spolia worker` runs at a time.")
     verification_memory_bytes: int = Field(
         0, ge=0, description="Memory that one verification of a `spolia worker` may take. 0: any."
     )
     verification_timeout_s: float = Field(
-        6 * 3600.0, ge=0, description="Seconds after which an attempt to verify is given up. 0: never."
+        6 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to verify. 0: never."
     )
     distillation_concurrency: int = Field(1, ge=1, description="Distillations that one `spolia worker` runs at a time.")
     distillation_memory_bytes: int = Field(
         0, ge=0, description="Memory that one distillation of a `spolia worker` may take. 0: any."
     )
     distillation_timeout_s: float = Field(
-        24 * 3600.0, ge=0, description="Seconds after which an attempt to distil is given up. 0: never."
+        24 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to distil. 0: never."
     )
     idempotency_age_s: float = Field(
         86400.0, ge=0, description="How long the answer to a request with an Idempotency-Key is remembered. 0: never."

@@ -19,8 +19,12 @@ from store.audit import AuditLog
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference
+from store.hub import HubTable
+from store.hub_listing import HubListing
+from store.hub_uploads import HubUploads
 from store.jobs import JobTable
 from store.keys import KeyTable
+from store.model_names import ModelNames
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.registry import Registry
 from store.sketches import SketchTable
@@ -38,6 +42,10 @@ class Shelves:
     sketches: SketchTable
     keys: KeyTable
     audit: AuditLog
+    hub: HubTable
+    hub_listing: HubListing
+    hub_uploads: HubUploads
+    model_names: ModelNames
 
     @property
     def limits(self) -> Limits:
@@ -117,4 +125,8 @@ def open_shelves(settings: Settings) -> Shelves:
         SketchTable(database),
         KeyTable(database),
         AuditLog(database),
+        HubTable(database, blobs),
+        HubListing(database),
+        HubUploads(database, blobs),
+        ModelNames(database),
     )

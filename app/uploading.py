@@ -5,7 +5,7 @@ anybody can ask for), the adapter is checked on the staged file, blobs are commi
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from deltas.header import read_header
 from deltas.spellings import Respelling, respelt_config, written_config
 from deltas.tokenizer import Tokenizer
 from store.blobs import Staging
-from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, NewVersion, Version
+from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, BlobRef, NewVersion, Version
 from store.references import validate_name, validate_tag
 
 CARD_FILE = "README.md"
@@ -40,6 +40,7 @@ class Upload:
     card: str | None = None
     form: VersionForm = field(default_factory=VersionForm)
     tokenizer: bytes | None = None
+    others: Mapping[str, BlobRef] = field(default_factory=dict)  # files that compute nothing, stored already
 
 
 def check_names(namespace: str, name: str) -> None:
@@ -181,7 +182,7 @@ def spelling_notes(adapter: Adapter) -> list[str]:
 
 def _publish(shelves: Shelves, upload: Upload, new: dict[str, Any], weights: tuple[str, int]) -> tuple[Version, bool]:
     assert upload.config is not None  # _check wrote it
-    files = {WEIGHTS_FILE: weights, CONFIG_FILE: keep_bytes(shelves, upload.config)}
+    files = {**upload.others, WEIGHTS_FILE: weights, CONFIG_FILE: keep_bytes(shelves, upload.config)}
     if upload.card is not None:
         files[CARD_FILE] = keep_bytes(shelves, upload.card.encode())
     if upload.tokenizer is not None:

@@ -5,7 +5,8 @@ import threading
 import time
 from pathlib import Path
 
-from app.job_errors import JobTimeout, passes
+from app.job_errors import JobTimeout
+from app.passing import passes
 from store.errors import JobNotRunning, JobTakenOver
 from store.jobs import Job, JobTable
 

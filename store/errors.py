@@ -11,12 +11,14 @@ StoreError
 ├── JobTakenOver         a report about a job that a later attempt runs by now
 ├── WorkerLost           nothing is heard any more of a job's worker
 ├── JobStalled           the worker of a job died again and again without getting further
+├── UnknownTransfer      an upload of the Hub's protocol that was never opened, or is over
 ├── MissingBlob          bytes that were never stored, or were removed since
 ├── DigestMismatch       the bytes are not those that were announced
 ├── VersionInUse         a version that something still needs
 ├── UnknownKey           no API key has this id
 ├── QuotaExceeded        a key has used up what it may keep
 │   └── JobQuotaExceeded a key has too many jobs under way
+├── RepositoryMoved      somebody else committed to a repository meanwhile
 ├── StorageFull          no space is left for blobs or rows
 ├── StorageBusy          the database stayed locked for longer than the time allowed
 │   └── LostRace         another writer got in the way; the same call, made again, may go through
@@ -159,6 +161,13 @@ class JobStalled(StoreError):
         )
 
 
+class UnknownTransfer(StoreError):
+    """The address of an upload that is not (or no longer) expected; its id is a secret, and not repeated."""
+
+    def __init__(self) -> None:
+        super().__init__("This upload is not expected, or was finished or given up a day ago: begin it again.")
+
+
 class MissingBlob(StoreError):
     """Bytes that the blob store does not hold."""
 
@@ -212,6 +221,14 @@ class JobQuotaExceeded(QuotaExceeded):
     """Too many jobs of a key are queued or running; it passes when one of them ends."""
 
 
+class RepositoryMoved(StoreError):
+    """A commit was made for a state of the repository that is no longer its newest."""
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+        super().__init__(f"Somebody else committed to {reference} meanwhile: nothing was stored; try again.")
+
+
 class StorageFull(StoreError):
     """The disk (or quota, or file size limit) under ``place`` is exhausted."""
 
@@ -253,8 +270,8 @@ class SchemaNewer(StoreError):
         self.found = found
         self.newest = newest
         super().__init__(
-            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}: "
-            "start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
+            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}:"
+            " start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
         )
 
 

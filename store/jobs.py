@@ -24,7 +24,8 @@ from store.database import retried
 from store.errors import BadCursor, UnknownJob
 from store.job_log import read_lines
 from store.job_records import ACTIVE_STATES, FINAL_STATES, Job, JobState, LogLine, job_record
-from store.job_runs import JobRuns, finish
+from store.job_returns import finish
+from store.job_runs import JobRuns
 from store.models import JobRow, now
 from store.quotas import check_enqueue
 from store.records import Page
@@ -148,6 +149,9 @@ class JobTable(JobRuns):
             return self.hints.mend(session, self.lease_s)
 
 
+_MAX_KEY = 255
+
+
 def _add(
     session: Session, kind: str, payload: Mapping[str, Any], dedupe_key: str | None, state: JobState, priority: int = 0
 ) -> JobRow:
@@ -171,7 +175,7 @@ def _own(dedupe_key: str | None) -> str | None:
     """Each key has jobs of its own: nobody is handed, or cancels, another's."""
     key_id = current_actor().key_id
     own = dedupe_key if key_id is None or dedupe_key is None else f"{key_id}:{dedupe_key}"
-    return own if own is None or len(own) <= _MAX_KEY else hashlib.sha256(own.encode()).hexdigest()
+    return own if own is None or len(own) <= _MAX_KEY else f"sha256:{hashlib.sha256(own.encode()).hexdigest()}"
 
 
 def _seen(row: JobRow) -> JobRow:

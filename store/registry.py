@@ -16,6 +16,7 @@ from store.audit import note
 from store.blobs import Blobs
 from store.database import Database, retried
 from store.errors import VersionInUse
+from store.hub_models import HubFileRow, HubPartRow
 from store.lineage import needs, read_lineage
 from store.listing import Filters, list_adapters, words_of
 from store.locks import hold_version, own_blobs
@@ -232,6 +233,10 @@ class Registry:
         old = [digest for digest, age_s in self.blobs.ages() if age_s >= older_than_s]
         return sum(self._remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
 
+    def release(self, digests: Collection[str]) -> int:
+        """Remove those of these blobs that nothing needs; how many. Their uploader says that they served their turn."""
+        return self._remove_unneeded(digests) if digests else 0
+
     def find_by_recipe(
         self, recipe_digest: str, namespace: str | None = None, name: str | None = None
     ) -> Version | None:
@@ -301,7 +306,9 @@ class Registry:
         # Publishing holds its blobs from the moment it looks for them, so it never relies on one removed here.
         with self.database.session() as session:
             own_blobs(session, digests)
-            needed = set(session.scalars(select(VersionFileRow.digest).where(VersionFileRow.digest.in_(digests))))
+            needed: set[str | None] = set()
+            for column in (VersionFileRow.digest, HubFileRow.digest, HubPartRow.digest):
+                needed.update(session.scalars(select(column).where(column.in_(digests))))
             return sum(self.blobs.remove(digest) for digest in digests if digest not in needed)
 
 

@@ -17,7 +17,8 @@ _PAGE = 200
 
 @router.get("", dependencies=[needs("generate")])
 def list_models(house: HouseDep) -> dict[str, Any]:
-    """The base model, and every adapter whose latest version can be served with it (the first max_models of them)."""
+    """The base model, every adapter whose latest version can be served with it (the first max_models of them), and the
+    names that vLLM's load call gave."""
     models = [_base_json(house)]
     cursor: str | None = None
     while len(models) < house.settings.max_models:
@@ -30,6 +31,7 @@ def list_models(house: HouseDep) -> dict[str, Any]:
         cursor = page.next_cursor
         if cursor is None:
             break
+    models += [_version_json(name, version) for name, version in house.shelves.model_names.all()]
     return {"object": "list", "data": models[: house.settings.max_models]}
 
 

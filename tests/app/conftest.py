@@ -9,10 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from huggingface_hub import constants
 
 from app.main import create_app
 from app.settings import Settings
 from app.shelves import open_shelves
+from tests.app.hub_client import Hub, open_hub
 from tests.app.service import Service
 
 MIB = 1 << 20
@@ -48,6 +50,8 @@ def service(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         max_tokenizer_bytes=8 * MIB,
         max_header_bytes=128 * 1024,
         max_request_bytes=256 * 1024,
+        hub_inline_bytes=2048,
+        hub_part_bytes=16 * 1024,
         max_batch_rows=8,
         max_sources=8,
         logged_prompts=4,
@@ -72,3 +76,19 @@ def keyed(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def http(service: Service) -> httpx.Client:
     """A client of the running service."""
     return service.http
+
+
+@pytest.fixture
+def hub(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """huggingface_hub with an empty cache; large files go by Xet, as they do by default."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return open_hub(service, tmp_path / "home")
+
+
+@pytest.fixture
+def lfs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The same without hf_xet: large files go by Git LFS."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    return hub

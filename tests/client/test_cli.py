@@ -130,7 +130,7 @@ def test_jobs_and_methods(shell: Shell, pushed: list[str]) -> None:
 
 
 def test_a_job_is_followed_read_and_cancelled(shell: Shell, pushed: list[str]) -> None:
-    job = shell.json("merge", "shell/job", *pushed, "--method", "cat", "--priority", 3, "--no-wait")
+    job = shell.json("merge", "shell/job", *pushed, "--method", "cat", "--seed", 5, "--priority", 3, "--no-wait")
     assert job["priority"] == 3
     assert "shell/job@1" in shell.text("job", "wait", job["id"])
     log = shell.text("job", "log", job["id"])
