@@ -18,10 +18,14 @@ from store.records import Page
 
 Action = Literal[
     "version.publish",
+    "version.describe",
     "version.delete",
     "alias.set",
     "alias.delete",
     "tags.set",
+    "repository.create",
+    "draft.set",
+    "draft.delete",
     "job.enqueue",
     "job.cancel",
     "key.create",

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from store.actor import seen
+from store.audit import note
 from store.blobs import Blobs
 from store.database import Database, retried
 from store.errors import UnknownReference, VersionInUse
@@ -27,6 +28,7 @@ from store.hub_rows import (
 from store.lineage import needs
 from store.locks import hold_blobs, hold_version
 from store.models import AdapterRow, AliasRow, LineageRow, VersionFileRow, VersionRow, now
+from store.quotas import check_publish
 from store.records import Version
 from store.references import validate_name
 from store.resolving import near_adapters
@@ -54,6 +56,7 @@ class HubTable:
                 session.flush()
             elif adapter.latest_number is not None or draft_of(session, adapter) is not None:
                 return False
+            note(session, "repository.create", f"{namespace}/{name}", adapter=(namespace, name))
             words = Words("initial commit", "", author)
             session.add(new_row(adapter, None, commit_id(adapter.id, {}), words))
             return True
@@ -142,6 +145,8 @@ class HubTable:
                 for path, blob in sorted(changes.items())
             ]
             session.add(row)
+            place = (adapter.namespace, adapter.name)
+            note(session, "draft.set", "/".join(place), adapter=place, after={"files": sorted(changes)[:100]})
         return oid
 
     @retried
@@ -164,6 +169,7 @@ class HubTable:
             if draft is None or oid not in (None, draft.oid):
                 return False
             session.delete(draft)
+            note(session, "draft.delete", f"{namespace}/{name}", adapter=(namespace, name))
             return True
 
     @retried
@@ -188,6 +194,9 @@ class HubTable:
                 session.add(with_files(before_row, first.files))
             session.add(with_files(new_row(adapter, version.id, oid, words), files))
             row = session.get_one(VersionRow, version.id)
+            size = sum(blob.size_bytes for blob in files.values())
+            check_publish(session, max(0, size - row.size_bytes), new_adapter=False)
+            said = {"license": row.license, "size_bytes": row.size_bytes}
             row.card, row.license = card, license if license is not None else row.license
             kept = {file.filename: file for file in row.files}
             row.files = [
@@ -196,7 +205,10 @@ class HubTable:
                 else VersionFileRow(filename=path, digest=blob.digest, size_bytes=blob.size_bytes)
                 for path, blob in files.items()
             ]
-            row.size_bytes = sum(blob.size_bytes for blob in files.values())
+            row.size_bytes = size
+            now_said = {"license": row.license, "size_bytes": size}
+            place = (version.namespace, version.name)
+            note(session, "version.describe", version.ref, adapter=place, before=said, after=now_said)
             shelve(session, adapter, indexed=self.database.is_postgresql)
         return oid
 
@@ -226,6 +238,9 @@ class HubTable:
             session.execute(delete(HubCommitRow).where(HubCommitRow.adapter_id == adapter.id))
             session.execute(delete(AliasRow).where(AliasRow.adapter_id == adapter.id))
             for row in rows:
+                gone = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "forced": False}
+                ref = f"{namespace}/{name}@{row.number}"
+                note(session, "version.delete", ref, adapter=(namespace, name), before=gone)
                 session.delete(row)
             adapter.latest_number = None
             adapter.tags = []
