@@ -20,6 +20,7 @@ from app.cli_online import join
 from app.cli_output import error_sentence, fail
 from app.cli_pool import pool
 from app.cli_promote import promote
+from app.cli_recycle import consent, distil, predict
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
 from app.cli_serve import serve
 from app.cli_worker import worker
@@ -44,6 +45,9 @@ for verb in (
     merge,
     join,
     promote,
+    distil,
+    predict,
+    consent,
     generate,
     score,
     jobs,

@@ -59,6 +59,7 @@ TABLE: dict[type[Exception], Row] = {
     store.UnknownReference: (404, "unknown-reference"),
     store.UnknownParent: (409, "source-deleted"),
     store.UnknownJob: (404, "unknown-job"),
+    store.UnknownSurrogates: (404, "unknown-surrogates"),
     store.JobStalled: (500, "worker-died"),
     store.JobNotRunning: (409, "job-not-running"),
     store.JobTakenOver: (409, "job-taken-over"),

@@ -9,6 +9,7 @@ from app.hub.trees import Trees
 from app.identity.keyring import Keyring
 from app.job_watch import JobWatch
 from app.jobs import JobEngine
+from app.predictor import Predictor
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
@@ -35,6 +36,7 @@ class House:
     job_watch: JobWatch
     keyring: Keyring
     trees: Trees
+    predictor: Predictor
 
     @property
     def settings(self) -> Settings:

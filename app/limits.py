@@ -59,7 +59,9 @@ class BodyLimits:
             if not multipart:  # a tokenizer as a JSON string, in which most quotes and line ends take two bytes
                 return settings.max_request_bytes + 2 * settings.max_tokenizer_bytes
             small = settings.max_config_bytes + settings.max_card_bytes + settings.max_tokenizer_bytes
-            return settings.max_upload_bytes + small + _MULTIPART_SLACK
+            return settings.max_upload_bytes + small + settings.max_head_bytes + _MULTIPART_SLACK
+        if scope["method"] == "POST" and path.rstrip("/") == "/v1/predictions":
+            return settings.max_prediction_bytes
         return settings.max_request_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

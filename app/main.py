@@ -18,9 +18,12 @@ from transformers.utils.logging import disable_progress_bar
 from app.api import (
     adapters,
     audit,
+    bases,
     chat,
     compare,
     completions,
+    consent,
+    distillations,
     exports,
     files,
     health,
@@ -39,6 +42,7 @@ from app.api import (
     nearest,
     online,
     pool,
+    predictions,
     promotions,
     provenance,
     uploads,
@@ -61,10 +65,12 @@ from app.judging import judge_refused
 from app.limits import BodyLimits
 from app.openapi_document import DescribedApi
 from app.opening import open_engine
+from app.predictor import Predictor
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
+from app.vision import register_made
 from store.rate_counts import RateCounts
 
 log = logging.getLogger("spolia")
@@ -73,6 +79,7 @@ ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
     nearest, jobs, pool, promotions, keys, audit,
     lorax, lora_names, hub_repos, hub_commits, hub_objects, hub_xet, hub_models, hub_files,
+    bases, consent, distillations, predictions,
 )  # fmt: skip
 
 
@@ -108,6 +115,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_engine = open_job_engine(settings)
     job_engine.start()
     stack.callback(job_engine.close)
+    register_made(shelves)
     base, engine = open_engine(shelves)
     stack.callback(engine.close)
     if served := judge_refused(shelves):
@@ -118,6 +126,8 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_watch = open_job_watch(shelves)
     job_watch.start()
     stack.callback(job_watch.close)
+    predictor = Predictor(shelves)
+    stack.callback(predictor.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
     return House(
         shelves,
@@ -132,6 +142,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         job_watch,
         Keyring(shelves.keys, settings, Rates(shared_counts(shelves))),
         Trees(shelves.blobs, settings),
+        predictor,
     )
 
 

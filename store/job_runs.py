@@ -48,8 +48,16 @@ class JobRuns(JobReturns):
             return row.cancel_requested
 
     @retried
-    def progress(self, job_id: str, done: int, total: int, attempt: int | None = None, lines: Lines = ()) -> None:
-        """Record that ``done`` of ``total`` steps are finished, and that the worker lives.
+    def progress(
+        self,
+        job_id: str,
+        done: int,
+        total: int,
+        attempt: int | None = None,
+        lines: Lines = (),
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record that ``done`` of ``total`` steps are finished, what more is said of them, and that the worker lives.
 
         Raises:
             JobNotRunning, JobTakenOver: the job is not, or no longer, this worker's.
@@ -60,6 +68,7 @@ class JobRuns(JobReturns):
                 row.furthest = done
                 row.stalled = 0
             row.done, row.total = done, total
+            row.detail = None if detail is None else dict(detail)
             self._alive(row)
             append_lines(session, row, lines, self.kept_lines)
             self._changed(session, row)

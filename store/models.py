@@ -8,8 +8,10 @@ recipes ── versions                                           ├─ version
                                                               ├─ sketches
 jobs ── job_log                                               └─ lineage ── versions (the parent)
 idempotency_keys
+                                       adapters ─┬─ consents
+                                                 └─ surrogates ── (blob, by digest)
 
-Keys, the audit log and rate counts are in store.key_models.
+Keys, the audit log and rate counts are in store.key_models; the Hub's repositories in store.hub_models.
 """
 
 from collections.abc import Callable
@@ -29,6 +31,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     func,
     text,
 )
@@ -197,6 +200,8 @@ class VersionRow(Model):
     servable: Mapped[bool]
     notes: Mapped[list[str]]
     judged: Mapped[int] = mapped_column(server_default="0")
+    predictable: Mapped[bool] = mapped_column(server_default=false())
+    head: Mapped[JsonDict | None] = mapped_column(OptionalJson)
     metrics: Mapped[JsonDict]
     origin: Mapped[str] = mapped_column(String(16))
     recipe_digest: Mapped[str | None] = mapped_column(ForeignKey("recipes.digest"))
@@ -292,6 +297,33 @@ class SketchRow(Model):
     data: Mapped[bytes]
 
 
+class ConsentRow(Model):
+    """What the owner of an adapter allows others to find out about its training; no row: nothing."""
+
+    __tablename__ = "consents"
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
+    inversion: Mapped[bool]
+    show_surrogates: Mapped[bool]
+    updated_at: Mapped[datetime]
+
+
+class SurrogateRow(Model):
+    """The images that a distillation made out of one source, and the blob with them."""
+
+    __tablename__ = "surrogates"
+    __table_args__ = (Index(None, "adapter_id"), Index(None, "distilled_id"), Index(None, "digest"))
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"))
+    source_ref: Mapped[str] = mapped_column(String(210))
+    distilled_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"))
+    digest: Mapped[str] = mapped_column(String(64))
+    images: Mapped[int]
+    px: Mapped[int]
+    created_at: Mapped[datetime]
+
+
 class JobRow(Model):
     """One run of long work. ``furthest`` is the most steps ever done; ``stalled`` counts interruptions since.
 
@@ -321,6 +353,7 @@ class JobRow(Model):
     dedupe_key: Mapped[str | None] = mapped_column(String(255))
     done: Mapped[int] = mapped_column(default=0)
     total: Mapped[int] = mapped_column(default=0)
+    detail: Mapped[JsonDict | None] = mapped_column(OptionalJson)
     furthest: Mapped[int] = mapped_column(default=0)
     attempts: Mapped[int] = mapped_column(default=0)
     stalled: Mapped[int] = mapped_column(default=0)

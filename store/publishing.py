@@ -77,6 +77,8 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
         servable=new.servable,
         notes=list(new.notes),
         judged=new.judged,
+        predictable=new.predictable,
+        head=None if new.head is None else dict(new.head),
         metrics=dict(new.metrics),
         origin=new.origin,
         recipe_digest=new.recipe_digest,

@@ -25,6 +25,7 @@ from store.models import (
     AliasRow,
     BaseModelRow,
     LineageRow,
+    SurrogateRow,
     TagRow,
     VersionFileRow,
     VersionRow,
@@ -202,7 +203,7 @@ class Registry:
         Raises UnknownReference; VersionInUse when an alias or a child needs it. With ``force`` its aliases go too,
         and its children keep its reference as text.
         """
-        self._remove_unneeded(self._delete_rows(namespace, name, number, force))
+        self.remove_unneeded(self._delete_rows(namespace, name, number, force))
 
     @retried
     def _delete_rows(self, namespace: str, name: str, number: int, force: bool) -> set[str]:
@@ -216,6 +217,7 @@ class Registry:
             digests = {file.digest for file in row.files}
             gone = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "forced": bool(reasons)}
             note(session, "version.delete", f"{namespace}/{name}@{number}", adapter=(namespace, name), before=gone)
+            digests |= set(session.scalars(select(SurrogateRow.digest).where(SurrogateRow.distilled_id == row.id)))
             session.execute(delete(AliasRow).where(AliasRow.version_id == row.id))
             session.execute(update(LineageRow).where(LineageRow.parent_id == row.id).values(parent_id=None))
             adapter = row.adapter
@@ -231,11 +233,11 @@ class Registry:
     def collect_garbage(self, older_than_s: float) -> int:
         """Remove blobs that no version needs and that nobody stored or renewed for this long; how many."""
         old = [digest for digest, age_s in self.blobs.ages() if age_s >= older_than_s]
-        return sum(self._remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
+        return sum(self.remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
 
     def release(self, digests: Collection[str]) -> int:
         """Remove those of these blobs that nothing needs; how many. Their uploader says that they served their turn."""
-        return self._remove_unneeded(digests) if digests else 0
+        return self.remove_unneeded(digests) if digests else 0
 
     def find_by_recipe(
         self, recipe_digest: str, namespace: str | None = None, name: str | None = None
@@ -270,10 +272,23 @@ class Registry:
 
     @retried
     def judge_again(
-        self, version: Version, *, mergeable: bool, servable: bool, notes: Sequence[str], judged: int
+        self,
+        version: Version,
+        *,
+        mergeable: bool,
+        servable: bool,
+        predictable: bool,
+        notes: Sequence[str],
+        judged: int,
     ) -> None:
         """Say anew what can be done with a version that is there already; nothing else of it changes."""
-        said = {"mergeable": mergeable, "servable": servable, "notes": list(notes), "judged": judged}
+        said = {
+            "mergeable": mergeable,
+            "servable": servable,
+            "predictable": predictable,
+            "notes": list(notes),
+            "judged": judged,
+        }
         with self.database.session() as session:
             session.execute(update(VersionRow).where(VersionRow.id == version.id).values(**said))
 
@@ -302,12 +317,13 @@ class Registry:
             return [base_record(row) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
 
     @retried
-    def _remove_unneeded(self, digests: Collection[str]) -> int:
+    def remove_unneeded(self, digests: Collection[str]) -> int:
+        """Remove those of these blobs that nothing needs; how many."""
         # Publishing holds its blobs from the moment it looks for them, so it never relies on one removed here.
         with self.database.session() as session:
             own_blobs(session, digests)
             needed: set[str | None] = set()
-            for column in (VersionFileRow.digest, HubFileRow.digest, HubPartRow.digest):
+            for column in (VersionFileRow.digest, SurrogateRow.digest, HubFileRow.digest, HubPartRow.digest):
                 needed.update(session.scalars(select(column).where(column.in_(digests))))
             return sum(self.blobs.remove(digest) for digest in digests if digest not in needed)
 

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from app.answer_docs import NOT_HERE, at_once
 from app.api.access import HouseDep, needs
 from app.api.idempotent import IdempotentRoute
+from app.heads import stored_head
 from app.house import House
 from app.presenting import version_json
 from app.problems import Refusal
@@ -46,6 +47,8 @@ _BODY = {
                         "license": {"type": "string"},
                         "tags": {"type": "string", "description": "separated by commas"},
                         "base_model": {"type": "string"},
+                        "head": {**_FILE, "description": "head.safetensors: the classifier trained with the adapter"},
+                        "classes": {"type": "string", "description": "the head's classes, separated by commas"},
                     },
                 }
             },
@@ -101,13 +104,14 @@ async def post_version(house: HouseDep, request: Request, namespace: str, name: 
 
 async def _from_multipart(house: House, request: Request, namespace: str, name: str) -> tuple[Version, bool]:
     async with read_multipart(request, house.settings) as parts:
-        upload = Upload(namespace, name, parts.config, parts.card, parts.form, parts.tokenizer)
+        upload = Upload(namespace, name, parts.config, parts.card, parts.form, parts.tokenizer, parts.head)
         return await to_thread.run_sync(publish_file, house.shelves, upload, parts.weights)
 
 
 async def _from_json(house: House, request: Request, namespace: str, name: str) -> tuple[Version, bool]:
     body = await read_json_body(request, VersionUpload)
-    form = VersionForm(license=body.license, tags=body.tags, base_model=body.base_model)
+    form = VersionForm(license=body.license, tags=body.tags, base_model=body.base_model, classes=body.classes)
     config = None if body.config is None else config_bytes(body.config)
-    upload = Upload(namespace, name, config, body.card, form, tokenizer_bytes(body.tokenizer))
+    head = None if body.head is None else await to_thread.run_sync(stored_head, house.shelves, body.head)
+    upload = Upload(namespace, name, config, body.card, form, tokenizer_bytes(body.tokenizer), head)
     return await to_thread.run_sync(publish_blob, house.shelves, upload, body.weights.removeprefix("sha256:"))
