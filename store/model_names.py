@@ -3,6 +3,7 @@
 from sqlalchemy import delete, select
 
 from store.actor import seen
+from store.audit import note
 from store.database import Database, retried
 from store.hub_models import ModelNameRow
 from store.models import AdapterRow, VersionRow, now
@@ -21,6 +22,8 @@ class ModelNames:
         """Give the name to a version, whatever it meant before."""
         with self.database.session() as session:
             session.merge(ModelNameRow(name=name, version_id=version.id, updated_at=now()))
+            place = (version.namespace, version.name)
+            note(session, "name.set", name, adapter=place, after={"ref": version.ref})
 
     @retried
     def forget(self, name: str) -> bool:
@@ -28,6 +31,8 @@ class ModelNames:
         with self.database.session() as session:
             there = session.scalar(select(ModelNameRow.name).where(ModelNameRow.name == name))
             session.execute(delete(ModelNameRow).where(ModelNameRow.name == name))
+            if there is not None:
+                note(session, "name.delete", name)
             return there is not None
 
     def ref(self, name: str) -> str | None:
