@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import HouseDep, needs
@@ -140,11 +140,11 @@ def list_commits(house: HouseDep, namespace: str, name: str, revision: str) -> l
     return [_commit_json(commit) for commit in history or [found.main]]
 
 
-@router.get("/{namespace}/{name}/auth-check", dependencies=[needs("read")])
+@router.get("/{namespace}/{name}/auth-check", dependencies=[needs("read")], response_class=PlainTextResponse)
 def auth_check(house: HouseDep, namespace: str, name: str) -> Response:
     """Whether the caller may read the repository."""
     repository(house, namespace, name)
-    return Response("OK")
+    return PlainTextResponse("OK")
 
 
 @router.get("/{name}", include_in_schema=False, dependencies=[needs("read")])
