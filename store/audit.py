@@ -18,11 +18,13 @@ from store.records import Page
 
 Action = Literal[
     "version.publish",
+    "version.describe",
     "version.delete",
     "alias.set",
     "alias.delete",
     "tags.set",
     "version.describe",
+    "consent.set",
     "repository.create",
     "draft.set",
     "draft.drop",

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
+from app.answer_docs import UNNAMED
 from app.api.access import HouseDep, needs
 from app.generation import model_version
 from app.house import House
@@ -47,7 +48,7 @@ class UnloadBody(Body):
     lora_int_id: int | None = None
 
 
-@router.post("/load_lora_adapter", dependencies=[needs("write")], response_class=PlainTextResponse)
+@router.post("/load_lora_adapter", dependencies=[needs("write")], responses=UNNAMED, response_class=PlainTextResponse)
 async def load_lora_adapter(house: HouseDep, body: LoadBody) -> PlainTextResponse:
     """Give a name to an adapter, and load it."""
     version = await to_thread.run_sync(_name, house, body)
@@ -57,7 +58,7 @@ async def load_lora_adapter(house: HouseDep, body: LoadBody) -> PlainTextRespons
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/unload_lora_adapter", dependencies=[needs("write")], response_class=PlainTextResponse)
+@router.post("/unload_lora_adapter", dependencies=[needs("write")], responses=UNNAMED, response_class=PlainTextResponse)
 def unload_lora_adapter(house: HouseDep, body: UnloadBody) -> PlainTextResponse:
     """Take a name away. The adapter stays in the registry, and in memory while there is room."""
     if not body.lora_name:
