@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,13 @@ from merging.planning import plan_merge
 from merging.recipe import Recipe
 from merging.recycle.evaluate import Accuracy, summary
 from merging.recycle.lora import averaged, new_lora, read_lora, write_lora
-from merging.recycle.params import RecycleParams
+from merging.recycle.params import BENCHMARK, RecycleParams
 from merging.recycle.randomness import generator
 from merging.recycle.recycle import Progress, distil
 from merging.recycle.source import Head, Source
+from merging.recycle.statistics import Moments
+from merging.recycle.updated import Lora
 from merging.recycle.vision_base import VisionBase
-from merging.recycle.vit import Lora
 
 MERGES = ("sum", "lego", "ties")
 MASKS = (0, 25, 50, 75)
@@ -60,12 +62,31 @@ def make(
     mask = int(name.removeprefix("recycle-")) / 100
     # One inversion serves all masks: tokens are not pruned in it, and the last block says which patches to see.
     inversion = params.inversion.model_copy(update={"prune": {}, "mask": {-1: mask} if mask else {}})
-    own = params.model_copy(update={"inversion": inversion})
-    place = folder / name
-    place.mkdir(parents=True, exist_ok=True)
     for made in folder.glob("recycle-*/*.safetensors"):  # by another mask; what does not fit is not taken over
-        if made.name.startswith(("inversion", "statistics")) and not (place / made.name).exists():
-            (place / made.name).hardlink_to(made)
+        if made.name.startswith(("inversion", "statistics")) and not (folder / name / made.name).exists():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / made.name).hardlink_to(made)
+    return distilled(name, base, sources, params.model_copy(update={"inversion": inversion}), folder / name, log)[0]
+
+
+def profile(px: int, seed: int) -> RecycleParams:
+    """The benchmark's choices at this size, in bfloat16, nothing pruned in inversion."""
+    inversion = BENCHMARK.inversion.model_copy(update={"prune": {}})
+    update = {"image_px": px, "seed": seed, "precision": "bfloat16", "inversion": inversion}
+    return BENCHMARK.model_copy(update=update)
+
+
+def distilled(
+    name: str,
+    base: VisionBase,
+    sources: Sequence[Source],
+    params: RecycleParams,
+    place: Path,
+    log: Callable[[str], None],
+    moments: Moments | None = None,
+) -> tuple[Lora, dict[str, Any]]:
+    """A distillation in the folder `place`, or what is left of it to do: the adapter and its report."""
+    place.mkdir(parents=True, exist_ok=True)
     last = [""]
 
     def report(progress: Progress) -> None:
@@ -73,10 +94,10 @@ def make(
             last[0] = progress.phase
             log(f"{name}: {progress.phase} {progress.done}/{progress.total} {dict(progress.losses)}")
 
-    result = distil(base, sources, own, place, on_progress=report)
+    result = distil(base, sources, params, place, moments=moments, on_progress=report)
     (place / f"report-{name}.json").write_text(json.dumps(result.report))
     (place / "adapter_config.json").write_text(json.dumps(result.config))
-    return read_lora(name, Adapter.open(place / "adapter_config.json", result.weights), base)
+    return read_lora(name, Adapter.open(place / "adapter_config.json", result.weights), base), result.report
 
 
 def _merged(method: str, base: VisionBase, sources: Sequence[Source], folder: Path) -> Lora:

@@ -71,7 +71,7 @@ def draw(place: Path, picture: Path, most: int = 6) -> bool:
     mean, std = (torch.tensor(PIXELS[name])[:, None, None] for name in ("image_mean", "image_std"))
     figure, axes = pyplot.subplots(len(files), 5, figsize=(6, 1.2 * len(files)), squeeze=False)
     for line, file in zip(axes, files, strict=True):
-        images = load_file(file)["images"][:5] * std + mean
+        images = load_file(file)["inputs"][:5] * std + mean
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy())
             axis.axis("off")

@@ -13,14 +13,14 @@ From `prune_from` of the steps on, tokens are pruned (`pruning.py`), and the kep
 the end the images that are kept are run once more, unshifted, to learn which patches meta-training shall see.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from merging.recycle.params import InversionParams
+from merging.recycle.params import DescentParams, InversionParams
 from merging.recycle.pruning import Ratios
 from merging.recycle.randomness import chance, generator
 from merging.recycle.source import Source
@@ -30,27 +30,35 @@ from merging.recycle.vit import VisionTransformer
 
 
 class Losses(NamedTuple):
-    """The terms of one step's loss, before their weights."""
+    """The terms of one step's loss, before their weights; `prior` is of the input alone: total variation of images,
+    distance from real tokens of texts."""
 
     step: int
     cross_entropy: float
     features: float
-    variation: float
+    prior: float
 
 
 class Inversion:
-    """One batch of images on its way: normalised pixels [N, 3, px, px], labels [N], their optimiser, steps done."""
+    """One batch on its way: inputs (normalised pixels [N, 3, px, px], or normalised token embeddings [N, T, D]), labels
+    [N], their optimiser, steps done."""
 
-    def __init__(self, images: Tensor, labels: Tensor, params: InversionParams) -> None:
-        self.images = images.requires_grad_()
+    def __init__(self, inputs: Tensor, labels: Tensor, params: DescentParams) -> None:
+        self.inputs = inputs.requires_grad_()
         self.labels = labels
-        self.optimiser = torch.optim.Adam([self.images], lr=params.rate, betas=params.betas)
+        self.optimiser = torch.optim.Adam([self.inputs], lr=params.rate, betas=params.betas)
         self.step = 0
 
     @classmethod
-    def begin(cls, labels: Tensor, px: int, params: InversionParams, rng: torch.Generator) -> "Inversion":
-        """Gaussian noise in normalised pixels, as the released code starts."""
-        return cls(torch.randn(len(labels), 3, px, px, generator=rng), labels, params)
+    def begin(cls, labels: Tensor, shape: Sequence[int], params: DescentParams, rng: torch.Generator) -> "Inversion":
+        """Gaussian noise in normalised inputs of this shape, as the released code starts."""
+        return cls(torch.randn(len(labels), *shape, generator=rng), labels, params)
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of the optimiser."""
+        (self.inputs.grad,) = torch.autograd.grad(loss, self.inputs)
+        self.optimiser.step()
+        self.step += 1
 
 
 def invert(
@@ -73,21 +81,19 @@ def invert(
     while state.step < params.steps:
         rng = generator(use[0], "inversion", *use[1:], state.step)
         seen = network(
-            shaken(state.images, params, rng),
+            shaken(state.inputs, params, rng),
             source.lora,
             prune=prune if state.step >= begin_pruning else None,
             moments=params.feature_weight > 0,
         )
         entropy = F.cross_entropy(source.head.logits(seen), state.labels)
         features = feature_distance(seen.moments, expected) if seen.moments else torch.zeros(())
-        variation = total_variation(state.images)
+        variation = total_variation(state.inputs)
         loss = entropy + params.feature_weight * features + params.tv_weight * variation
-        loss = loss + params.l2_weight * state.images.square().mean()
-        (state.images.grad,) = torch.autograd.grad(loss, state.images)
-        state.optimiser.step()
+        loss = loss + params.l2_weight * state.inputs.square().mean()
+        state.descend(loss)
         with torch.no_grad():
-            state.images.clamp_(low, high)
-        state.step += 1
+            state.inputs.clamp_(low, high)
         on_step(Losses(state.step, entropy.item(), features.item(), variation.item()))
 
 

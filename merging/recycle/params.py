@@ -19,13 +19,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
-class InversionParams(Strict):
-    """Step 1: surrogate images out of an adapter and its head (eq. 1 and 2)."""
+class DescentParams(Strict):
+    """How inputs are optimised, images as well as texts."""
 
-    steps: Count = Field(2000, description="Adam steps for each batch of images")
+    steps: Count = Field(2000, description="Adam steps for each batch of inputs")
     rate: float = Field(0.25, gt=0, description="Adam's learning rate")
     betas: tuple[Share, Share] = Field((0.5, 0.99), description="Adam's betas; the released code's")
-    batch: Count = Field(100, description="most images optimised together; feature statistics are of the batch")
+    batch: Count = Field(100, description="most inputs optimised together; statistics are of the batch")
+
+
+class InversionParams(DescentParams):
+    """Step 1: surrogate images out of an adapter and its head (eq. 1 and 2)."""
+
     feature_weight: float = Field(
         0.01,
         ge=0,
@@ -87,27 +92,32 @@ class MetaParams(Strict):
         return self
 
 
-class RecycleParams(Strict):
+class CommonParams(Strict):
+    """What distillations of images and of texts have in common."""
+
+    rank: int = Field(4, ge=1, le=256, description="of the meta-adapter")
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="endings of its modules' names")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the base model's weights and activations"
+    )
+    seed: int = Field(0, ge=0)
+    meta: MetaParams = MetaParams()
+
+
+class RecycleParams(CommonParams):
     """A whole distillation."""
 
     image_px: int = Field(224, ge=1, le=1024, description="side of the surrogate images")
     images_per_class: int | None = Field(
         None, ge=2, description="surrogate images of each source's class; default: shots + queries"
     )
-    rank: int = Field(4, ge=1, le=256, description="of the meta-adapter")
-    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="endings of its modules' names")
     calibration: int = Field(
         256,
         ge=2,
         le=4096,
         description="generated images from which the expected feature statistics are taken, unless they are given",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the base model's weights and activations"
-    )
-    seed: int = Field(0, ge=0)
     inversion: InversionParams = InversionParams()
-    meta: MetaParams = MetaParams()
 
     @model_validator(mode="after")
     def _images_suffice(self) -> "RecycleParams":

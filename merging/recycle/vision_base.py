@@ -24,12 +24,12 @@ from torch import Tensor
 from deltas.base_folder import CARD, fingerprint, folder_name, publish_folder, read_card, write_card
 from merging.recycle.bundled_vision import BUNDLED_NAME, bundled_onnx, bundled_origin, convert_onnx
 from merging.recycle.errors import VisionBaseUnavailable, VisionBaseUnsupported
+from merging.recycle.lora import VISION_PREFIX
 from merging.recycle.vit import Sizes, VisionTransformer
 
 DEFAULT_VISION_BASE = BUNDLED_NAME
 PREPROCESSOR = "preprocessor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PREFIX = "dinov2."  # of a classifier's file
 # Names in files of earlier transformers, which today's reads as well.
 RENAMED = (
     ("attention.attention.query", "attention.q_proj"),
@@ -166,7 +166,7 @@ def _read(name: str, folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]
         raise VisionBaseUnsupported(name, "its blocks end in another MLP than two layers with GELU between")
     weights = {}
     for key, weight in stored.items():
-        key = key.removeprefix(PREFIX)
+        key = key.removeprefix(VISION_PREFIX)
         for old, new in RENAMED:
             key = key.replace(old, new)
         if not key.startswith("classifier.") and key != "embeddings.mask_token":

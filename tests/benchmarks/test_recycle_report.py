@@ -32,6 +32,6 @@ def test_a_table_has_what_was_measured_and_dashes() -> None:
 def test_the_picture_is_drawn_where_there_are_images(tmp_path: Path) -> None:
     assert not draw(tmp_path, tmp_path / "none.png")
     (tmp_path / "recycle-0").mkdir()
-    save_file({"images": torch.randn(10, 3, 14, 14)}, tmp_path / "recycle-0" / "inversion-000-00.safetensors")
+    save_file({"inputs": torch.randn(10, 3, 14, 14)}, tmp_path / "recycle-0" / "inversion-000-00.safetensors")
     assert draw(tmp_path, tmp_path / "some.png")
     assert (tmp_path / "some.png").stat().st_size > 1000

@@ -17,8 +17,8 @@ from merging.recycle.predict import predict
 from merging.recycle.randomness import generator
 from merging.recycle.recycle import distil
 from merging.recycle.source import Head, Source
+from merging.recycle.updated import Lora
 from merging.recycle.vision_base import VisionBase
-from merging.recycle.vit import Lora
 from tests.merging.recycle.textures import CLASSES, textures
 
 PX, WAYS, CHANCE = 42, 5, 0.2

@@ -79,11 +79,11 @@ def test_cross_entropy_falls_in_inversion(tiny: VisionBase, sources: list[Source
     for source in sources:
         curve: list[Losses] = []
         labels = torch.arange(source.ways).repeat(3)
-        state = Inversion.begin(labels, 20, params, generator(0, "noise"))
+        state = Inversion.begin(labels, (3, 20, 20), params, generator(0, "noise"))
         invert(state, tiny, tiny.network, source, expected, params, (0, source.ref, 0), curve.append)
         assert curve[-1].cross_entropy < 0.5 * curve[0].cross_entropy
         low, high = tiny.limits
-        assert bool(((state.images >= low) & (state.images <= high)).all())
+        assert bool(((state.inputs >= low) & (state.inputs <= high)).all())
 
 
 def test_peft_loads_the_result_and_computes_the_same(tiny: VisionBase, tiny_folder: Path, whole: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_regulariser_pulls_features_towards_what_is_expected(tiny: VisionBas
     for weight in (1e-9, 1.0):
         curve: list[Losses] = []
         params = InversionParams(steps=30, feature_weight=weight, prune={}, jitter=0, flip=0)
-        state = Inversion.begin(torch.tensor([0, 1, 2] * 3), 20, params, generator(0, "noise"))
+        state = Inversion.begin(torch.tensor([0, 1, 2] * 3), (3, 20, 20), params, generator(0, "noise"))
         invert(state, tiny, tiny.network, sources[0], expected, params, (0, "x", 0), curve.append)
         last.append(curve[-1].features)
     assert last[1] < 0.7 * last[0]
@@ -190,7 +190,7 @@ def test_teachers_opinions_of_mirrored_images_are_theirs(tiny: VisionBase, sourc
     for use in range(4):
         task = pool.taught_task(1, 1, generator(use, "task"))
         assert task.teacher is not None
-        again = sources[0].logits(tiny.network, task.images[3:], task.patches[3:]).log_softmax(1)
+        again = sources[0].logits(tiny.network, task.inputs[3:], task.patches[3:]).log_softmax(1)
         torch.testing.assert_close(task.teacher, again, rtol=1e-4, atol=1e-4)
         assert task.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
@@ -205,8 +205,8 @@ def test_interpolated_tasks_mix_sources_and_have_no_teacher(tiny: VisionBase) ->
     for use in range(30):
         task = pool.interpolated_task(3, 1, 2, generator(use, "mixed"))
         assert task.teacher is None
-        assert task.images.shape[0] == 9
-        seen.add(len(set(task.images[:3, 0, 0, 0].tolist())))
+        assert task.inputs.shape[0] == 9
+        seen.add(len(set(task.inputs[:3, 0, 0, 0].tolist())))
     assert seen == {2, 3}
     with pytest.raises(BadDistillation, match="have 6"):
         pool.interpolated_task(7, 1, 2, generator(0, "mixed"))
