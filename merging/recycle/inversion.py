@@ -68,10 +68,11 @@ def invert(
     source: Source,
     expected: Moments,
     params: InversionParams,
+    px: int,
     use: tuple[int, str, int],
     on_step: Callable[[Losses], None] = lambda losses: None,
 ) -> None:
-    """Run `state` to its last step. `use` = (seed, source, batch) names its random numbers.
+    """Run `state` to its last step; images of `px` pixels. `use` = (seed, source, batch) names its random numbers.
 
     `on_step` is called after each step; what it raises ends the run, and `state` can go on later, to the same bytes.
     """
@@ -81,7 +82,7 @@ def invert(
     while state.step < params.steps:
         rng = generator(use[0], "inversion", *use[1:], state.step)
         seen = network(
-            shaken(state.inputs, params, rng),
+            shaken(grown(state.inputs, px), params, rng),
             source.lora,
             prune=prune if state.step >= begin_pruning else None,
             moments=params.feature_weight > 0,
@@ -105,6 +106,13 @@ def shaken(images: Tensor, params: InversionParams, rng: torch.Generator) -> Ten
         shifts.append(int(torch.randint(-most, most + 1, (), generator=rng)))
     images = torch.roll(images, shifts, (2, 3))
     return images.flip(3) if chance(params.flip, rng) else images
+
+
+def grown(grid: Tensor, px: int) -> Tensor:
+    """Images [N, 3, px, px] of what is optimised: the grid itself where it is as fine, interpolated where it is coarser."""
+    if grid.shape[-1] == px:
+        return grid
+    return F.interpolate(grid, size=(px, px), mode="bilinear", align_corners=False)
 
 
 def total_variation(images: Tensor) -> Tensor:

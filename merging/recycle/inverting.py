@@ -8,10 +8,10 @@ from torch import Tensor
 
 from merging.recycle.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
 from merging.recycle.identity import digest, source_digest
-from merging.recycle.inversion import Inversion, Losses, invert
+from merging.recycle.inversion import Inversion, Losses, grown, invert
 from merging.recycle.params import DescentParams, RecycleParams
 from merging.recycle.randomness import generator
-from merging.recycle.source import Source
+from merging.recycle.source import Source, Teacher
 from merging.recycle.statistics import Moments
 from merging.recycle.vision_base import VisionBase
 from merging.recycle.vit import VisionTransformer
@@ -23,12 +23,12 @@ Curve = list[Losses]
 OnStep = Callable[[Losses], None]
 
 
-def wanted_labels(source: Source, per_class: int) -> Tensor:
+def wanted_labels(source: Teacher, per_class: int) -> Tensor:
     """The classes that inputs are made for: all classes in turn, so that every batch has about equally many of each."""
     return torch.arange(source.ways).repeat(per_class)
 
 
-def batches_of(source: Source, per_class: int, batch: int) -> int:
+def batches_of(source: Teacher, per_class: int, batch: int) -> int:
     """How many batches a source's inputs are made in."""
     return -(-source.ways * per_class // batch)
 
@@ -52,12 +52,13 @@ def invert_batch(
     own = params.inversion.model_dump_json(exclude={"mask"})
     wanted = digest(known, source_digest(source), own, params.seed, number, labels)
     use = (params.seed, source.ref, number)
-    shape = (3, params.image_px, params.image_px)
+    side = -(-params.image_px // params.inversion.grain)
 
     def run(state: Inversion, keep: OnStep) -> None:
-        invert(state, base, network, source, expected, params.inversion, use, keep)
+        invert(state, base, network, source, expected, params.inversion, params.image_px, use, keep)
 
-    return kept_inversion(place, wanted, labels, shape, params.inversion, use, run, on_step)
+    grid, curve = kept_inversion(place, wanted, labels, (3, side, side), params.inversion, use, run, on_step)
+    return grown(grid, params.image_px), curve
 
 
 def kept_inversion(

@@ -39,6 +39,11 @@ class InversionParams(DescentParams):
     )
     tv_weight: float = Field(0.0, ge=0, description="weight of the mean squared difference of neighbouring pixels")
     l2_weight: float = Field(0.0, ge=0, description="weight of the mean squared pixel")
+    grain: Count = Field(
+        1,
+        description="how many pixels of the image one of the optimised grid is wide; above 1 the grid is interpolated"
+        " (ours: without it, few steps leave the noise that they began with)",
+    )
     jitter: Share = Field(0.125, description="largest cyclic shift at each step, as a share of the image's sides")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip at each step")
     prune: dict[int, Share] = Field(
@@ -129,6 +134,50 @@ class RecycleParams(CommonParams):
     @property
     def per_class(self) -> int:
         return self.images_per_class or self.meta.shots + self.meta.queries
+
+
+class TextInversionParams(DescentParams):
+    """Surrogate texts out of an adapter and its label words or head; ours, and so are all defaults."""
+
+    steps: Count = Field(100, description="Adam steps for each batch of texts")
+    rate: float = Field(0.1, gt=0, description="Adam's learning rate, in standard deviations of the embeddings")
+    feature_weight: float = Field(
+        0.01, ge=0, description="weight of the distance of a batch's mean and variance from those of all embeddings"
+    )
+    nearest_weight: float = Field(
+        0.1, ge=0, description="weight of the mean squared distance of every token from the nearest real one"
+    )
+    tokens: Literal["free", "decoded", "real"] = Field(
+        "free",
+        description="what surrogates are made of: embeddings that no token need have; those, replaced by the nearest real"
+        " tokens at the end; or real tokens at every step, the gradient passed straight through",
+    )
+    masked: Share = Field(
+        0.0,
+        description="share of a text's tokens that meta-training does not see: those that matter least to the teacher",
+    )
+
+
+class TextRecycleParams(CommonParams):
+    """A whole distillation of text adapters; our extension of the paper's method."""
+
+    length: int = Field(12, ge=1, le=256, description="tokens of a surrogate text")
+    texts_per_class: int | None = Field(
+        None, ge=2, description="surrogate texts of each source's class; default: shots + queries"
+    )
+    inversion: TextInversionParams = TextInversionParams()
+    meta: MetaParams = MetaParams(iterations=600, queries=7)
+
+    @model_validator(mode="after")
+    def _texts_suffice(self) -> "TextRecycleParams":
+        needed = self.meta.shots + self.meta.queries
+        if self.per_class < needed:
+            raise ValueError(f"texts_per_class ({self.per_class}) must be at least shots + queries ({needed})")
+        return self
+
+    @property
+    def per_class(self) -> int:
+        return self.texts_per_class or self.meta.shots + self.meta.queries
 
 
 PAPER = RecycleParams()

@@ -17,7 +17,7 @@ from merging.recycle.inverting import Curve, OnStep
 from merging.recycle.meta import MetaStep, Network
 from merging.recycle.meta_training import History, meta_train
 from merging.recycle.params import CommonParams
-from merging.recycle.source import Source
+from merging.recycle.source import Teacher
 from merging.recycle.surrogates import Pool, Surrogates
 
 
@@ -98,7 +98,7 @@ def train_phase(
     return meta_train(folder / "meta.safetensors", wanted, lora, network, pool, params.meta, params.seed, announce)
 
 
-def figures(source: Source, held: Surrogates, curves: Sequence[Sequence[Losses]]) -> dict[str, Any]:
+def figures(source: Teacher, held: Surrogates, curves: Sequence[Sequence[Losses]]) -> dict[str, Any]:
     """What the report says about one source: how its inputs came out, and how sure the source is of them."""
     believed = held.teacher[0].gather(1, held.labels[:, None]).exp()
     return {

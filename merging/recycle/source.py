@@ -5,7 +5,7 @@ The head is one linear layer, either among the adapter's own tensors (modules_to
 twice as wide as the base reads class token and mean patch, as `Dinov2ForImageClassification` does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from deltas.factors import Factors
 from merging.recycle.errors import HeadMismatch, HeadMissing
-from merging.recycle.lora import read_lora
+from merging.recycle.lora import Base, read_lora
 from merging.recycle.vision_base import VisionBase
 from merging.recycle.vit import Seen, VisionTransformer
 
@@ -40,9 +40,9 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """A teacher: what it is called, its LoRA by the base's module names, its head, and what its classes are called
-    (empty where it does not say)."""
+class Teacher:
+    """What a source is, of images or of texts: what it is called, its LoRA by the base's module names, its head, and what
+    its classes are called (empty where it does not say)."""
 
     ref: str
     lora: Mapping[str, Factors]
@@ -52,6 +52,12 @@ class Source:
     @property
     def ways(self) -> int:
         return self.head.weight.shape[0]
+
+
+class Source(Teacher):
+    """A teacher of images."""
+
+    __slots__ = ()
 
     def logits(self, network: VisionTransformer, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """What this source says about normalised images, of which it sees these patches: [N, ways]."""
@@ -67,9 +73,19 @@ def open_source(
         SourceUnusable, HeadMissing, HeadMismatch, NonFiniteTensor.
     """
     based = adapter.with_base(FolderWeights(base.name, base.folder))
-    own = {name: based.extra(name).float() for name in based.extras} if not based.obstacles else {}
     lora = read_lora(ref, based, base)
-    return Source(ref, lora, _fitting(ref, _read_file(ref, head) if head else _find(ref, own), base), classes)
+    return Source(ref, lora, read_head(ref, based, base, head, (base.width, 2 * base.width)), classes)
+
+
+def read_head(ref: str, adapter: Adapter, base: Base, head: Path | None, widths: Sequence[int]) -> Head:
+    """The head that the adapter saves whole, or the one in the file `head`; it must read one of these widths.
+
+    Raises:
+        HeadMissing, HeadMismatch.
+    """
+    if head is not None:
+        return _fitting(ref, _read_file(ref, head), base, widths)
+    return _fitting(ref, _find(ref, {name: adapter.extra(name).float() for name in adapter.extras}), base, widths)
 
 
 def _find(ref: str, extras: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,12 +107,12 @@ def _read_file(ref: str, path: Path) -> dict[str, Tensor]:
     return {name.rpartition(".")[2]: tensor.float() for name, tensor in tensors.items()}
 
 
-def _fitting(ref: str, tensors: Mapping[str, Tensor], base: VisionBase) -> Head:
+def _fitting(ref: str, tensors: Mapping[str, Tensor], base: Base, widths: Sequence[int]) -> Head:
     weight, bias = tensors.get("weight"), tensors.get("bias")
     if weight is None or tensors.keys() - {"weight", "bias"}:
         raise HeadMismatch(ref, f"must hold weight and perhaps bias, found {', '.join(sorted(tensors)) or 'nothing'}")
-    if weight.ndim != 2 or weight.shape[0] < 2 or weight.shape[1] not in (base.width, 2 * base.width):
-        wanted = f"[2 or more classes, {base.width} or {2 * base.width}]"
+    if weight.ndim != 2 or weight.shape[0] < 2 or weight.shape[1] not in widths:
+        wanted = f"[2 or more classes, {' or '.join(map(str, widths))}]"
         raise HeadMismatch(ref, f"has a weight of shape {list(weight.shape)}; for '{base.name}' it must be {wanted}")
     bias = torch.zeros(len(weight)) if bias is None else bias
     if bias.shape != (len(weight),):

@@ -80,7 +80,7 @@ def test_cross_entropy_falls_in_inversion(tiny: VisionBase, sources: list[Source
         curve: list[Losses] = []
         labels = torch.arange(source.ways).repeat(3)
         state = Inversion.begin(labels, (3, 20, 20), params, generator(0, "noise"))
-        invert(state, tiny, tiny.network, source, expected, params, (0, source.ref, 0), curve.append)
+        invert(state, tiny, tiny.network, source, expected, params, 20, (0, source.ref, 0), curve.append)
         assert curve[-1].cross_entropy < 0.5 * curve[0].cross_entropy
         low, high = tiny.limits
         assert bool(((state.inputs >= low) & (state.inputs <= high)).all())
@@ -152,7 +152,7 @@ def test_the_regulariser_pulls_features_towards_what_is_expected(tiny: VisionBas
         curve: list[Losses] = []
         params = InversionParams(steps=30, feature_weight=weight, prune={}, jitter=0, flip=0)
         state = Inversion.begin(torch.tensor([0, 1, 2] * 3), (3, 20, 20), params, generator(0, "noise"))
-        invert(state, tiny, tiny.network, sources[0], expected, params, (0, "x", 0), curve.append)
+        invert(state, tiny, tiny.network, sources[0], expected, params, 20, (0, "x", 0), curve.append)
         last.append(curve[-1].features)
     assert last[1] < 0.7 * last[0]
 
