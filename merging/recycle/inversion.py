@@ -13,6 +13,7 @@ From `prune_from` of the steps on, tokens are pruned (`pruning.py`), and the kep
 the end the images that are kept are run once more, unshifted, to learn which patches meta-training shall see.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -54,8 +55,11 @@ class Inversion:
         """Gaussian noise in normalised inputs of this shape, as the released code starts."""
         return cls(torch.randn(len(labels), *shape, generator=rng), labels, params)
 
-    def descend(self, loss: Tensor) -> None:
+    def descend(self, loss: Tensor, params: DescentParams) -> None:
         """One step of the optimiser."""
+        if params.decay:
+            share = (1 + math.cos(math.pi * self.step / params.steps)) / 2
+            self.optimiser.param_groups[0]["lr"] = params.rate * share
         (self.inputs.grad,) = torch.autograd.grad(loss, self.inputs)
         self.optimiser.step()
         self.step += 1
@@ -92,7 +96,7 @@ def invert(
         variation = total_variation(state.inputs)
         loss = entropy + params.feature_weight * features + params.tv_weight * variation
         loss = loss + params.l2_weight * state.inputs.square().mean()
-        state.descend(loss)
+        state.descend(loss, params)
         with torch.no_grad():
             state.inputs.clamp_(low, high)
         on_step(Losses(state.step, entropy.item(), features.item(), variation.item()))
@@ -109,7 +113,7 @@ def shaken(images: Tensor, params: InversionParams, rng: torch.Generator) -> Ten
 
 
 def grown(grid: Tensor, px: int) -> Tensor:
-    """Images [N, 3, px, px] of what is optimised: the grid itself where it is as fine, interpolated where it is coarser."""
+    """Images [N, 3, px, px] of what is optimised: the grid itself where it is as fine, else interpolated."""
     if grid.shape[-1] == px:
         return grid
     return F.interpolate(grid, size=(px, px), mode="bilinear", align_corners=False)

@@ -24,6 +24,9 @@ class DescentParams(Strict):
 
     steps: Count = Field(2000, description="Adam steps for each batch of inputs")
     rate: float = Field(0.25, gt=0, description="Adam's learning rate")
+    decay: bool = Field(
+        False, description="whether the rate falls to 0 along half a cosine (ours), or stays as it is (the paper's)"
+    )
     betas: tuple[Share, Share] = Field((0.5, 0.99), description="Adam's betas; the released code's")
     batch: Count = Field(100, description="most inputs optimised together; statistics are of the batch")
 
@@ -149,12 +152,12 @@ class TextInversionParams(DescentParams):
     )
     tokens: Literal["free", "decoded", "real"] = Field(
         "free",
-        description="what surrogates are made of: embeddings that no token need have; those, replaced by the nearest real"
-        " tokens at the end; or real tokens at every step, the gradient passed straight through",
+        description="what surrogates are made of: embeddings that no token need have; those, replaced by the nearest"
+        " real tokens at the end; or real tokens at every step, the gradient passed straight through",
     )
     masked: Share = Field(
         0.0,
-        description="share of a text's tokens that meta-training does not see: those that matter least to the teacher",
+        description="share of a text's tokens, those that matter least to the teacher, that meta-training leaves out",
     )
 
 

@@ -41,8 +41,8 @@ class Head:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Teacher:
-    """What a source is, of images or of texts: what it is called, its LoRA by the base's module names, its head, and what
-    its classes are called (empty where it does not say)."""
+    """What a source is, of images or of texts: what it is called, its LoRA by the base's module names, its head, and
+    what its classes are called (empty where it does not say)."""
 
     ref: str
     lora: Mapping[str, Factors]

@@ -1,4 +1,4 @@
-"""A text base as recycling needs it: the folder of a causal language model (config.json, safetensors, tokenizer.json and
+"""A text base as recycling needs it: the folder of a causal language model (config.json, safetensors, tokenizer.json,
 its card), its network written out, its tokenizer. Our extension; the paper knows vision bases only."""
 
 import json
@@ -23,8 +23,8 @@ LONGEST = 256  # tokens of a text that are read
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextBase:
-    """A loaded text base. `modules`: its linear layers with (out, in); `mean`, `std` [D]: of each channel over all tokens'
-    embeddings, which texts are normalised by."""
+    """A loaded text base. `modules`: its linear layers with (out, in); `mean`, `std` [D]: of each channel over all
+    tokens' embeddings, which texts are normalised by; `start`: the tokens that a bare text begins with."""
 
     name: str
     fingerprint: str
@@ -32,6 +32,7 @@ class TextBase:
     mean: Tensor
     std: Tensor
     folder: Path
+    start: tuple[int, ...]
     network: TextNetwork = field(repr=False)
     tokenizer: Any = field(repr=False)
 
@@ -101,6 +102,7 @@ def load_text_base(folder: Path, *, device: str = "cpu") -> TextBase:
         mean=mean,
         std=variance.sqrt().clamp_min(1e-6),
         folder=folder,
+        start=() if config.get("bos_token_id") is None else (int(config["bos_token_id"]),),
         network=TextNetwork(sizes, {key: weight.to(device) for key, weight in weights.items()}),
         tokenizer=tokenizer,
     )

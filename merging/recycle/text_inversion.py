@@ -1,12 +1,12 @@
-"""Inversion in embedding space: surrogate texts of an adapter's classes, out of the adapter and its label words or head.
+"""Inversion in embedding space: surrogate texts of an adapter's classes, out of the adapter and its words or head.
 
 Our extension of LoRA Recycle (arXiv 2412.02220, eq. 1 and 2) to texts, which have no pixels. From Gaussian noise,
 minimise over normalised embeddings Z [N, T, D] (mean 0 and variance 1 of each channel over the vocabulary)
 
     CE( h(f_ΔW(Z)), Y ) + α · R(Z) + ν · mean ‖Z − nearest(Z)‖² / D
 
-with Adam. R is the form of eq. 2 on what texts are made of: ‖μ(Z)‖₂ + ‖σ²(Z) − 1‖₂ over all tokens of the batch, 0 and 1
-being those of the vocabulary. nearest(Z) is the embedding of the nearest real token, which no gradient goes through.
+with Adam. R is the form of eq. 2 on what texts are made of: ‖μ(Z)‖₂ + ‖σ²(Z) − 1‖₂ over all tokens of the batch, 0
+and 1 being those of the vocabulary. nearest(Z) is the embedding of the nearest real token; no gradient goes through it.
 
 With `tokens="real"` the network hears nearest(Z) at every step and the gradient is applied to Z, as in Wen et al.,
 "Hard prompts made easy" (arXiv 2302.03668); what comes out are real tokens that the teacher answers as it should.
@@ -73,13 +73,11 @@ def invert_texts(
         flat = own.reshape(-1, width)
         features = feature_distance([(flat.mean(0), flat.var(0, correction=0))], expected)
         distance = (own - near).square().mean()
-        state.descend(entropy + params.feature_weight * features + params.nearest_weight * distance)
+        state.descend(entropy + params.feature_weight * features + params.nearest_weight * distance, params)
         on_step(Losses(state.step, entropy.item(), features.item(), distance.item()))
 
 
-def heard_tokens(
-    base: TextBase, network: TextNetwork, source: TextSource, inputs: Tensor, masked: float
-) -> tuple[Tensor, Tensor]:
+def heard_tokens(network: TextNetwork, source: TextSource, inputs: Tensor, masked: float) -> tuple[Tensor, Tensor]:
     """What a source says about finished texts [N, T, D] of embeddings: log-probabilities [1, N, ways]; and the tokens
     [N, K] that meta-training shall see: all but the share `masked` to which the last token of the prompt pays least."""
     length = inputs.shape[1]

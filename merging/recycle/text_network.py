@@ -51,8 +51,8 @@ class Heard(NamedTuple):
     """What the network made of N texts.
 
     `embedding` [N, D]: the mean of a text's own last states, after the last norm, not normalised. `last` [N, D]: the
-    state at its last token. `attention` [N, T]: what the last token pays to each token of the text in the last block, the
-    mean over heads. `beginning`: keys and values of all tokens, for texts that go on after them.
+    state at its last token. `attention` [N, T]: what the last token pays to each token of the text in the last block,
+    the mean over heads. `beginning`: keys and values of all tokens, for texts that go on after them.
     """
 
     embedding: Tensor
@@ -105,8 +105,8 @@ class TextNetwork:
         """Token embeddings [N, T, D] through the network with `lora`.
 
         `patches` [N, K]: only these tokens of each text enter (ascending; each keeps its own position); default: all.
-        `lengths` [N]: how many tokens of each text are its own, the rest is padding; default: all. `beginning`: what all
-        texts go on from. What comes back lies where the inputs do, in float32 or wider.
+        `lengths` [N]: how many tokens of each text are its own, the rest is padding; default: all. `beginning`: what
+        all texts go on from. What comes back lies where the inputs do, in float32 or wider.
         """
         tokens = inputs.to(self.device, self.dtype)
         count, before = len(tokens), beginning[0][0].shape[2] if beginning else 0

@@ -25,8 +25,8 @@ TEXT = "{text}"
 
 @dataclass(frozen=True, slots=True)
 class LabelWords:
-    """How an adapter is asked: a prompt with `{text}` in it once, and the words of which one comes next, each of them one
-    token (most begin with a space)."""
+    """How an adapter is asked: a prompt with `{text}` in it once, and the words of which one comes next, each of them
+    one token (most begin with a space)."""
 
     prompt: str
     words: tuple[str, ...]

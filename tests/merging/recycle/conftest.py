@@ -1,4 +1,4 @@
-"""A tiny random vision base with transformers' own model of it, and the bundled one."""
+"""Tiny random bases of images and of texts, transformers' own model of the first, and the bundled vision base."""
 
 import json
 import sys
@@ -9,7 +9,10 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from merging.recycle.text_base import TextBase, load_text_base
 from merging.recycle.vision_base import DEFAULT_VISION_BASE, VisionBase, ensure_vision_base, load_vision_base
+from serving.base_model import ensure_base
+from tests.merging.recycle.words import write_text_base
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +50,14 @@ def bundled() -> VisionBase:
     """The bundled vision base, converted once per environment."""
     folder = ensure_vision_base(DEFAULT_VISION_BASE, [], Path(sys.prefix) / "share" / "spolia" / "models")
     return load_vision_base(folder)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder of a tiny random Llama with a tokenizer of whole words."""
+    return write_text_base(tmp_path_factory.mktemp("text") / "plain")
+
+
+@pytest.fixture(scope="session")
+def tiny_text(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TextBase:
+    return load_text_base(ensure_base(str(text_folder), [], tmp_path_factory.mktemp("text-bases")))
