@@ -49,9 +49,9 @@ def invert_batch(
     `known`: a digest of what else inversion rests on. `on_step` is called after every step, once the file is written.
     """
     labels = torch.split(wanted_labels(source, params.per_class), params.inversion.batch)[number]
-    own = params.inversion.model_dump_json(exclude={"mask"})
-    wanted = digest(known, source_digest(source), own, params.seed, number, labels)
-    use = (params.seed, source.ref, number)
+    own = params.inversion.model_dump_json(exclude={"mask", "seed"})
+    wanted = digest(known, source_digest(source), own, params.inversion_seed, number, labels)
+    use = (params.inversion_seed, source.ref, number)
     side = -(-params.image_px // params.inversion.grain)
 
     def run(state: Inversion, keep: OnStep) -> None:

@@ -29,6 +29,7 @@ class DescentParams(Strict):
     )
     betas: tuple[Share, Share] = Field((0.5, 0.99), description="Adam's betas; the released code's")
     batch: Count = Field(100, description="most inputs optimised together; statistics are of the batch")
+    seed: int | None = Field(None, ge=0, description="of the inputs, where it differs from the distillation's")
 
 
 class InversionParams(DescentParams):
@@ -109,7 +110,12 @@ class CommonParams(Strict):
         "float32", description="of the base model's weights and activations"
     )
     seed: int = Field(0, ge=0)
+    inversion: DescentParams = DescentParams()
     meta: MetaParams = MetaParams()
+
+    @property
+    def inversion_seed(self) -> int:
+        return self.seed if self.inversion.seed is None else self.inversion.seed
 
 
 class RecycleParams(CommonParams):
@@ -124,6 +130,9 @@ class RecycleParams(CommonParams):
         ge=2,
         le=4096,
         description="generated images from which the expected feature statistics are taken, unless they are given",
+    )
+    generated: Literal["leaves", "shapes"] = Field(
+        "shapes", description="what the generated images show: discs everywhere, or mostly things on a plain ground"
     )
     inversion: InversionParams = InversionParams()
 
@@ -186,9 +195,9 @@ class TextRecycleParams(CommonParams):
 PAPER = RecycleParams()
 BENCHMARK = RecycleParams(
     image_px=112,
-    images_per_class=8,
-    inversion=InversionParams(steps=60, batch=40, tv_weight=0.05),
-    meta=MetaParams(iterations=1000, queries=7),
+    images_per_class=6,
+    inversion=InversionParams(steps=40, batch=30, grain=3, decay=True),
+    meta=MetaParams(iterations=400, queries=5),
 )
 SMALL = RecycleParams(
     image_px=56,

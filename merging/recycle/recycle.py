@@ -73,7 +73,9 @@ class Distillation:
             "paper": "LoRA Recycle, arXiv 2412.02220",
             "params": self.params.model_dump(mode="json"),
             "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
-            "statistics": "given" if self.moments is not None else f"of {self.params.calibration} generated images",
+            "statistics": "given"
+            if self.moments is not None
+            else f"of {self.params.calibration} generated images: {self.params.generated}",
             "sources": [
                 figures(s, h, c) | {"images": len(h.inputs), "patches": h.patches.shape[1]}
                 for s, h, c in zip(self.sources, held, curves, strict=True)
@@ -96,14 +98,15 @@ class Distillation:
         params, own = self.params, self.moments
         known = digest(VERSION, self.base.fingerprint, params.precision, params.image_px)
         if own is None:
-            wanted = digest(known, params.calibration, params.seed)
+            wanted = digest(known, params.generated, params.calibration, params.inversion_seed)
             place = self.folder / "statistics.safetensors"
             if (kept := load_checkpoint(place, wanted)) is not None:
                 own = [(kept[0][f"{block}.m"], kept[0][f"{block}.v"]) for block in range(self.network.sizes.blocks)]
             else:
                 self._listener.announce(Progress("statistics", 0, 1, {}))
-                rng = generator(params.seed, "statistics")
-                own = expected_moments(self.base, self.network, params.image_px, params.calibration, rng)
+                rng = generator(params.inversion_seed, "statistics")
+                kind, count = params.generated, params.calibration
+                own = expected_moments(self.base, self.network, params.image_px, count, kind, rng)
                 flat = {f"{block}.m": mean for block, (mean, _) in enumerate(own)}
                 flat |= {f"{block}.v": variance for block, (_, variance) in enumerate(own)}
                 save_checkpoint(place, flat, {"identity": wanted})

@@ -111,17 +111,17 @@ class TextDistillation:
         """A source's normalised embeddings [N, T, D] and the loss curves of its batches, as far as not there yet."""
         source, params = self.sources[index], self.params
         counts = [batches_of(one, params.per_class, params.inversion.batch) for one in self.sources]
-        own = params.inversion.model_dump_json(exclude={"masked"})
+        own = params.inversion.model_dump_json(exclude={"masked", "seed"})
 
         def invert(number: int, on_step: OnStep) -> tuple[Tensor, Curve]:
             labels = torch.split(wanted_labels(source, params.per_class), params.inversion.batch)[number]
-            wanted = digest(self._identity(source), own, params.seed, number, labels)
+            wanted = digest(self._identity(source), own, params.inversion_seed, number, labels)
 
             def run(state: Inversion, keep: OnStep) -> None:
                 invert_texts(state, self.base, self.network, source, self.vocabulary, params.inversion, keep)
 
             place = self.folder / f"inversion-{index:03}-{number:02}.safetensors"
-            shape, use = (params.length, self.base.width), (params.seed, source.ref, number)
+            shape, use = (params.length, self.base.width), (params.inversion_seed, source.ref, number)
             return kept_inversion(place, wanted, labels, shape, params.inversion, use, run, on_step)
 
         return invert_source(index, counts, params.inversion.steps, self._listener, invert)
