@@ -1,9 +1,9 @@
 """What is fitted to each task's support set, and so takes seconds where the others take one forward pass.
 
 lorahub  LoraHub (arXiv 2307.13269): one weight for each source, the factors weighted and summed apart
-         (A = Σ wᵢ Aᵢ, B = Σ wᵢ Bᵢ), found without gradients: 40 evaluations from w = 0, |wᵢ| ≤ 1.5, loss + 0.05 · mean |w|,
-         as there. Its search (nevergrad's NGOpt) is replaced by a (1+1) evolution strategy with the one-fifth rule.
-         A support set of one image a class has nothing to be tested on, so the loss is that of the mirrored support
+         (A = Σ wᵢ Aᵢ, B = Σ wᵢ Bᵢ), found without gradients: 40 evaluations from w = 0, |wᵢ| ≤ 1.5, the loss plus
+         0.05 · mean |w|, as there. Its search (nevergrad's NGOpt) is replaced by a (1+1) evolution strategy with the
+         one-fifth rule. One image a class leaves nothing to test on, so the loss is that of the mirrored support
          images under the prototypes of the support set (ours). Then prototypes, as for everybody.
 tuned    a LoRA of rank 4 and a linear head: 50 Adam steps at 1e-3 ("LoRA + Linear" in LoRA Recycle, table 1).
 """

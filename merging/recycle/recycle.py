@@ -73,9 +73,7 @@ class Distillation:
             "paper": "LoRA Recycle, arXiv 2412.02220",
             "params": self.params.model_dump(mode="json"),
             "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
-            "statistics": "given"
-            if self.moments is not None
-            else f"of {self.params.calibration} generated images: {self.params.generated}",
+            "statistics": "given" if self.moments is not None else self.params.generated,
             "sources": [
                 figures(s, h, c) | {"images": len(h.inputs), "patches": h.patches.shape[1]}
                 for s, h, c in zip(self.sources, held, curves, strict=True)
