@@ -6,13 +6,12 @@
         for piece in spolia.generate("Is this spam?", model=job["result"]["ref"]):
             print(piece, end="")
 
-The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. Answers are the API's JSON as dicts.
+The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. A service that asks for keys gets the
+argument `api_key`, else SPOLIA_API_KEY. Answers are the API's JSON as dicts.
 Every refusal is a SpoliaError whose text is one clear sentence.
 """
 
-import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ from urllib.parse import quote
 
 from app.client_exports import save_export
 from app.client_generate import GenerationVerbs
-from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
+from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, sha256_of
 from app.client_inputs import (
     MergeSources,
     Rank,
@@ -34,20 +33,19 @@ from app.client_inputs import (
     source_list,
     version_path,
 )
+from app.client_jobs import JobVerbs
+from app.client_keys import KeyVerbs
 from app.client_pool import PoolVerbs
+from app.client_recycle import RecycleVerbs
 from app.recipe_file import read_recipe
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 STREAMED_FROM_BYTES = 8 * 1024 * 1024
-FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-LOST = frozenset({"unreachable", "connection-broken"})
-RECONNECT_WITHIN_S = 60.0
-RECONNECT_EVERY_S = 0.5
 
 
-class Client(GenerationVerbs, PoolVerbs):
+class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
     """One service. Use it as a context manager, or close it."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
@@ -81,17 +79,19 @@ class Client(GenerationVerbs, PoolVerbs):
         license: str | None = None,
         tags: Sequence[str] = (),
         base_model: str | None = None,
+        classes: Sequence[str] = (),
         on_progress: Progress | None = None,
     ) -> Json:
-        """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md and
-        tokenizer.json, which says what the tokens are that the adapter adds.
+        """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md,
+        tokenizer.json, which says what the tokens are that the adapter adds, and head.safetensors, the classifier that
+        was trained with it, whose classes may be named (`classes`).
 
         Weights in kohya's, LyCORIS' or diffusers' spelling may come alone.
 
         The answer is the version; the same bytes again give the version that is there. Large weights are streamed by
         digest, small ones go in one multipart request. `on_progress` counts the bytes of the weights.
         """
-        config, weights, card, tokenizer = adapter_files(files)
+        config, weights, card, tokenizer, head = adapter_files(files)
         path = f"{adapter_path(ref)}/versions"
         total, done = weights.stat().st_size, 0
 
@@ -102,6 +102,7 @@ class Client(GenerationVerbs, PoolVerbs):
                 on_progress(done, total)
 
         fields: Json = {"license": license, "tags": list(tags) or None, "base_model": base_model}
+        fields |= {"classes": list(classes) or None}
         fields = {key: value for key, value in fields.items() if value is not None}
         with weights.open("rb") as file:
             counted = CountedFile(file, count)
@@ -113,7 +114,9 @@ class Client(GenerationVerbs, PoolVerbs):
                     parts["card"] = (card.name, card.read_bytes(), "text/markdown")
                 if tokenizer:
                     parts["tokenizer"] = (tokenizer.name, tokenizer.read_bytes(), "application/json")
-                form = fields | ({"tags": ",".join(tags)} if tags else {})
+                if head:
+                    parts["head"] = (head.name, head.read_bytes(), "application/octet-stream")
+                form = fields | {name: ",".join(fields[name]) for name in ("tags", "classes") if name in fields}
                 return self._http.json("POST", path, data=form, files=parts)
             digest = sha256_of(weights)
             headers = {"Content-Length": str(total), "Content-Type": "application/octet-stream"}
@@ -123,9 +126,13 @@ class Client(GenerationVerbs, PoolVerbs):
             body["config"] = read_config(config)
         if card:
             body["card"] = card.read_text(encoding="utf-8")
+        if head:
+            digest = sha256_of(head)
+            self._http.json("PUT", f"/v1/uploads/{digest}", content=head.read_bytes())
+            body["head"] = f"sha256:{digest}"
         if tokenizer:
             body["tokenizer"] = tokenizer.read_bytes().decode("utf-8")
-        return self._http.json("POST", path, json=body)
+        return self._http.json("POST", path, json=body, once=True)
 
     def pull(self, ref: str, folder: Path | str, *, on_progress: Progress | None = None) -> Json:
         """Download a version's files into `folder`, each checked against its digest. The answer is the version."""
@@ -171,7 +178,7 @@ class Client(GenerationVerbs, PoolVerbs):
         The answer is the finished job, whose result holds `outcome` (identical, equivalent, different, intact, damaged)
         and `summary`; with `wait=False` the job as it is queued.
         """
-        job = self._http.json("POST", f"{version_path(ref)}/verify")
+        job = self._http.json("POST", f"{version_path(ref)}/verify", once=True)
         return self.wait(job["id"], on_progress=on_progress) if wait else job
 
     def compatibility(self, ref: str) -> Json:
@@ -247,7 +254,7 @@ class Client(GenerationVerbs, PoolVerbs):
         body: Json = {"new": new, "slots": list(slots), "budget": budget, "threshold": threshold}
         body |= {"method": method, "rank": rank}
         query = {"dry_run": "true"} if dry_run else {}
-        answer: Json = self._http.json("POST", "/v1/online-merges", json=body, params=query)
+        answer: Json = self._http.json("POST", "/v1/online-merges", json=body, params=query, once=True)
         if answer["job"]:
             answer["job"] = self.wait(answer["job"]["id"], on_progress=on_progress)
         return answer
@@ -272,7 +279,7 @@ class Client(GenerationVerbs, PoolVerbs):
         """
         body: Json = {**(recipe or {}), "name": name, "sources": source_list(adapters), "alias": alias}
         body |= {"bar": dict(bar), "prompts": None if prompts is None else list(prompts), "max_tokens": max_tokens}
-        job: Json = self._http.json("POST", "/v1/promotions", json=body)
+        job: Json = self._http.json("POST", "/v1/promotions", json=body, once=True)
         return self.wait(job["id"], on_progress=on_progress)
 
     def merge(
@@ -289,6 +296,7 @@ class Client(GenerationVerbs, PoolVerbs):
         export: str | None = None,
         dtype: str = "auto",
         seed: int = 0,
+        priority: int = 0,
         dry_run: bool = False,
         wait: bool = True,
         on_progress: Progress | None = None,
@@ -297,7 +305,8 @@ class Client(GenerationVerbs, PoolVerbs):
 
         The answer is the finished job, whose result holds the new version's `ref`; with `wait=False` the job as it is
         queued; with `dry_run=True` the plan. `on_progress` counts modules. `conversion_rank` is what updates of full
-        rank are cut to; `export="family"` writes a sum as its sources' own family. Raises SpoliaError if the job fails.
+        rank are cut to; `export="family"` writes a sum as its sources' own family; of waiting merges those of higher
+        `priority` run first. Raises SpoliaError if the job fails.
         """
         body: Json = {"sources": source_list(sources), "method": method, "dtype": dtype, "seed": seed}
         if weights is not None:
@@ -312,6 +321,8 @@ class Client(GenerationVerbs, PoolVerbs):
             body["conversion_rank"] = conversion_rank
         if export is not None:
             body["export"] = export
+        if priority:
+            body["priority"] = priority
         return self.merge_recipe(name, body, dry_run=dry_run, wait=wait, on_progress=on_progress)
 
     def merge_recipe(
@@ -332,7 +343,7 @@ class Client(GenerationVerbs, PoolVerbs):
         if dry_run:
             plan: Json = self._http.json("POST", "/v1/merges", json=body, params={"dry_run": "true"})["plan"]
             return plan
-        job = self._http.json("POST", "/v1/merges", json=body)
+        job = self._http.json("POST", "/v1/merges", json=body, once=True)
         return self.wait(job["id"], on_progress=on_progress) if wait else job
 
     def what_if(
@@ -353,47 +364,6 @@ class Client(GenerationVerbs, PoolVerbs):
         body |= {"recipe": dict(recipe)} if recipe is not None else {}
         body |= {"weights": dict(weights)} if weights else {}
         return self._http.json("POST", "/v1/what-if", json=body)
-
-    def job(self, job_id: str) -> Json:
-        """One job."""
-        return self._http.json("GET", f"/v1/jobs/{part(job_id)}")
-
-    def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:
-        """Jobs, newest first, page after page; `limit` is the size of a page."""
-        return self._http.pages("/v1/jobs", {"state": state, "limit": limit})
-
-    def cancel(self, job_id: str) -> Json:
-        """Ask a job to stop; it does so between two modules."""
-        return self._http.json("POST", f"/v1/jobs/{part(job_id)}/cancel")
-
-    def events(self, job_id: str) -> Iterator[tuple[str, Json]]:
-        """A job's events as they happen: ("progress" or "state", the job). Ends after a final state."""
-        for event, data in self._http.events("GET", f"/v1/jobs/{part(job_id)}/events"):
-            yield event, json.loads(data)
-
-    def wait(self, job_id: str, *, on_progress: Progress | None = None) -> Json:
-        """Follow a job to its end, also through a restart of the service.
-
-        Raises SpoliaError when the job fails or is cancelled, or the service stays away for longer than a minute.
-        """
-        job: Json = {"state": "unknown"}
-        lost_at: float | None = None
-        while job["state"] not in FINAL_STATES:
-            try:
-                for _, job in self.events(job_id):
-                    lost_at = None
-                    if on_progress and job["progress"]["total"]:
-                        on_progress(job["progress"]["done"], job["progress"]["total"])
-            except SpoliaError as error:
-                lost_at = lost_at or time.monotonic()
-                if error.slug not in LOST or time.monotonic() - lost_at > RECONNECT_WITHIN_S:
-                    raise
-                time.sleep(RECONNECT_EVERY_S)
-        if job["state"] == "cancelled":
-            raise problem_error("job-cancelled", f"Job {job_id} was cancelled; nothing was published.")
-        if job["state"] == "failed":
-            raise SpoliaError(job["error"] or {"detail": f"Job {job_id} failed."})
-        return job
 
     # Last, because below it `list` is this method and no longer the type.
     def list(

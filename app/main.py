@@ -1,10 +1,9 @@
 """The service: one application, for production and tests alike, and the process that serves it.
 
 create_app(settings)   routes, limits, errors; nothing is opened before the lifespan starts
-serve(settings)        uvicorn on one address; refuses to listen beyond loopback while there are no keys
+serve(settings)        uvicorn on one address; refuses to listen beyond loopback while no key is needed
 """
 
-import ipaddress
 import logging
 import tempfile
 from collections.abc import AsyncIterator
@@ -18,55 +17,70 @@ from transformers.utils.logging import disable_progress_bar
 
 from app.api import (
     adapters,
+    audit,
+    bases,
     chat,
     compare,
     completions,
+    consent,
+    distillations,
     exports,
     files,
     health,
+    hub_commits,
+    hub_files,
+    hub_models,
+    hub_objects,
+    hub_repos,
+    hub_xet,
     jobs,
+    keys,
+    lora_names,
+    lorax,
     merges,
     models,
     nearest,
     online,
     pool,
+    predictions,
     promotions,
     provenance,
     uploads,
     what_if,
 )
+from app.data_folder import only_service
 from app.engine_jobs import EngineJobs
 from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.exporting import Exporter
 from app.house import House
-from app.jobs import EmbeddedJobEngine
+from app.hub.trees import Trees
+from app.identity.door import Door
+from app.identity.exposure import check_exposure
+from app.identity.keyring import Keyring
+from app.identity.rates import Rates
+from app.job_watch import open_job_watch
+from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
+from app.openapi_document import DescribedApi
 from app.opening import open_engine
-from app.problems import Problem
+from app.predictor import Predictor
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
+from app.vision import register_made
+from store.rate_counts import RateCounts
 
 log = logging.getLogger("spolia")
 
 ROUTERS = (
     health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
-    nearest, jobs, pool, promotions,
+    nearest, jobs, pool, promotions, keys, audit,
+    lorax, lora_names, hub_repos, hub_commits, hub_objects, hub_xet, hub_models, hub_files,
+    bases, consent, distillations, predictions,
 )  # fmt: skip
-
-
-class RemoteRefused(SystemExit):
-    """The host is not loopback, and the service cannot tell its users apart yet. Ends the process with the reason."""
-
-    def __init__(self, host: str) -> None:
-        super().__init__(
-            f"Spolia does not listen on {host!r}: it has no API keys yet, so everybody who reaches that address could"
-            " read, change and delete everything. Listen on 127.0.0.1, or set SPOLIA_ALLOW_REMOTE=true where"
-            " something else keeps strangers out."
-        )
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -78,14 +92,14 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.house = await to_thread.run_sync(open_house, settings, stack)
             yield
 
-    app = FastAPI(
+    app = DescribedApi(
         title="Spolia",
         summary="Adapter composition and merging service for open-weight models",
         version="0.1.0",
         lifespan=lifespan,
-        responses={"4XX": {"model": Problem, "description": "A problem (RFC 9457), as application/problem+json"}},
     )
     app.add_middleware(BodyLimits, settings=settings)
+    app.add_middleware(Door)  # added last: the outermost
     install_error_handlers(app)
     for module in ROUTERS:
         app.include_router(module.router)
@@ -98,9 +112,10 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     stack.callback(shelves.database.close)
     settle(shelves)
     # The worker imports torch meanwhile, in a process of its own.
-    job_engine = EmbeddedJobEngine(settings.environment())
+    job_engine = open_job_engine(settings)
     job_engine.start()
     stack.callback(job_engine.close)
+    register_made(shelves)
     base, engine = open_engine(shelves)
     stack.callback(engine.close)
     if served := judge_refused(shelves):
@@ -108,6 +123,11 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     engine_jobs = EngineJobs(shelves, engine, job_engine)
     engine_jobs.start()
     stack.callback(engine_jobs.close)
+    job_watch = open_job_watch(shelves)
+    job_watch.start()
+    stack.callback(job_watch.close)
+    predictor = Predictor(shelves)
+    stack.callback(predictor.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
     return House(
         shelves,
@@ -119,13 +139,22 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         engine_jobs,
         PromptLog(settings.logged_prompts),
         Exporter(shelves),
+        job_watch,
+        Keyring(shelves.keys, settings, Rates(shared_counts(shelves))),
+        Trees(shelves.blobs, settings),
+        predictor,
     )
+
+
+def shared_counts(shelves: Shelves) -> RateCounts | None:
+    """Where several API processes may share a database (any but SQLite), they share counts too."""
+    return None if shelves.settings.database.startswith("sqlite") else RateCounts(shelves.database)
 
 
 def settle(shelves: Shelves) -> None:
     """Bring the tables to date, and remove what crashes and refused uploads left behind."""
     settings = shelves.settings
-    shelves.database.migrate()
+    shelves.database.migrate(allow_newer=settings.allow_newer_schema)
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s)
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
     if staged or orphans:
@@ -136,33 +165,24 @@ def serve(settings: Settings) -> None:
     """Serve until the process is told to stop.
 
     Raises:
-        RemoteRefused: the host is beyond loopback and allow_remote is off.
+        RemoteRefused: the host is beyond loopback, and nothing would be asked of whoever comes.
+        DataFolderInUse: another service has this data folder, with SQLite in it.
     """
-    if not settings.allow_remote and not is_loopback(settings.host):
-        raise RemoteRefused(settings.host)
+    check_exposure(settings)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     spool_in(settings.spool_dir)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=5,
-        server_header=False,
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    with only_service(settings):
+        uvicorn.run(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            access_log=settings.log_level == "debug",
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
 
 
 def spool_in(folder: Path) -> None:

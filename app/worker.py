@@ -8,7 +8,6 @@ modules lie in the job's scratch folder. A cancel is a flag that is looked at be
 import fcntl
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterable
@@ -17,18 +16,20 @@ from typing import BinaryIO
 
 import torch
 
+from app.distillation_job import run_distillation_job
 from app.job_runner import JobRunner, Runs
 from app.jobs import STOP
 from app.merging_service import run_merge_job
+from app.scratch import sweep_scratch
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
 from app.sketching import sketch_one_missing
 from app.verifying import run_verify_job
-from store.errors import StoreError, UnknownJob
+from store.errors import StoreError
 
 log = logging.getLogger("spolia.worker")
 
-KINDS: dict[str, Runs] = {"merge": run_merge_job, "verify": run_verify_job}
+KINDS: dict[str, Runs] = {"merge": run_merge_job, "verify": run_verify_job, "distillation": run_distillation_job}
 _MAKE_UP_EVERY_S = 10.0  # looking for missing sketches goes through all versions
 
 
@@ -56,15 +57,7 @@ class Chores:
 def sweep(shelves: Shelves) -> None:
     """Remove what dead workers left: files they were about to publish, scratch folders of jobs that have ended."""
     shelves.blobs.sweep_staging(shelves.settings.staging_max_age_s)
-    work = shelves.settings.work_dir
-    work.mkdir(parents=True, exist_ok=True)
-    for folder in work.iterdir():
-        try:
-            ended = shelves.jobs.get(folder.name).finished
-        except UnknownJob:
-            ended = True
-        if ended:
-            shutil.rmtree(folder, ignore_errors=True)
+    sweep_scratch(shelves.settings.work_dir, shelves.jobs)
 
 
 def listen(runner: JobRunner, pipe: Iterable[bytes]) -> None:

@@ -7,13 +7,27 @@ StoreError
 ├── UnknownReference     a well-formed reference to nothing; names near matches
 ├── UnknownParent        a version's source was deleted while the version was being made
 ├── UnknownJob           no job has this id
+├── UnknownSurrogates    no images with this id are kept of an adapter
 ├── JobNotRunning        progress or an end was reported for a job that does not run
+├── JobTakenOver         a report about a job that a later attempt runs by now
+├── WorkerLost           nothing is heard any more of a job's worker
 ├── JobStalled           the worker of a job died again and again without getting further
+├── UnknownTransfer      an upload of the Hub's protocol that was never opened, or is over
 ├── MissingBlob          bytes that were never stored, or were removed since
 ├── DigestMismatch       the bytes are not those that were announced
 ├── VersionInUse         a version that something still needs
+├── UnknownKey           no API key has this id
+├── QuotaExceeded        a key has used up what it may keep
+│   └── JobQuotaExceeded a key has too many jobs under way
+├── RepositoryMoved      somebody else committed to a repository meanwhile
 ├── StorageFull          no space is left for blobs or rows
 ├── StorageBusy          the database stayed locked for longer than the time allowed
+│   └── LostRace         another writer got in the way; the same call, made again, may go through
+├── StorageUnavailable   the database server does not answer
+├── SchemaNewer          the tables were made by a newer release
+├── SchemaOlder          the tables have not been brought to date
+├── KeyReused            an Idempotency-Key that came with another request before
+├── KeyInUse             an Idempotency-Key whose first request is still being answered
 └── UnsupportedDatabase  a database URL that cannot serve several processes
 """
 
@@ -100,6 +114,14 @@ class UnknownJob(StoreError):
         super().__init__(f"There is no job with id {shown(job_id)}.")
 
 
+class UnknownSurrogates(StoreError):
+    """Images that are not kept: never were, or their owner no longer allows it."""
+
+    def __init__(self, adapter: str, surrogates_id: str) -> None:
+        self.adapter = adapter
+        super().__init__(f"No images {shown(surrogates_id)} of {adapter} are kept.")
+
+
 class JobNotRunning(StoreError):
     """A worker reported on a job that is not in state ``running``."""
 
@@ -107,6 +129,31 @@ class JobNotRunning(StoreError):
         self.job_id = job_id
         self.state = state
         super().__init__(f"Job {job_id} is {state}, not running: nothing was recorded.")
+
+
+class JobTakenOver(StoreError):
+    """The worker of attempt ``attempt`` reported on a job whose attempt ``current`` is running elsewhere."""
+
+    def __init__(self, job_id: str, attempt: int, current: int) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.current = current
+        super().__init__(
+            f"Attempt {attempt} of job {job_id} was given up for lost and attempt {current} came after it: nothing was"
+            " recorded."
+        )
+
+
+class WorkerLost(StoreError):
+    """Nothing was heard any more of the worker that ran a job; kept as the cause for which it was queued again."""
+
+    def __init__(self, job_id: str, attempt: int, worker: str | None, lease_s: float | None) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.worker = worker
+        silence = "died" if lease_s is None else f"was not heard of for {lease_s:g} s"
+        who = "The worker" if worker is None else f"The worker {worker}"
+        super().__init__(f"{who} of attempt {attempt} {silence}.")
 
 
 class JobStalled(StoreError):
@@ -121,6 +168,13 @@ class JobStalled(StoreError):
             f"The worker died {interruptions} times at the same step of job {job_id}, after {done} of {total} steps: "
             "it is not tried again."
         )
+
+
+class UnknownTransfer(StoreError):
+    """The address of an upload that is not (or no longer) expected; its id is a secret, and not repeated."""
+
+    def __init__(self) -> None:
+        super().__init__("This upload is not expected, or was finished or given up a day ago: begin it again.")
 
 
 class MissingBlob(StoreError):
@@ -153,6 +207,37 @@ class VersionInUse(StoreError):
         super().__init__(f"{reference} is still needed: {'; '.join(self.reasons)}. Use force to delete it anyway.")
 
 
+class UnknownKey(StoreError):
+    """No API key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        self.key_id = key_id
+        super().__init__(f"There is no API key with id {shown(key_id)}.")
+
+
+class QuotaExceeded(StoreError):
+    """A key's quota is used up: ``used`` of ``limit`` ``what`` ("bytes", "adapters", "running jobs") are taken."""
+
+    def __init__(self, what: str, limit: int, used: int, added: int) -> None:
+        self.what = what
+        self.limit = limit
+        self.used = used
+        self.added = added
+        super().__init__(f"This key may have {limit} {what} and has {used}; {added} more would be too many.")
+
+
+class JobQuotaExceeded(QuotaExceeded):
+    """Too many jobs of a key are queued or running; it passes when one of them ends."""
+
+
+class RepositoryMoved(StoreError):
+    """A commit was made for a state of the repository that is no longer its newest."""
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+        super().__init__(f"Somebody else committed to {reference} meanwhile: nothing was stored; try again.")
+
+
 class StorageFull(StoreError):
     """The disk (or quota, or file size limit) under ``place`` is exhausted."""
 
@@ -162,20 +247,82 @@ class StorageFull(StoreError):
 
 
 class StorageBusy(StoreError):
-    """Another writer held the database for longer than the busy timeout."""
+    """Another writer held the database, or a statement took, longer than the busy timeout."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         super().__init__(
-            f"The database was locked by another writer for {timeout_s:g} s: nothing was stored; try again."
+            f"The database was busy, or locked by another writer, for {timeout_s:g} s: nothing was stored; try again."
+        )
+
+
+class LostRace(StorageBusy):
+    """Two writers collided and this one was undone; whoever can, tries again."""
+
+
+class StorageUnavailable(StoreError):
+    """The database server went away, is starting, or takes no more connections. Passes by itself, or the operator is
+    needed; the log says what the server, or the system, said."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            "The database does not answer: if this was a change, it may or may not have been stored; try again in "
+            f"{retry_after_s} s (what is stored already is not stored twice)."
+        )
+
+
+class SchemaNewer(StoreError):
+    """The tables have a form that this code does not know; revisions as Alembic counts them."""
+
+    def __init__(self, found: str, newest: str) -> None:
+        self.found = found
+        self.newest = newest
+        super().__init__(
+            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}:"
+            " start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
+        )
+
+
+class SchemaOlder(StoreError):
+    """The tables have an earlier form than this code needs; ``found`` is None for an empty database."""
+
+    def __init__(self, found: str | None, newest: str) -> None:
+        self.found = found
+        self.newest = newest
+        what = "is empty" if found is None else f"has schema {found}"
+        super().__init__(
+            f"The database {what} and this release needs schema {newest}: start `spolia serve` of this release, "
+            "which brings it to date."
         )
 
 
 class UnsupportedDatabase(StoreError):
-    """A database URL that several threads and processes cannot share."""
+    """A database URL of another kind, or one that several threads and processes cannot share."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         super().__init__(
-            f"The database {shown(url)} lives in one process's memory only: give a file, such as sqlite:///spolia.db."
+            f"The database {shown(url)} is not one that Spolia runs on: give a file that its processes can share, such "
+            "as sqlite:///spolia.db, or a PostgreSQL database, such as postgresql+psycopg://user:password@host/spolia."
+        )
+
+
+class KeyReused(StoreError):
+    """The Idempotency-Key came before, with another request."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(
+            f"The Idempotency-Key {shown(key)} came before with another request: use a new key for a new request."
+        )
+
+
+class KeyInUse(StoreError):
+    """The first request with this Idempotency-Key has no answer yet."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(
+            f"The first request with the Idempotency-Key {shown(key)} is still being answered: ask again soon."
         )

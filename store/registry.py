@@ -8,24 +8,31 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 from ulid import ULID
 
+from store.actor import current_actor, seen
+from store.audit import note
 from store.blobs import Blobs
-from store.database import Database
+from store.database import Database, retried
 from store.errors import VersionInUse
+from store.hub_models import HubFileRow, HubPartRow
 from store.lineage import needs, read_lineage
-from store.listing import list_adapters
+from store.listing import Filters, list_adapters, words_of
+from store.locks import hold_version, own_blobs
 from store.models import (
     AdapterRow,
     AliasRow,
     BaseModelRow,
     LineageRow,
+    SurrogateRow,
     TagRow,
     VersionFileRow,
     VersionRow,
     now,
 )
 from store.publishing import add_version
+from store.quotas import check_publish
 from store.records import (
     AdapterEntry,
     Base,
@@ -39,8 +46,10 @@ from store.records import (
     version_digest,
 )
 from store.references import Reference, parse_reference, validate_alias, validate_name, validate_tag
-from store.resolving import adapter_row, find_adapter, near_adapters, version_row
-from store.rows import base_record, read_entries, read_version, read_versions
+from store.resolving import adapter_row, find_adapter, lookup, near_adapters, version_row
+from store.rows import ENTRY, base_record, entry, read_entries, read_version, read_versions
+from store.shelving import shelve
+from store.version_query import found
 
 __all__ = ["AdapterEntry", "Base", "BlobRef", "NewVersion", "Page", "Parent", "Registry", "Source", "Version"]
 
@@ -52,10 +61,12 @@ class Registry:
         self.database = database
         self.blobs = blobs
 
+    @retried
     def publish(self, namespace: str, name: str, new: NewVersion) -> tuple[Version, bool]:
         """Add a version and return it with True; or the version of this adapter with the same bytes, with False.
 
-        Raises InvalidName, MissingBlob, UnknownParent, StorageFull, StorageBusy; then nothing has changed.
+        Raises InvalidName, MissingBlob, UnknownParent, QuotaExceeded, StorageFull, StorageBusy; then nothing has
+        changed.
         """
         validate_name(namespace, "namespace")
         validate_name(name)
@@ -65,6 +76,7 @@ class Registry:
         digest = version_digest(new)
         with self.database.session() as session:
             adapter = find_adapter(session, namespace, name)
+            fresh = adapter is None or adapter.latest_number is None
             if adapter is None:
                 adapter = AdapterRow(id=str(ULID()), namespace=namespace, name=name, created_at=now(), last_number=0)
                 session.add(adapter)
@@ -72,16 +84,34 @@ class Registry:
             existing = session.scalar(same)
             if existing is not None:
                 return read_version(session, existing), False
+            size = sum(self.blobs.size(digest) for digest, _ in new.files.values())
+            check_publish(session, size, new_adapter=fresh)
+            if fresh:
+                adapter.key_id = current_actor().key_id
             adapter.last_number += 1
             adapter.latest_number = adapter.last_number
             present = {tag.tag for tag in adapter.tags}
             adapter.tags.extend(TagRow(tag=tag) for tag in dict.fromkeys(tags) if tag not in present)
             row = add_version(session, self.blobs, adapter, new)
+            row.key_id = current_actor().key_id
+            published = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "origin": row.origin}
+            note(
+                session,
+                "version.publish",
+                f"{namespace}/{name}@{row.number}",
+                adapter=(namespace, name),
+                after=published,
+            )
+            shelve(session, adapter, indexed=self.database.is_postgresql)
             return read_version(session, row.id), True
 
     def resolve(self, ref: str) -> Version:
         """The version a reference means at this moment. Raises BadReference, UnknownReference (with ``near``)."""
         reference = parse_reference(ref)
+        if rows := self.database.fetch(*lookup(reference)):
+            one = found(rows[0])
+            if not one.leaves_missing:
+                return one.version
         with self.database.reading() as session:
             return read_version(session, version_row(session, reference).id)
 
@@ -107,13 +137,15 @@ class Registry:
         ``rank`` lies within the version's ranks; ``target`` is a module suffix such as ``q_proj``; every word of
         ``q`` must occur, in any case, in the reference, base model, card or tags.
         """
+        filters = Filters(base_model=base_model, rank=rank, target=target, tag=tag, words=words_of(q))
         with self.database.reading() as session:
-            return list_adapters(
-                session, base_model=base_model, rank=rank, target=target, tag=tag, q=q, limit=limit, cursor=cursor
-            )
+            return list_adapters(session, filters, limit=limit, cursor=cursor, indexed=self.database.is_postgresql)
 
     def get_adapter(self, namespace: str, name: str) -> AdapterEntry:
         """One adapter. Raises UnknownReference."""
+        rows = self.database.fetch(ENTRY, {"namespace": namespace, "name": name})
+        if rows and current_actor().sees(namespace) and not (one := found(rows[0])).leaves_missing:
+            return entry(rows[0], one.version)
         with self.database.reading() as session:
             return read_entries(session, [adapter_row(session, namespace, name).id])[0]
 
@@ -124,27 +156,45 @@ class Registry:
             of_adapter = select(VersionRow).where(VersionRow.adapter_id == adapter.id)
             return read_versions(session, of_adapter.order_by(VersionRow.number.desc()))
 
+    @retried
     def set_alias(self, namespace: str, name: str, alias: str, version: int) -> Version:
         """Point an alias, new or not, to a version, which is returned. Raises InvalidName, UnknownReference."""
         validate_alias(alias)
         with self.database.session() as session:
-            row = version_row(session, Reference(namespace, name, version=version))
+            row = version_row(session, Reference(namespace, name, version=version), lock=True)
+            before = _pointed_to(session, row.adapter_id, alias)
             session.merge(AliasRow(adapter_id=row.adapter_id, alias=alias, version_id=row.id, updated_at=now()))
+            after = {"version": row.number}
+            note(
+                session,
+                "alias.set",
+                f"{namespace}/{name}:{alias}",
+                adapter=(namespace, name),
+                before=before,
+                after=after,
+            )
             return read_version(session, row.id)
 
+    @retried
     def delete_alias(self, namespace: str, name: str, alias: str) -> None:
         """Forget an alias. Raises UnknownReference."""
         with self.database.session() as session:
-            row = version_row(session, Reference(namespace, name, alias=alias))
+            row = version_row(session, Reference(namespace, name, alias=alias), lock=True)
             session.execute(delete(AliasRow).where(AliasRow.adapter_id == row.adapter_id, AliasRow.alias == alias))
+            before = {"version": row.number}
+            note(session, "alias.delete", f"{namespace}/{name}:{alias}", adapter=(namespace, name), before=before)
 
+    @retried
     def set_tags(self, namespace: str, name: str, tags: Sequence[str]) -> tuple[str, ...]:
         """Replace an adapter's tags; they are returned sorted. Raises InvalidName, UnknownReference."""
         wanted = sorted({validate_tag(tag) for tag in tags})
         with self.database.session() as session:
-            adapter = adapter_row(session, namespace, name)
+            adapter = adapter_row(session, namespace, name, lock=True)
             kept = {tag.tag: tag for tag in adapter.tags}
             adapter.tags = [kept.get(tag) or TagRow(tag=tag) for tag in wanted]
+            before, after = {"tags": sorted(kept)}, {"tags": wanted}
+            note(session, "tags.set", f"{namespace}/{name}", adapter=(namespace, name), before=before, after=after)
+            shelve(session, adapter, indexed=self.database.is_postgresql)
         return tuple(wanted)
 
     def delete_version(self, namespace: str, name: str, number: int, force: bool = False) -> None:
@@ -153,12 +203,21 @@ class Registry:
         Raises UnknownReference; VersionInUse when an alias or a child needs it. With ``force`` its aliases go too,
         and its children keep its reference as text.
         """
+        self.remove_unneeded(self._delete_rows(namespace, name, number, force))
+
+    @retried
+    def _delete_rows(self, namespace: str, name: str, number: int, force: bool) -> set[str]:
+        """Delete a version's rows; the digests of its files."""
         with self.database.session() as session:
-            row = version_row(session, Reference(namespace, name, version=number))
+            row = version_row(session, Reference(namespace, name, version=number), lock=True)
+            hold_version(session, row)
             reasons = needs(session, row)
             if reasons and not force:
                 raise VersionInUse(f"{namespace}/{name}@{number}", reasons)
             digests = {file.digest for file in row.files}
+            gone = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "forced": bool(reasons)}
+            note(session, "version.delete", f"{namespace}/{name}@{number}", adapter=(namespace, name), before=gone)
+            digests |= set(session.scalars(select(SurrogateRow.digest).where(SurrogateRow.distilled_id == row.id)))
             session.execute(delete(AliasRow).where(AliasRow.version_id == row.id))
             session.execute(update(LineageRow).where(LineageRow.parent_id == row.id).values(parent_id=None))
             adapter = row.adapter
@@ -168,18 +227,24 @@ class Registry:
             adapter.latest_number = session.scalar(remaining)
             if adapter.latest_number is None:
                 adapter.tags = []
-        self._remove_unneeded(digests)
+            shelve(session, adapter, indexed=self.database.is_postgresql)
+        return digests
 
     def collect_garbage(self, older_than_s: float) -> int:
         """Remove blobs that no version needs and that nobody stored or renewed for this long; how many."""
         old = [digest for digest, age_s in self.blobs.ages() if age_s >= older_than_s]
-        return sum(self._remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
+        return sum(self.remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
+
+    def release(self, digests: Collection[str]) -> int:
+        """Remove those of these blobs that nothing needs; how many. Their uploader says that they served their turn."""
+        return self.remove_unneeded(digests) if digests else 0
 
     def find_by_recipe(
         self, recipe_digest: str, namespace: str | None = None, name: str | None = None
     ) -> Version | None:
-        """The first version made by this recipe, anywhere or under one namespace or name only."""
-        statement = select(VersionRow).join(VersionRow.adapter).where(VersionRow.recipe_digest == recipe_digest)
+        """The first version made by this recipe that is seen, anywhere or under one namespace or name only."""
+        statement = select(VersionRow).join(VersionRow.adapter)
+        statement = statement.where(VersionRow.recipe_digest == recipe_digest, seen(AdapterRow.namespace))
         if namespace is not None:
             statement = statement.where(AdapterRow.namespace == namespace)
         if name is not None:
@@ -201,18 +266,33 @@ class Registry:
     def refused_before(self, judged: int) -> list[Version]:
         """The versions of known base models that are not served, by rules older than these."""
         refused = select(VersionRow).join(BaseModelRow, BaseModelRow.name == VersionRow.base_model)
-        refused = refused.where(VersionRow.servable.is_(False), VersionRow.judged < judged)
+        refused = refused.where(~VersionRow.servable, VersionRow.judged < judged)
         with self.database.reading() as session:
             return read_versions(session, refused.order_by(VersionRow.id))
 
+    @retried
     def judge_again(
-        self, version: Version, *, mergeable: bool, servable: bool, notes: Sequence[str], judged: int
+        self,
+        version: Version,
+        *,
+        mergeable: bool,
+        servable: bool,
+        predictable: bool,
+        notes: Sequence[str],
+        judged: int,
     ) -> None:
         """Say anew what can be done with a version that is there already; nothing else of it changes."""
-        said = {"mergeable": mergeable, "servable": servable, "notes": list(notes), "judged": judged}
+        said = {
+            "mergeable": mergeable,
+            "servable": servable,
+            "predictable": predictable,
+            "notes": list(notes),
+            "judged": judged,
+        }
         with self.database.session() as session:
             session.execute(update(VersionRow).where(VersionRow.id == version.id).values(**said))
 
+    @retried
     def upsert_base(
         self, name: str, fingerprint: str, modules: Mapping[str, tuple[int, int]], details: Mapping[str, Any]
     ) -> Base:
@@ -236,8 +316,19 @@ class Registry:
         with self.database.reading() as session:
             return [base_record(row) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
 
-    def _remove_unneeded(self, digests: Collection[str]) -> int:
-        # Publishing looks for its blobs under the same write lock, so it never relies on one removed here.
+    @retried
+    def remove_unneeded(self, digests: Collection[str]) -> int:
+        """Remove those of these blobs that nothing needs; how many."""
+        # Publishing holds its blobs from the moment it looks for them, so it never relies on one removed here.
         with self.database.session() as session:
-            needed = set(session.scalars(select(VersionFileRow.digest).where(VersionFileRow.digest.in_(digests))))
+            own_blobs(session, digests)
+            needed: set[str | None] = set()
+            for column in (VersionFileRow.digest, SurrogateRow.digest, HubFileRow.digest, HubPartRow.digest):
+                needed.update(session.scalars(select(column).where(column.in_(digests))))
             return sum(self.blobs.remove(digest) for digest in digests if digest not in needed)
+
+
+def _pointed_to(session: Session, adapter_id: str, alias: str) -> dict[str, Any] | None:
+    statement = select(VersionRow.number).join(AliasRow, AliasRow.version_id == VersionRow.id)
+    number = session.scalar(statement.where(AliasRow.adapter_id == adapter_id, AliasRow.alias == alias))
+    return None if number is None else {"version": number}

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from sqlalchemy import select
 
-from store.database import Database
-from store.models import SketchRow, VersionRow
+from store.actor import current_actor, seen
+from store.database import Database, retried
+from store.models import AdapterRow, SketchRow, VersionRow
 from store.records import Version
 from store.rows import read_versions
 
@@ -22,6 +23,7 @@ class SketchTable:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    @retried
     def put(self, version_id: str, kind: int, data: bytes) -> None:
         """Keep a version's sketch of this kind in place of any other; empty says that none can be made. A version that
         was deleted meanwhile is passed over."""
@@ -36,7 +38,7 @@ class SketchTable:
             return session.scalar(statement)
 
     def of_base(self, base_model: str | None, kind: int) -> Iterator[tuple[list[str], bytes]]:
-        """The sketches of all versions on one base model, as (version ids, sketches one after the other)."""
+        """The sketches of all versions on one base model that are seen, as (version ids, sketches after each other)."""
         statement = (
             select(SketchRow.version_id, SketchRow.data)
             .join(VersionRow, VersionRow.id == SketchRow.version_id)
@@ -44,6 +46,8 @@ class SketchTable:
                 VersionRow.base_model.is_not_distinct_from(base_model), SketchRow.kind == kind, SketchRow.data != b""
             )
         )
+        if current_actor().sight is not None:
+            statement = statement.join(VersionRow.adapter).where(seen(AdapterRow.namespace))
         with self.database.reading() as session:
             for rows in session.execute(statement, execution_options={"yield_per": BATCH}).partitions():
                 ids, data = zip(*rows, strict=True)

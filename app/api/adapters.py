@@ -5,11 +5,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.presenting import adapter_json, page_json, version_json
 from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
 from app.schemas import AliasBody, Body, TagsBody, Text
+from app.veil import Veil
 from store.records import Version
 from store.registry import Registry
 
@@ -35,7 +36,7 @@ def resolve_version(registry: Registry, namespace: str, name: str, version: str)
     return registry.resolve(f"{namespace}/{name}:{version}")
 
 
-@router.get("")
+@router.get("", dependencies=[needs("read")])
 def list_adapters(house: HouseDep, query: Annotated[AdapterQuery, Query()]) -> dict[str, Any]:
     """Adapters by name, filtered, a page at a time."""
     filters = query.model_dump()
@@ -44,7 +45,7 @@ def list_adapters(house: HouseDep, query: Annotated[AdapterQuery, Query()]) -> d
     return page_json([adapter_json(entry) for entry in page.items], page.next_cursor)
 
 
-@router.get("/{namespace}/{name}")
+@router.get("/{namespace}/{name}", dependencies=[needs("read")])
 def get_adapter(house: HouseDep, namespace: str, name: str) -> dict[str, Any]:
     """One adapter with all its versions, newest first."""
     entry = house.registry.get_adapter(namespace, name)
@@ -52,24 +53,25 @@ def get_adapter(house: HouseDep, namespace: str, name: str) -> dict[str, Any]:
     return {**adapter_json(entry), "all_versions": [version_json(version) for version in versions]}
 
 
-@router.get("/{namespace}/{name}/versions/{version}")
+@router.get("/{namespace}/{name}/versions/{version}", dependencies=[needs("read")])
 def get_version(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
     """One version, by number, alias or "latest", with a word on each server that could load it."""
     found = resolve_version(house.registry, namespace, name, version)
     return {**version_json(found), "compatibility": house.exporter.words(found)}
 
 
-@router.get("/{namespace}/{name}/versions/{version}/report")
+@router.get("/{namespace}/{name}/versions/{version}/report", dependencies=[needs("read")])
 def get_report(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
     """What a merge kept and lost, per module and in all."""
     found = resolve_version(house.registry, namespace, name, version)
     report = house.registry.report(found)
     if report is None:
         raise Refusal(404, "no-report", f"{found.ref} was uploaded, not merged: it has no report.")
-    return report
+    covered: dict[str, Any] = Veil.over(found)(report)
+    return covered
 
 
-@router.delete("/{namespace}/{name}/versions/{version}", status_code=204)
+@router.delete("/{namespace}/{name}/versions/{version}", status_code=204, dependencies=[needs("write")])
 def delete_version(house: HouseDep, namespace: str, name: str, version: int, force: bool = False) -> Response:
     """Delete a version that nothing needs, or any with force. Requests that run with it go on to their end."""
     deleted = meant(house, f"{namespace}/{name}@{version}")
@@ -78,7 +80,7 @@ def delete_version(house: HouseDep, namespace: str, name: str, version: int, for
     return Response(status_code=204)
 
 
-@router.put("/{namespace}/{name}/aliases/{alias}")
+@router.put("/{namespace}/{name}/aliases/{alias}", dependencies=[needs("write")])
 def set_alias(house: HouseDep, namespace: str, name: str, alias: str, body: AliasBody) -> dict[str, Any]:
     """Point an alias to a version, from one moment to the next."""
     before = meant(house, f"{namespace}/{name}:{alias}")
@@ -87,14 +89,14 @@ def set_alias(house: HouseDep, namespace: str, name: str, alias: str, body: Alia
     return version_json(now)
 
 
-@router.delete("/{namespace}/{name}/aliases/{alias}", status_code=204)
+@router.delete("/{namespace}/{name}/aliases/{alias}", status_code=204, dependencies=[needs("write")])
 def delete_alias(house: HouseDep, namespace: str, name: str, alias: str) -> Response:
     """Forget an alias."""
     house.registry.delete_alias(namespace, name, alias)
     return Response(status_code=204)
 
 
-@router.put("/{namespace}/{name}/tags")
+@router.put("/{namespace}/{name}/tags", dependencies=[needs("write")])
 def set_tags(house: HouseDep, namespace: str, name: str, body: TagsBody) -> dict[str, Any]:
     """Replace an adapter's tags."""
     if len(body.tags) > house.settings.max_tags:

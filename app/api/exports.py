@@ -10,7 +10,8 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.access import HouseDep
+from app.answer_docs import MADE_FILE
+from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.api.files import etag_matches
 from app.exporting import compatibility_json
@@ -34,20 +35,25 @@ class OwnFolderResponse(FileResponse):
             await to_thread.run_sync(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
 
-@router.get("/{namespace}/{name}/compatibility")
+@router.get("/{namespace}/{name}/compatibility", dependencies=[needs("read")])
 def get_latest_compatibility(house: HouseDep, namespace: str, name: str) -> dict[str, Any]:
     """Which servers load the latest version: as it is, after an export, or not at all, and why."""
     return get_compatibility(house, namespace, name, "latest")
 
 
-@router.get("/{namespace}/{name}/versions/{version}/compatibility")
+@router.get("/{namespace}/{name}/versions/{version}/compatibility", dependencies=[needs("read")])
 def get_compatibility(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
     """Which servers load a version: as it is, after an export, or not at all, and why."""
     found = resolve_version(house.registry, namespace, name, version)
     return compatibility_json(found, house.exporter.verdicts(found))
 
 
-@router.get("/{namespace}/{name}/versions/{version}/export", response_class=FileResponse)
+@router.get(
+    "/{namespace}/{name}/versions/{version}/export",
+    response_class=FileResponse,
+    responses=MADE_FILE,
+    dependencies=[needs("read")],
+)
 async def get_export(
     house: HouseDep,
     namespace: str,

@@ -5,19 +5,19 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from app.api.access import HouseDep
+from app.api.access import PUBLIC, HouseDep
 from app.house import House
 
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", dependencies=[PUBLIC])
 async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", dependencies=[PUBLIC])
 def readyz(house: HouseDep) -> JSONResponse:
     """Database, blobs, engine and worker, each tried; 503 if one fails."""
     checks = {name: _try(check, house) for name, check in CHECKS.items()}

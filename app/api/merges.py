@@ -4,26 +4,30 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.access import HouseDep
+from app.answer_docs import at_once
+from app.api.access import HouseDep, needs
+from app.api.idempotent import IdempotentRoute
 from app.errors import sentence
-from app.merging_service import answer_from_registry, draft_merge, result_json
+from app.identity.caller import current
+from app.merging_service import answer_from_registry, draft_merge, result_json, target_name
 from app.presenting import job_json
+from app.priorities import allowed_priority
 from app.problems import Refusal
 from app.schemas import MergeBody
 from merging.errors import UnknownMethod
 from merging.method import methods
 from merging.notes import notes_on
 
-router = APIRouter(prefix="/v1", tags=["merges"])
+router = APIRouter(prefix="/v1", tags=["merges"], route_class=IdempotentRoute)
 
 
-@router.get("/merge-methods")
+@router.get("/merge-methods", dependencies=[needs("read")])
 def list_methods() -> dict[str, Any]:
     """Every merge method with its parameters' schema and its source."""
     return {"items": [method.describe() for method in methods().values()]}
 
 
-@router.get("/merge-methods/{name}")
+@router.get("/merge-methods/{name}", dependencies=[needs("read")])
 def get_method(name: str) -> dict[str, Any]:
     """One merge method, with what is known about it: formula, evidence for and against, cost."""
     if name not in methods():
@@ -32,9 +36,13 @@ def get_method(name: str) -> dict[str, Any]:
     return {**methods()[name].describe(), "notes": notes_on(name)}
 
 
-@router.post("/merges", status_code=202)
+@router.post(
+    "/merges", status_code=202, responses=at_once("What exists already, or a plan"), dependencies=[needs("merge")]
+)
 def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bool = False) -> dict[str, Any]:
     """Queue a merge; answer at once (200) with what exists already, or with the plan if it is a dry run."""
+    current().check("merge", target_name(body.name)[0])
+    priority = allowed_priority(house.settings, body.priority)
     draft = draft_merge(house.shelves, body)
     if dry_run:
         response.status_code = 200
@@ -46,6 +54,6 @@ def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bo
     if version is not None:
         response.status_code = 200
         return job_json(house.jobs.record_cached("merge", draft.payload, result_json(version), key))
-    job, _ = house.jobs.enqueue("merge", draft.payload, key)
+    job, _ = house.jobs.enqueue("merge", draft.payload, key, priority)
     house.job_engine.wake()
     return job_json(job)

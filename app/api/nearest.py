@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.problems import Refusal
 from app.sketching import nearest_adapters
@@ -12,7 +12,7 @@ from app.sketching import nearest_adapters
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 
-@router.get("/{namespace}/{name}/versions/{version}/nearest")
+@router.get("/{namespace}/{name}/versions/{version}/nearest", dependencies=[needs("read")])
 def get_nearest(
     house: HouseDep, namespace: str, name: str, version: str, limit: Annotated[int, Query(ge=1)] = 8
 ) -> dict[str, Any]:

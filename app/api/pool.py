@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.residency import load, pool_json, unload
 from app.schemas import Body, Text
 
@@ -25,19 +25,19 @@ class UnloadBody(Body):
     ref: Text = Field(description="An adapter reference.")
 
 
-@router.get("")
+@router.get("", dependencies=[needs("generate")])
 def get_pool(house: HouseDep) -> dict[str, Any]:
     """The adapters in memory (least recently used first), the memory that there is, and the queue."""
     return pool_json(house)
 
 
-@router.post("/load")
+@router.post("/load", dependencies=[needs("admin")])
 async def post_load(house: HouseDep, body: LoadBody) -> dict[str, Any]:
     """Load an adapter before anybody asks for it, and pin it if so asked; the answer comes once it is there."""
     return await load(house, body.ref, pinned=body.pinned)
 
 
-@router.post("/unload")
+@router.post("/unload", dependencies=[needs("admin")])
 def post_unload(house: HouseDep, body: UnloadBody) -> dict[str, str]:
     """Take an adapter, and its pin, out of memory: at once, or when the last request that runs with it has ended."""
     return unload(house, body.ref)

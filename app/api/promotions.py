@@ -4,21 +4,30 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.access import HouseDep
+from app.answer_docs import at_once
+from app.api.access import HouseDep, needs
+from app.api.idempotent import IdempotentRoute
+from app.identity.caller import current
+from app.merging_service import target_name
 from app.presenting import job_json
+from app.priorities import allowed_priority
 from app.promotion_draft import draft_promotion
 from app.schemas_promotion import PromotionBody
 
-router = APIRouter(prefix="/v1/promotions", tags=["merges"])
+router = APIRouter(prefix="/v1/promotions", tags=["merges"], route_class=IdempotentRoute)
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, responses=at_once("The plan of a dry run"), dependencies=[needs("merge")])
 def post_promotion(house: HouseDep, response: Response, body: PromotionBody, dry_run: bool = False) -> dict[str, Any]:
     """Merge a set, compare both on prompts, move the alias if the bar is met; the job's result tells all of it."""
+    namespace, _ = target_name(body.name)
+    current().check("merge", namespace)
+    current().check("write", namespace)  # it moves an alias
+    priority = allowed_priority(house.settings, body.priority)
     draft = draft_promotion(house, body)
     if dry_run:
         response.status_code = 200
         return {"plan": draft.merge.plan.to_dict(), "prompts": len(draft.prompts), "bar": body.bar.model_dump()}
-    job, _ = house.jobs.enqueue("promotion", draft.payload)
+    job, _ = house.jobs.enqueue("promotion", draft.payload, priority=priority)
     house.engine_jobs.wake()
     return job_json(job)

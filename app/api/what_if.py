@@ -6,14 +6,14 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request
 
-from app.api.access import HouseDep
+from app.api.access import HouseDep, needs
 from app.generation import while_connected
 from app.schemas import WhatIfBody
 
 router = APIRouter(prefix="/v1/what-if", tags=["merges"])
 
 
-@router.post("")
+@router.post("", dependencies=[needs("merge")])
 async def post_what_if(house: HouseDep, request: Request, body: WhatIfBody) -> dict[str, Any]:
     """The report of a merged version (or of a recipe), before and after the changes; nothing is made."""
     left = threading.Event()

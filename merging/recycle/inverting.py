@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,14 +24,29 @@ Curve = list[Losses]
 OnStep = Callable[[Losses], None]
 
 
-def wanted_labels(source: Teacher, per_class: int) -> Tensor:
+class Amounts(Protocol):
+    """Of a distillation's parameters: inputs of a class, and inputs of a batch."""
+
+    @property
+    def per_class(self) -> int: ...
+
+    @property
+    def inversion(self) -> DescentParams: ...
+
+
+def wanted_labels(source: Teacher, params: Amounts) -> Tensor:
     """The classes that inputs are made for: all classes in turn, so that every batch has about equally many of each."""
-    return torch.arange(source.ways).repeat(per_class)
+    return torch.arange(source.ways).repeat(params.per_class)
 
 
-def batches_of(source: Teacher, per_class: int, batch: int) -> int:
+def batches_of(source: Teacher, params: Amounts) -> int:
     """How many batches a source's inputs are made in."""
-    return -(-source.ways * per_class // batch)
+    return batch_count(source.ways, params)
+
+
+def batch_count(ways: int, params: Amounts) -> int:
+    """How many batches the inputs of a source with so many classes are made in."""
+    return -(-ways * params.per_class // params.inversion.batch)
 
 
 def invert_batch(
@@ -48,7 +64,7 @@ def invert_batch(
 
     `known`: a digest of what else inversion rests on. `on_step` is called after every step, once the file is written.
     """
-    labels = torch.split(wanted_labels(source, params.per_class), params.inversion.batch)[number]
+    labels = torch.split(wanted_labels(source, params), params.inversion.batch)[number]
     own = params.inversion.model_dump_json(exclude={"mask", "seed"})
     wanted = digest(known, source_digest(source), own, params.inversion_seed, number, labels)
     use = (params.inversion_seed, source.ref, number)

@@ -12,13 +12,13 @@ from deltas.adapter import Adapter
 from deltas.factors import Factors, cat, scaled
 from merging.recycle.errors import BadDistillation, SourceUnusable
 from merging.recycle.updated import Lora
+from merging.recycle.vision_base import own_name
 
 PEFT_PREFIX = "base_model.model."
-VISION_PREFIX = "dinov2."  # of a classifier's file
 
 
 class Base(Protocol):
-    """Of a base model: its name, and its linear layers with (out, in)."""
+    """Of a base model, of images or of texts: its name, and its linear layers with (out, in)."""
 
     @property
     def name(self) -> str: ...
@@ -52,8 +52,8 @@ def new_lora(base: Base, targets: Sequence[str], rank: int, rng: torch.Generator
 
 
 def module_names(adapter: Adapter) -> dict[str, str]:
-    """The adapter's name of each module -> the base's: a classifier's file has the network below `dinov2.`."""
-    return {name: name.removeprefix(VISION_PREFIX) for name in adapter.modules}
+    """The adapter's name of each module -> the base's."""
+    return {name: own_name(name) for name in adapter.modules}
 
 
 def read_lora(ref: str, adapter: Adapter, base: Base) -> dict[str, Factors]:

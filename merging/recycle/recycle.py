@@ -32,7 +32,7 @@ from merging.recycle.randomness import generator
 from merging.recycle.source import Source
 from merging.recycle.statistics import Moments, expected_moments
 from merging.recycle.surrogates import Pool, Surrogates, ask_teacher
-from merging.recycle.vision_base import VisionBase
+from merging.recycle.vision_base import VisionBase, VisionInfo
 from merging.recycle.vit import VisionTransformer
 
 __all__ = ["Distillation", "Distilled", "Progress", "check", "distil"]
@@ -54,7 +54,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", self.base.network.to(getattr(torch, self.params.precision)))
-        check(self.base, self.sources, self.params)
+        check(self.base.info, [source.ways for source in self.sources], self.params)
 
     def run(self) -> Distilled:
         """All phases. Raises DistillationCancelled, OSError."""
@@ -113,7 +113,7 @@ class Distillation:
     def _invert(self, index: int, expected: Moments, known: str) -> tuple[Tensor, list[Curve]]:
         """A source's images and the loss curves of its batches, as far as they are not there yet."""
         source, params = self.sources[index], self.params
-        counts = [batches_of(one, params.per_class, params.inversion.batch) for one in self.sources]
+        counts = [batches_of(one, params) for one in self.sources]
 
         def invert(number: int, on_step: OnStep) -> tuple[Tensor, Curve]:
             place = self.folder / f"inversion-{index:03}-{number:02}.safetensors"
@@ -124,7 +124,7 @@ class Distillation:
     def _teach(self, index: int, images: Tensor, known: str) -> Surrogates:
         """Patches and the teacher's opinion, as far as they are not there yet."""
         source, masking = self.sources[index], self.params.inversion.masking
-        labels = wanted_labels(source, self.params.per_class)
+        labels = wanted_labels(source, self.params)
         place = self.folder / f"teaching-{index:03}.safetensors"
         wanted = digest(known, source_digest(source), sorted(masking.items()), images)
         if (kept := load_checkpoint(place, wanted)) is not None:
@@ -170,10 +170,14 @@ def distil(
     return Distillation(base, sources, params, folder, moments, on_progress, cancelled).run()
 
 
-def check(base: VisionBase, sources: Sequence[Source], params: RecycleParams) -> None:
-    """Everything that would stop a distillation in its middle. Raises BadDistillation."""
-    patch, blocks = base.network.sizes.patch_px, base.network.sizes.blocks
-    if not sources:
+def check(base: VisionInfo, ways: Sequence[int], params: RecycleParams) -> None:
+    """Everything that would stop a distillation in its middle; `ways`: how many classes each source has.
+
+    Raises:
+        BadDistillation: with what does not go together.
+    """
+    patch, blocks = base.sizes.patch_px, base.sizes.blocks
+    if not ways:
         raise BadDistillation("a distillation needs at least one source")
     if params.image_px % patch:
         raise BadDistillation(
@@ -188,7 +192,7 @@ def check(base: VisionBase, sources: Sequence[Source], params: RecycleParams) ->
                 f"tokens are pruned in blocks 0 to {blocks - 1} (or −1 to −{blocks}), asked: {asked}"
             ) from None
     check_targets(base, params.targets)
-    classes = sum(source.ways for source in sources)
+    classes = sum(ways)
     if params.meta.interpolation > 0 and params.meta.ways > classes:
         raise BadDistillation(
             f"an interpolated task of {params.meta.ways} classes needs as many; the sources have {classes}"

@@ -110,11 +110,11 @@ class TextDistillation:
     def _invert(self, index: int) -> tuple[Tensor, list[Curve]]:
         """A source's normalised embeddings [N, T, D] and the loss curves of its batches, as far as not there yet."""
         source, params = self.sources[index], self.params
-        counts = [batches_of(one, params.per_class, params.inversion.batch) for one in self.sources]
+        counts = [batches_of(one, params) for one in self.sources]
         own = params.inversion.model_dump_json(exclude={"masked", "seed"})
 
         def invert(number: int, on_step: OnStep) -> tuple[Tensor, Curve]:
-            labels = torch.split(wanted_labels(source, params.per_class), params.inversion.batch)[number]
+            labels = torch.split(wanted_labels(source, params), params.inversion.batch)[number]
             wanted = digest(self._identity(source), own, params.inversion_seed, number, labels)
 
             def run(state: Inversion, keep: OnStep) -> None:
@@ -131,7 +131,7 @@ class TextDistillation:
         source, params = self.sources[index], self.params.inversion
         if params.tokens != "free":
             inputs = self.vocabulary.rounded(inputs)
-        embeddings, labels = self.base.embeddings(inputs), wanted_labels(source, self.params.per_class)
+        embeddings, labels = self.base.embeddings(inputs), wanted_labels(source, self.params)
         place = self.folder / f"teaching-{index:03}.safetensors"
         wanted = digest(self._identity(source), params.masked, embeddings)
         if (kept := load_checkpoint(place, wanted)) is not None:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from merging.recycle.errors import HeadMismatch, SourceUnusable
+from merging.recycle.head import Head, built_in_head, read_head_file
 from merging.recycle.lora import read_lora
-from merging.recycle.source import Head, Teacher, read_head
+from merging.recycle.source import Teacher
 from merging.recycle.text_base import TextBase
 from merging.recycle.text_network import Beginning, Heard, TextNetwork
 
@@ -74,14 +75,18 @@ def open_text_source(
     """
     based = adapter.with_base(FolderWeights(base.name, base.folder))
     lora = read_lora(ref, based, base)
+    if label_words is None and head is None:
+        return TextSource(ref, lora, built_in_head(ref, based, base.name, (base.width,)), classes)
     if label_words is None:
-        return TextSource(ref, lora, read_head(ref, based, base, head, (base.width,)), classes)
+        assert head is not None
+        found, named = read_head_file(ref, head, base.name, (base.width,))
+        return TextSource(ref, lora, found, classes or named)
     if based.extras:
         raise SourceUnusable(ref, f"beside its LoRA it changes {', '.join(sorted(based.extras))}")
     before, after, words = _read(ref, label_words, base)
     rows = base.network.outputs[torch.tensor(words)].float().cpu()
-    named = classes or tuple(word.strip() for word in label_words.words)
-    return TextSource(ref, lora, Head(rows, torch.zeros(len(rows))), named, before, after)
+    called = classes or tuple(word.strip() for word in label_words.words)
+    return TextSource(ref, lora, Head(rows, torch.zeros(len(rows))), called, before, after)
 
 
 def _read(ref: str, asked: LabelWords, base: TextBase) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
