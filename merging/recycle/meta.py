@@ -81,7 +81,7 @@ def train(
     while state.iteration < params.iterations:
         rng = generator(seed, "meta", state.iteration)
         if chance(params.interpolation, rng):
-            task = pool.interpolated_task(params.ways, params.shots, params.queries, rng)
+            task = pool.interpolated_task(params.ways, params.shots, params.queries, rng, distinct=params.distinct)
         else:
             task = pool.taught_task(params.shots, params.queries, rng)
         found = classify(network, state.lora, task, params)

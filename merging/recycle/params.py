@@ -83,6 +83,11 @@ class MetaParams(Strict):
         le=1,
         description="share of tasks whose classes come from different sources (ours; the paper gives none)",
     )
+    distinct: bool = Field(
+        False,
+        description="whether an interpolated task never holds two classes of one name, from different sources (ours; the"
+        " paper draws any)",
+    )
     distance: Literal["euclidean", "squared"] = Field(
         "euclidean", description="of queries to prototypes: the paper's, or the released code's squared one"
     )

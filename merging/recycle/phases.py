@@ -89,7 +89,8 @@ def train_phase(
     what inversion rests on."""
     seen = [tensor for one in pool.sources for tensor in (one.inputs, one.patches, one.teacher)]
     own = params.meta.model_dump_json()
-    wanted = digest(known, own, params.rank, params.targets, params.seed, *seen)
+    names = [list(one.names) for one in pool.sources] if params.meta.distinct else None
+    wanted = digest(known, own, params.rank, params.targets, params.seed, names, *seen)
 
     def announce(step: MetaStep) -> None:
         losses = {"interpolated" if step.interpolated else "taught": step.loss, "accuracy": step.accuracy}

@@ -128,12 +128,12 @@ class Distillation:
         place = self.folder / f"teaching-{index:03}.safetensors"
         wanted = digest(known, source_digest(source), sorted(masking.items()), images)
         if (kept := load_checkpoint(place, wanted)) is not None:
-            return Surrogates(images, labels, kept[0]["patches"], kept[0]["teacher"])
+            return Surrogates(images, labels, kept[0]["patches"], kept[0]["teacher"], source.classes)
         self._listener.announce(Progress("teaching", index, len(self.sources), {}))
         patches = surviving_patches(self.network, source, images, masking)
         teacher = ask_teacher(self.network, source, images, patches)
         save_checkpoint(place, {"patches": patches, "teacher": teacher}, {"identity": wanted})
-        return Surrogates(images, labels, patches, teacher)
+        return Surrogates(images, labels, patches, teacher, source.classes)
 
     def _train(self, held: Sequence[Surrogates], known: str) -> tuple[dict[str, Factors], History]:
         """The meta-adapter and its history."""

@@ -28,12 +28,14 @@ BATCH = 32
 class Surrogates:
     """One source's inputs (normalised images [N, 3, px, px], or embeddings of texts [N, T, D]), the classes [N] they
     were made for, the patches or tokens [N, K] of them that are seen, and the teacher's log-probabilities
-    [views, N, ways]: two views of an image, itself and its mirror image, one of a text."""
+    [views, N, ways]: two views of an image, itself and its mirror image, one of a text. `names`: what the classes are called, if that is
+    known."""
 
     inputs: Tensor
     labels: Tensor
     patches: Tensor
     teacher: Tensor
+    names: tuple[str, ...] = ()
 
     @property
     def ways(self) -> int:
@@ -85,18 +87,25 @@ class Pool:
         source = below(len(self.sources), rng)
         return self._task([(source, way) for way in range(self.sources[source].ways)], shots, queries, rng)
 
-    def interpolated_task(self, ways: int, shots: int, queries: int, rng: torch.Generator) -> Task:
+    def interpolated_task(
+        self, ways: int, shots: int, queries: int, rng: torch.Generator, *, distinct: bool = False
+    ) -> Task:
         """A task of `ways` classes drawn from the union of all sources' classes (eq. 4), by chance of one source.
+        `distinct`: no two of one name.
 
         Raises:
             BadDistillation: if all sources together have fewer classes.
         """
-        if ways > len(self._classes):
+        chosen: dict[object, tuple[int, int]] = {}
+        for index in torch.randperm(len(self._classes), generator=rng).tolist():
+            source, way = self._classes[index]
+            names = self.sources[source].names
+            chosen.setdefault(names[way] if distinct and names else (source, way), (source, way))
+        if ways > len(chosen):
             raise BadDistillation(
-                f"an interpolated task of {ways} classes needs as many, the sources have {len(self._classes)}"
+                f"an interpolated task of {ways} classes needs as many, the sources have {len(chosen)}"
             )
-        chosen = torch.randperm(len(self._classes), generator=rng)[:ways].tolist()
-        return self._task([self._classes[index] for index in chosen], shots, queries, rng)._replace(teacher=None)
+        return self._task(list(chosen.values())[:ways], shots, queries, rng)._replace(teacher=None)
 
     def _task(self, classes: Sequence[tuple[int, int]], shots: int, queries: int, rng: torch.Generator) -> Task:
         """Support, then queries, class by class; each image is mirrored or not, by a coin."""

@@ -135,11 +135,11 @@ class TextDistillation:
         place = self.folder / f"teaching-{index:03}.safetensors"
         wanted = digest(self._identity(source), params.masked, embeddings)
         if (kept := load_checkpoint(place, wanted)) is not None:
-            return Surrogates(embeddings, labels, kept[0]["patches"], kept[0]["teacher"])
+            return Surrogates(embeddings, labels, kept[0]["patches"], kept[0]["teacher"], source.classes)
         self._listener.announce(Progress("teaching", index, len(self.sources), {}))
         teacher, patches = heard_tokens(self.network, source, embeddings, params.masked)
         save_checkpoint(place, {"patches": patches, "teacher": teacher}, {"identity": wanted})
-        return Surrogates(embeddings, labels, patches, teacher)
+        return Surrogates(embeddings, labels, patches, teacher, source.classes)
 
     def _train(self, held: Sequence[Surrogates]) -> tuple[dict[str, Factors], History]:
         """The meta-adapter and its history."""

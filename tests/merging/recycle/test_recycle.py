@@ -208,6 +208,12 @@ def test_interpolated_tasks_mix_sources_and_have_no_teacher(tiny: VisionBase) ->
         assert task.inputs.shape[0] == 9
         seen.add(len(set(task.inputs[:3, 0, 0, 0].tolist())))
     assert seen == {2, 3}
+    named = [Surrogates(h.inputs, h.labels, h.patches, h.teacher, ("same", f"own-{n}")) for n, h in enumerate(held)]
+    for use in range(30):
+        task = Pool(named, columns=5).interpolated_task(4, 1, 1, generator(use, "named"), distinct=True)
+        assert sorted(task.inputs[:4, 0, 0, 0].tolist()) in ([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2])
+    with pytest.raises(BadDistillation, match="have 4"):
+        Pool(named, columns=5).interpolated_task(5, 1, 1, generator(0, "named"), distinct=True)
     with pytest.raises(BadDistillation, match="have 6"):
         pool.interpolated_task(7, 1, 2, generator(0, "mixed"))
 
