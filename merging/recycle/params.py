@@ -85,8 +85,7 @@ class MetaParams(Strict):
     )
     distinct: bool = Field(
         False,
-        description="whether an interpolated task never holds two classes of one name, from different sources (ours; the"
-        " paper draws any)",
+        description="whether an interpolated task never holds two classes of one name (ours; the paper draws any)",
     )
     distance: Literal["euclidean", "squared"] = Field(
         "euclidean", description="of queries to prototypes: the paper's, or the released code's squared one"

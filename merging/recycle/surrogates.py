@@ -28,8 +28,8 @@ BATCH = 32
 class Surrogates:
     """One source's inputs (normalised images [N, 3, px, px], or embeddings of texts [N, T, D]), the classes [N] they
     were made for, the patches or tokens [N, K] of them that are seen, and the teacher's log-probabilities
-    [views, N, ways]: two views of an image, itself and its mirror image, one of a text. `names`: what the classes are called, if that is
-    known."""
+    [views, N, ways]: two views of an image, itself and its mirror image, one of a text. `names`: what the classes are
+    called, if that is known."""
 
     inputs: Tensor
     labels: Tensor
