@@ -95,8 +95,8 @@ def own_images(base: VisionBase, images: Images, source: Source, per_class: int,
 
 def from_real_images(
     base: VisionBase, sources: Sequence[Source], images: Images, params: RecycleParams, per_class: int
-) -> Lora:
-    """Meta-training as ever, on real images: what surrogates could reach at best."""
+) -> tuple[Lora, list[float]]:
+    """Meta-training as ever, on real images: what surrogates could reach at best; and every step's accuracy."""
     network = base.network.to(getattr(torch, params.precision))
     held = []
     for source in sources:
@@ -104,8 +104,10 @@ def from_real_images(
         patches = surviving_patches(network, source, own, params.inversion.masking)
         held.append(Surrogates(own, labels, patches, ask_teacher(network, source, own, patches)))
     state = MetaTraining(new_lora(base, params.targets, params.rank, generator(params.seed, "lora")))
-    train(state, network, Pool(held, network.grid(held[0].inputs)[1]), params.meta, params.seed)
-    return state.lora
+    steps: list[float] = []
+    pool = Pool(held, network.grid(held[0].inputs)[1])
+    train(state, network, pool, params.meta, params.seed, lambda step: steps.append(step.accuracy))
+    return state.lora, steps
 
 
 def natural_moments(base: VisionBase, sources: Sequence[Source], images: Images, params: RecycleParams) -> Moments:
@@ -144,7 +146,9 @@ def main() -> None:
         started, worked = time.perf_counter(), time.process_time()
         more: dict[str, Any] = {}
         if name.endswith("real"):
-            lora = from_real_images(base, sources, images, params, params.per_class)
+            lora, steps = from_real_images(base, sources, images, params, params.per_class)
+            cycle = params.meta.cycle
+            more = {"first_accuracy": sum(steps[:cycle]) / cycle, "last_accuracy": sum(steps[-cycle:]) / cycle}
         else:
             moments = natural_moments(base, sources, images, params) if name == "statistics-natural" else None
             own = params.model_dump(mode="json", exclude={"meta"})
@@ -153,6 +157,7 @@ def main() -> None:
             lora, report = distilled(name, base, sources, params, place, print, moments=moments)
             curves = [curve for source in report["sources"] for curve in source["curves"]]
             more = {f: sum(c[-1][f] for c in curves) / len(curves) for f in ("cross_entropy", "features")}
+            more |= {f"{at}_accuracy": report["meta"][index]["accuracy"] for at, index in (("first", 0), ("last", -1))}
             more |= {"believed": sum(s["accuracy"] for s in report["sources"]) / len(report["sources"])}
         embeddings = embed(base.network, pixels, lora)
         row: dict[str, Any] = {**key, **more, "seconds": round(time.perf_counter() - started, 1)}

@@ -79,15 +79,19 @@ def costs(rows: Sequence[Row]) -> str:
 def remedies_table(rows: Sequence[Row]) -> str:
     """Variants side by side."""
     lines = [
-        "| variant | 1-shot | 5-shot | R at the end | as its teacher says | minutes of one thread |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| variant | 1-shot | 5-shot | R at the end | as its teacher says | meta-training, first and last cycle |"
+        " minutes of one thread |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         cells = [f"{100 * row[f'{shots}-shot']:.1f} ± {100 * row[f'{shots}-interval']:.1f}" for shots in SHOTS]
         features = f"{row['features']:.0f}" if "features" in row else "–"
         believed = f"{100 * row['believed']:.0f} %" if "believed" in row else "–"
+        trained = [f"{100 * row[f'{at}_accuracy']:.0f} %" for at in ("first", "last") if f"{at}_accuracy" in row]
         minutes = f"{row['processor_seconds'] / 60:.1f}"
-        lines.append(f"| {row['variant']} | {' | '.join(cells)} | {features} | {believed} | {minutes} |")
+        lines.append(
+            f"| {row['variant']} | {' | '.join(cells)} | {features} | {believed} | {', '.join(trained) or '–'} | {minutes} |"
+        )
     return "\n".join(lines)
 
 

@@ -49,7 +49,7 @@ def test_extras_are_on_the_page() -> None:
     extras = {
         "remedies": [
             {"variant": "real", "1-shot": 0.55, "1-interval": 0.01, "5-shot": 0.7, "5-interval": 0.01,
-             "processor_seconds": 66},
+             "processor_seconds": 66, "first_accuracy": 0.5, "last_accuracy": 0.6},
         ],
         "sparse-speed": [
             {"precision": "float32", "px": 84, "mask": mask, "seconds": 1.0, "speedup": 1 + mask / 25}
@@ -58,7 +58,7 @@ def test_extras_are_on_the_page() -> None:
         "recycle-text": [row("sum", "intent", 1, 0.5)],
     }  # fmt: skip
     whole = page([row("base", "emoji", 1, 0.5)], extras, "", pictured=True)
-    assert "| real | 55.0 ± 1.0 | 70.0 ± 1.0 | – | – | 1.1 |" in whole
+    assert "| real | 55.0 ± 1.0 | 70.0 ± 1.0 | – | – | 50 %, 60 % | 1.1 |" in whole
     assert "| float32, 84 pixels | 1.000 s (1.0 ×) | 1.000 s (4.0 ×) |" in whole
     assert "| texts | intent, 1-shot |" in whole
     assert "(recycle.png)" in whole
