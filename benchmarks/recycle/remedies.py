@@ -29,7 +29,7 @@ from benchmarks.recycle.tasks import WAYS
 from merging.recycle.evaluate import EPISODES, embed, few_shot_accuracy
 from merging.recycle.identity import digest
 from merging.recycle.inversion import surviving_patches
-from merging.recycle.lora import new_lora
+from merging.recycle.lora import averaged, new_lora
 from merging.recycle.meta import MetaTraining, train
 from merging.recycle.params import RecycleParams
 from merging.recycle.randomness import generator
@@ -47,6 +47,8 @@ PLAIN: dict[str, Any] = {
     "generated": "leaves",
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "average": {},
     "benchmark": {},
     "real": {},
     "statistics-none": {"feature_weight": 0.0},
@@ -145,11 +147,14 @@ def main() -> None:
         params = changed(standard, VARIANTS[name])
         started, worked = time.perf_counter(), time.process_time()
         more: dict[str, Any] = {}
-        if name.endswith("real"):
+        lora: Lora | None = None
+        if name == "average":
+            lora = averaged([source.lora for source in sources])
+        elif name.endswith("real"):
             lora, steps = from_real_images(base, sources, images, params, params.per_class)
             cycle = params.meta.cycle
             more = {"first_accuracy": sum(steps[:cycle]) / cycle, "last_accuracy": sum(steps[-cycle:]) / cycle}
-        else:
+        elif name != "base":
             moments = natural_moments(base, sources, images, params) if name == "statistics-natural" else None
             own = params.model_dump(mode="json", exclude={"meta"})
             place = asked.folder / "work" / f"remedies-{digest(key['sources'], key['count'], own)[:12]}-{bool(moments)}"

@@ -89,9 +89,8 @@ def remedies_table(rows: Sequence[Row]) -> str:
         believed = f"{100 * row['believed']:.0f} %" if "believed" in row else "–"
         trained = [f"{100 * row[f'{at}_accuracy']:.0f} %" for at in ("first", "last") if f"{at}_accuracy" in row]
         minutes = f"{row['processor_seconds'] / 60:.1f}"
-        lines.append(
-            f"| {row['variant']} | {' | '.join(cells)} | {features} | {believed} | {', '.join(trained) or '–'} | {minutes} |"
-        )
+        rest = [features, believed, ", ".join(trained) or "–", minutes]
+        lines.append(f"| {' | '.join([row['variant'], *cells, *rest])} |")
     return "\n".join(lines)
 
 
