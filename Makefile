@@ -90,6 +90,8 @@ bench-quality: $(VENV)/.dev ## Measure what merges keep of eight tasks, or go on
 bench-recycle: $(VENV)/.dev ## Train the sources, distil them and measure few-shot accuracy, or go on with it (hours)
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle.train_sources
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle
+	@nice -n 10 $(BIN)/python -m benchmarks.recycle.remedies
+	@nice -n 10 $(BIN)/python -m benchmarks.recycle.sparse_speed
 	@$(BIN)/python -m benchmarks.recycle.report
 
 image: ## Build the container image and run it (needs a container engine; docker/check.sh says which)
