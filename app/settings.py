@@ -36,8 +36,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(
         None,
-        description="Where rows are kept: postgresql+psycopg://user:password@host/name, or sqlite:////path; default: SQLite"
-        " in data_dir.",
+        description="Where rows are kept: postgresql+psycopg://user:password@host/name, or sqlite:////path; default:"
+        " SQLite in data_dir.",
     )
     database_connections: int = Field(
         20, ge=1, description="Most connections of one process to PostgreSQL; more requests than that wait for one."

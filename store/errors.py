@@ -198,8 +198,8 @@ class SchemaNewer(StoreError):
         self.found = found
         self.newest = newest
         super().__init__(
-            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}: "
-            "start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
+            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}:"
+            " start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
         )
 
 

@@ -24,7 +24,9 @@ from store.database import Database
 from store.registry import Registry
 
 
-def client_process(kind: str, url: str, count: int, clients: int, seconds: float, rate: float, seed: int) -> list[float]:
+def client_process(
+    kind: str, url: str, count: int, clients: int, seconds: float, rate: float, seed: int
+) -> list[float]:
     """Seconds that each answer took, of `clients` threads at `rate` questions a second in all; 0: without a pause."""
     database = Database(url, connections=clients)
     registry = Registry(database, LocalBlobs(Path("/nowhere")))
@@ -108,8 +110,9 @@ def main() -> None:
                 found.append(row)
                 how = f"{rate:.0f} a second" if rate else "no pause"
                 print(
-                    f"{kind:36} {how:14} {row['answers_per_s']:7.0f}/s  p50 {row['p50_ms']:7.1f}  p95 {row['p95_ms']:7.1f}"
-                    f"  p99 {row['p99_ms']:7.1f}  most {row['most_ms']:7.1f} ms",
+                    f"{kind:36} {how:14} {row['answers_per_s']:7.0f}/s",
+                    *(f"{name.removesuffix('_ms')} {row[name]:7.1f}" for name in PERCENTILES),
+                    "ms",
                     flush=True,
                 )
     document = {"machine": machine(1), "load": os.getloadavg(), "adapters": asked.adapters, "clients": asked.clients}

@@ -37,7 +37,17 @@ TARGETS = (
 )
 WORD_COUNT = 40_000
 CARDS, CARD_WORDS = 20_000, 40  # so many different cards, of so many words on average
-COPIED = ("adapters", "recipes", "versions", "version_files", "version_targets", "tags", "aliases", "lineage", "listings")
+COPIED = (
+    "adapters",
+    "recipes",
+    "versions",
+    "version_files",
+    "version_targets",
+    "tags",
+    "aliases",
+    "lineage",
+    "listings",
+)
 BATCH = 50_000
 DROPPED = ("ix_listings_found_by", "ix_listings_ranks")
 
@@ -136,11 +146,14 @@ def version_rows(
     if merged:
         yield "recipes", (recipe, json.dumps({"method": "sum", "rank": 16}), at)
         leaves = json.dumps(
-            [[f"{parent.namespace}/{parent.name}@{VERSIONS}", weight, ["sum"], ["source"]] for parent, weight in zip(parents, weights, strict=True)]
+            [
+                [f"{parent.namespace}/{parent.name}@{VERSIONS}", weight, ["sum"], ["source"]]
+                for parent, weight in zip(parents, weights, strict=True)
+            ]
         )
     yield "versions", (
-        version_id, one.id, number, digest(i, number), at + timedelta(milliseconds=number), "lora", one.base, None, "name",
-        *one.ranks, "{}", 16.0, 16.0, "{}", 1.0, 2.0, False, 60, 460_800, "bfloat16", 1_900_000, "apache-2.0",
+        version_id, one.id, number, digest(i, number), at + timedelta(milliseconds=number), "lora", one.base, None,
+        "name", *one.ranks, "{}", 16.0, 16.0, "{}", 1.0, 2.0, False, 60, 460_800, "bfloat16", 1_900_000, "apache-2.0",
         card, True, True, "[]", 1, "{}", "merge" if merged else "upload", recipe, leaves, None,
     )  # fmt: skip
     yield "version_files", (version_id, "adapter_config.json", digest(i, 100), 700)
@@ -152,8 +165,8 @@ def version_rows(
 
 
 COLUMNS = {
-    "versions": "id adapter_id number digest created_at family base_model base_fingerprint base_matched_by rank_min rank_max"
-    " rank_pattern alpha_min alpha_max alpha_pattern scale_min scale_max use_rslora modules parameters dtype size_bytes"
+    "versions": "id adapter_id number digest created_at family base_model base_fingerprint base_matched_by rank_min"
+    " rank_max rank_pattern alpha_min alpha_max alpha_pattern scale_min scale_max use_rslora modules parameters dtype size_bytes"
     " license card mergeable servable notes judged metrics origin recipe_digest leaves report",
     "adapters": "id namespace name created_at last_number latest_number",
     "recipes": "digest recipe created_at",
@@ -196,7 +209,9 @@ def fill(url: str, count: int, processes: int) -> dict[str, float]:
     took: dict[str, float] = {}
     began = time.perf_counter()
     with psycopg.connect(connection_url(url), autocommit=True) as connection:
-        made_by = dict(connection.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'listings'").fetchall())
+        made_by = dict(
+            connection.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'listings'").fetchall()
+        )
         for index in DROPPED:
             connection.execute(f"DROP INDEX {index}")
         for base in BASES:
