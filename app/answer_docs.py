@@ -26,9 +26,7 @@ FILE: Described = {
 }
 MADE_FILE: Described = {200: {"description": "The file", "content": _FILE}, **UNCHANGED}
 UNKNOWN: Described = {404: {"description": "A reference names nothing that the caller may see", "content": _PROBLEM}}
-THERE_ALREADY: Described = {
-    409: {"description": "There is one already; the answer says where", "content": _OBJECT}
-}
+THERE_ALREADY: Described = {409: {"description": "There is one already; the answer says where", "content": _OBJECT}}
 UNNAMED: Described = {400: {"description": "A name that is needed is empty", "content": _PROBLEM}}
 NOT_HERE: Described = {404: {"description": "These bytes are not here"}}
 """HEAD has no body, so neither has its refusal."""

@@ -23,7 +23,6 @@ Action = Literal[
     "alias.set",
     "alias.delete",
     "tags.set",
-    "version.describe",
     "consent.set",
     "repository.create",
     "draft.set",

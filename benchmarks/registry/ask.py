@@ -110,8 +110,9 @@ def main() -> None:
                 found.append(row)
                 how = f"{rate:.0f} a second" if rate else "no pause"
                 print(
-                    f"{kind:36} {how:14} {row['answers_per_s']:7.0f}/s  p50 {row['p50_ms']:7.1f}  p95 {row['p95_ms']:7.1f}"
-                    f"  p99 {row['p99_ms']:7.1f}  most {row['most_ms']:7.1f} ms",
+                    f"{kind:36} {how:14} {row['answers_per_s']:7.0f}/s",
+                    *(f"{name.removesuffix('_ms')} {row[name]:7.1f}" for name in PERCENTILES),
+                    "ms",
                     flush=True,
                 )
     document = {"machine": machine(1), "load": os.getloadavg(), "adapters": asked.adapters, "clients": asked.clients}

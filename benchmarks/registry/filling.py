@@ -152,8 +152,8 @@ def version_rows(
             ]
         )
     yield "versions", (
-        version_id, one.id, number, digest(i, number), at + timedelta(milliseconds=number), "lora", one.base, None, "name",
-        *one.ranks, "{}", 16.0, 16.0, "{}", 1.0, 2.0, False, 60, 460_800, "bfloat16", 1_900_000, "apache-2.0",
+        version_id, one.id, number, digest(i, number), at + timedelta(milliseconds=number), "lora", one.base, None,
+        "name", *one.ranks, "{}", 16.0, 16.0, "{}", 1.0, 2.0, False, 60, 460_800, "bfloat16", 1_900_000, "apache-2.0",
         card, True, True, "[]", 1, "{}", "merge" if merged else "upload", recipe, leaves, None,
     )  # fmt: skip
     yield "version_files", (version_id, "adapter_config.json", digest(i, 100), 700)
@@ -165,8 +165,8 @@ def version_rows(
 
 
 COLUMNS = {
-    "versions": "id adapter_id number digest created_at family base_model base_fingerprint base_matched_by rank_min rank_max"
-    " rank_pattern alpha_min alpha_max alpha_pattern scale_min scale_max use_rslora modules parameters dtype size_bytes"
+    "versions": "id adapter_id number digest created_at family base_model base_fingerprint base_matched_by rank_min"
+    " rank_max rank_pattern alpha_min alpha_max alpha_pattern scale_min scale_max use_rslora modules parameters dtype size_bytes"
     " license card mergeable servable notes judged metrics origin recipe_digest leaves report",
     "adapters": "id namespace name created_at last_number latest_number",
     "recipes": "digest recipe created_at",
