@@ -160,9 +160,7 @@ class VersionRow(Model):
         Index(None, "base_model"),
         Index(None, "digest"),
         Index(None, "recipe_digest"),
-        Index(
-            "ix_versions_refused", "judged", sqlite_where=text("servable = 0"), postgresql_where=text("NOT servable")
-        ),
+        Index("ix_versions_refused", "judged", sqlite_where=text("servable = 0"), postgresql_where=text("NOT servable")),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
