@@ -30,12 +30,16 @@ def push(
     direct: Annotated[
         bool, typer.Option("--direct", help="Send the weights straight to the service's object store.")
     ] = False,
+    classes: Annotated[
+        str | None, typer.Option(help="What the classes of its head are called, in order, joined by commas.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload an adapter; the same bytes again give the version that is there."""
     given = files[0] if len(files) == 1 else files
     with client(ctx) as spolia, progress(f"push {ref}", data=True, quiet=as_json) as move:
-        said: dict[str, Any] = {"license": license, "tags": tag or (), "base_model": base_model}
+        named = [name.strip() for name in classes.split(",")] if classes else []
+        said: dict[str, Any] = {"license": license, "tags": tag or (), "base_model": base_model, "classes": named}
         version = spolia.push(given, ref, **said, direct=direct, on_progress=move)
     if as_json:
         return print_json(version)
@@ -85,7 +89,7 @@ def ls(
             " ".join(target.removesuffix("_proj") for target in latest["target_modules"]),
             latest["dtype"],
             size(latest["size_bytes"]),
-            (latest["recipe"] or {}).get("method", "merge") if latest["origin"] == "merge" else "upload",
+            (latest["recipe"] or {}).get("method", "merge") if latest["origin"] != "upload" else "upload",
             aliases,
             ", ".join(item["tags"]),
         )

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from app.errors import as_problem
-from app.job_errors import passes
+from app.identity.owners import working_for
+from app.passing import passes
 from app.queues import timeout_of
 from app.scratch import clear, scratch
 from app.shelves import Shelves
@@ -92,7 +93,8 @@ class JobRunner:
         jobs, attempt = self.shelves.jobs, job.attempts
         work.say(f"Attempt {attempt} begins" + (f" on {self._worker}." if self._worker else "."))
         try:
-            result = self._kinds[job.kind](self.shelves, job, work)
+            with working_for(job, self.shelves.keys, self.shelves.settings):
+                result = self._kinds[job.kind](self.shelves, job, work)
         except BROKEN_OFF:
             if work.lost:
                 log.warning("job %s: attempt %d is given up, another may run", job.id, attempt)

@@ -21,9 +21,9 @@ from ulid import ULID
 
 from app.child_environment import child_environment
 from app.errors import as_problem
-from app.job_errors import passes
 from app.job_tables import open_database, open_jobs
 from app.lanes import Lane
+from app.passing import passes
 from app.queues import QUEUES, limits_of
 from app.scratch import sweep_scratch
 from app.settings import Settings

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.complaints import invalid_request
-from app.facts import content_facts, use_notes
+from app.facts import content_facts, modality_of, use_notes
 from app.problems import Refusal
 from app.schemas import MergeBody
 from app.shelves import Shelves
@@ -55,6 +55,11 @@ class Draft:
     def linears(self) -> Collection[str]:
         """The base model's linear layers, where it is known."""
         return self.base.modules if self.base else ()
+
+    @property
+    def modality(self) -> str:
+        """What the base model is made for."""
+        return modality_of(self.base)
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -176,9 +181,9 @@ def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
         return None
     adapter = shelves.open_adapter(other)
     new = NewVersion(
-        **content_facts(adapter, draft.linears),
+        **content_facts(adapter, draft.linears, draft.modality),
         **_origin(draft),
-        notes=use_notes(adapter, draft.linears),
+        notes=use_notes(adapter, draft.linears, draft.modality),
         sketch=sketch_of(adapter),
         files={file.name: (file.digest, file.size_bytes) for file in other.files},
         report=shelves.registry.report(other),
@@ -241,9 +246,9 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
     adapter = Adapter.open(config, result.weights, limits=shelves.limits, tokenizer=tokenizer)
     adapter = shelves.with_base(adapter, first.base_model if first.base_known else None)
     new = NewVersion(
-        **content_facts(adapter, draft.linears),
+        **content_facts(adapter, draft.linears, draft.modality),
         **_origin(draft),
-        notes=use_notes(adapter, draft.linears),
+        notes=use_notes(adapter, draft.linears, draft.modality),
         files=files,
         report=result.report,
         sketch=sketch_of(adapter),
@@ -267,7 +272,7 @@ def _origin(draft: Draft) -> dict[str, Any]:
         "base_model": first.base_model,
         "base_fingerprint": first.base_fingerprint,
         "base_matched_by": "its sources, which all have this base" if first.base_fingerprint else None,
-        "license": _common_license(draft.versions),
+        "license": common_license(draft.versions),
         "lineage": [
             (version.id, mean, "source" if isinstance(source.weight, float) else VARYING)
             for version, source, mean in zip(draft.versions, draft.recipe.sources, draft.plan.mean_weights, strict=True)
@@ -277,7 +282,7 @@ def _origin(draft: Draft) -> dict[str, Any]:
     }
 
 
-def _common_license(versions: Sequence[Version]) -> str | None:
+def common_license(versions: Sequence[Version]) -> str | None:
     """The licence of a merge is stated only where all sources state the same one."""
     licenses = {version.license for version in versions}
     return licenses.pop() if len(licenses) == 1 else None

@@ -10,7 +10,7 @@ from anyio import to_thread
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from app.shelves import Shelves
-from store.records import VersionFile
+from store.records import BlobRef
 from store.s3_blobs import S3Blobs
 
 
@@ -62,7 +62,7 @@ class BlobResponse(FileResponse):
 
 
 def send_file(
-    shelves: Shelves, file: VersionFile, headers: Mapping[str, str], media_type: str, *, body: bool = True
+    shelves: Shelves, file: BlobRef, headers: Mapping[str, str], media_type: str, *, body: bool = True
 ) -> Response:
     """The file, or a 307 to where it can be read, as the settings have it; without its bytes where `body` is false.
 

@@ -15,12 +15,20 @@ from deltas.header import Limits
 from deltas.tokenizer import Tokenizer
 from merging.file_cache import FileCache
 from serving.errors import AdapterGone
+from store.actor import SERVICE, acting
+from store.audit import AuditLog
 from store.blobs import Blobs
 from store.database import Database
 from store.errors import UnknownReference
+from store.hub import HubTable
+from store.hub_listing import HubListing
+from store.hub_uploads import HubUploads
 from store.jobs import JobTable
+from store.keys import KeyTable
+from store.model_names import ModelNames
 from store.partial_uploads import PartialUploads
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
+from store.recycling import RecyclingTable
 from store.registry import Registry
 from store.sketches import SketchTable
 
@@ -35,6 +43,13 @@ class Shelves:
     registry: Registry
     jobs: JobTable
     sketches: SketchTable
+    keys: KeyTable
+    audit: AuditLog
+    hub: HubTable
+    hub_listing: HubListing
+    hub_uploads: HubUploads
+    model_names: ModelNames
+    recycling: RecyclingTable
     uploads: PartialUploads
 
     @property
@@ -82,7 +97,8 @@ class Shelves:
         @lru_cache(maxsize=self.settings.kept_headers)
         def load(digest: str) -> Adapter:
             try:
-                return self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
+                with acting(SERVICE):  # whoever chose the digest was asked then whether they may
+                    return self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
             except UnknownReference as error:
                 raise AdapterGone(digest) from error
 
@@ -103,5 +119,21 @@ def open_shelves(settings: Settings) -> Shelves:
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database, blobs = open_database(settings), open_blobs(settings)
-    registry, jobs, sketches = Registry(database, blobs), open_jobs(settings, database), SketchTable(database)
-    return Shelves(settings, database, blobs, registry, jobs, sketches, open_uploads(settings, blobs))
+    jobs = open_jobs(settings, database)
+    registry = Registry(database, blobs)
+    return Shelves(
+        settings,
+        database,
+        blobs,
+        registry,
+        jobs,
+        SketchTable(database),
+        KeyTable(database),
+        AuditLog(database),
+        HubTable(database, blobs),
+        HubListing(database),
+        HubUploads(database, blobs),
+        ModelNames(database),
+        RecyclingTable(database, registry),
+        open_uploads(settings, blobs),
+    )

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import torch
 
+from app.distillation_job import run_distillation_job
 from app.job_runner import JobRunner, Runs
 from app.jobs import STOP
 from app.merging_service import run_merge_job
@@ -28,7 +29,7 @@ from store.errors import StoreError
 
 log = logging.getLogger("spolia.worker")
 
-KINDS: dict[str, Runs] = {"merge": run_merge_job, "verify": run_verify_job}
+KINDS: dict[str, Runs] = {"merge": run_merge_job, "verify": run_verify_job, "distillation": run_distillation_job}
 _MAKE_UP_EVERY_S = 10.0  # looking for missing sketches goes through all versions
 
 

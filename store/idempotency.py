@@ -79,5 +79,3 @@ class IdempotencyTable:
         """Give back a key that was taken: nothing was done that would have to be remembered."""
         with self.database.session() as session:
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.key == key, IdempotencyRow.status.is_(None)))
-
-

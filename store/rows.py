@@ -8,7 +8,7 @@ from sqlalchemy import Row, Select, bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
 from store.lineage import leaves, read_lineage
-from store.models import AdapterRow, AliasRow, BaseModelRow, VersionRow
+from store.models import AliasRow, BaseModelRow, VersionRow
 from store.records import AdapterEntry, Base, Version
 from store.version_query import COLUMNS, Found, JsonLists, Owner, found, whole
 

@@ -86,10 +86,11 @@ _PLAIN: tuple[Attribute, ...] = (
     VersionRow.rank_min, VersionRow.rank_max, VersionRow.rank_pattern,
     VersionRow.alpha_min, VersionRow.alpha_max, VersionRow.alpha_pattern, VersionRow.scale_min, VersionRow.scale_max,
     VersionRow.use_rslora, VersionRow.modules, VersionRow.parameters, VersionRow.dtype, VersionRow.size_bytes,
-    VersionRow.license, VersionRow.card, VersionRow.mergeable, VersionRow.servable, VersionRow.notes,
+    VersionRow.license, VersionRow.card, VersionRow.mergeable, VersionRow.servable, VersionRow.predictable,
+    VersionRow.head, VersionRow.notes,
     VersionRow.metrics, VersionRow.origin, VersionRow.recipe_digest,
 )  # fmt: skip
-"""Columns that a Version has under the same name; `notes` is made a tuple and `origin` is one of two words."""
+"""Columns that a Version has under the same name; `notes` is made a tuple and `origin` is one of three words."""
 
 COLUMNS: tuple[Any, ...] = (
     *_PLAIN,

@@ -131,9 +131,7 @@ database.close()
 def test_processes_that_publish_one_name_get_distinct_numbers(empty_url: str, tmp_path: Path) -> None:
     """Both start on an empty database, so that they also meet while making the tables."""
     command_line = [sys.executable, "-W", "error", "-c", PUBLISH, empty_url, str(tmp_path)]
-    both = [
-        subprocess.Popen([*command_line, who], stdout=subprocess.PIPE, cwd=ROOT) for who in ("one", "two")
-    ]
+    both = [subprocess.Popen([*command_line, who], stdout=subprocess.PIPE, cwd=ROOT) for who in ("one", "two")]
     numbers = [int(number) for process in both for number in process.communicate()[0].split()]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(numbers) == list(range(1, 31)), "20 of their own, 10 shared, each counted by who made it"
