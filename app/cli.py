@@ -57,12 +57,12 @@ for verb in (
     alias,
     tag,
     rm,
-    whoami,
-    audit,
     gc,
     fsck,
     backup,
     restore,
+    whoami,
+    audit,
 ):
     cli.command()(verb)
 cli.command("what-if")(what_if)

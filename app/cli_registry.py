@@ -27,12 +27,12 @@ def push(
     license: Annotated[str | None, typer.Option("--license", help="Licence, best as an SPDX id.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A word to find it by; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Overrides base_model_name_or_path of the config.")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="What the classes of its head are called, in order, joined by commas.")
-    ] = None,
     direct: Annotated[
         bool, typer.Option("--direct", help="Send the weights straight to the service's object store.")
     ] = False,
+    classes: Annotated[
+        str | None, typer.Option(help="What the classes of its head are called, in order, joined by commas.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload an adapter; the same bytes again give the version that is there."""

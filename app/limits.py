@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.problems import problem_response
 from app.settings import Settings
 
+_RAW_UPLOAD = re.compile(r"^/v1/(?:resumable-)?uploads/")
 _OBJECT = re.compile(r"^/api/objects/")
 _XET = re.compile(r"^/xet/[^/]+/v1/(?:xorbs/|shards$)")
 _COMMIT = re.compile(r"^/api/models/[^/]+/[^/]+/commit/")
 _XET_BYTES = 80 << 20  # a pack or a shard has at most 64 MiB, and an index
-_RAW_UPLOAD = re.compile(r"^/v1/(resumable-)?uploads/")
 _VERSIONS = re.compile(r"^/v1/adapters/.*/versions/?$")
 _MULTIPART_SLACK = 64 * 1024  # boundaries, part headers and form fields
 _LINGER_BYTES, _LINGER_S = 1 << 20, 1.0
@@ -48,7 +48,9 @@ class BodyLimits:
     def limit(self, scope: Scope, headers: Headers) -> int:
         """The most bytes that the body of this request may have."""
         settings, path = self.settings, scope["path"]
-        if scope["method"] in ("PUT", "PATCH") and (_RAW_UPLOAD.match(path) or _OBJECT.match(path)):
+        if scope["method"] == "PATCH" and _RAW_UPLOAD.match(path):
+            return settings.max_upload_bytes
+        if scope["method"] == "PUT" and (_RAW_UPLOAD.match(path) or _OBJECT.match(path)):
             return settings.max_upload_bytes
         if scope["method"] == "POST" and _XET.match(path):
             return _XET_BYTES

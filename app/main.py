@@ -78,12 +78,11 @@ from store.rate_counts import RateCounts
 log = logging.getLogger("spolia")
 
 ROUTERS = (
-    health, models, chat, completions, keys, audit,
+    health, models, chat, completions, adapters, uploads, resumable, direct_uploads, files, exports,
+    provenance, merges, online, what_if, compare,
+    nearest, jobs, pool, promotions, keys, audit,
     lorax, lora_names, hub_repos, hub_commits, hub_objects, hub_xet, hub_models, hub_files,
     bases, consent, distillations, predictions,
-    health, models, chat, completions, adapters, uploads, resumable, direct_uploads,
-    files, exports, provenance, merges, online, what_if, compare,
-    nearest, jobs, pool, promotions,
 )  # fmt: skip
 
 

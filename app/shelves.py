@@ -119,7 +119,8 @@ def open_shelves(settings: Settings) -> Shelves:
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database, blobs = open_database(settings), open_blobs(settings)
-    jobs, registry = open_jobs(settings, database), Registry(database, blobs)
+    jobs = open_jobs(settings, database)
+    registry = Registry(database, blobs)
     return Shelves(
         settings,
         database,

@@ -46,17 +46,19 @@ def get_file(
         known = [file.name for file in found.files]
         detail = f"{found.ref} has no file {filename[:80]!r}; it has {', '.join(known)}."
         raise Refusal(404, "unknown-file", detail, known=known)
-    return blob_response(house, request, filename, BlobRef(file.digest, file.size_bytes), if_none_match, range_)
+    blob = BlobRef(file.digest, file.size_bytes)
+    return blob_response(house, filename, blob, if_none_match, range_, body=request.method == "GET")
 
 
 def blob_response(
     house: House,
-    request: Request,
     filename: str,
     blob: BlobRef,
     if_none_match: str | None,
     range_: str | None,
     mark: str = "sha256:",
+    *,
+    body: bool = True,
 ) -> Response:
     """A stored file, whole or in part, or the word that the client has it. `mark`: what the ETag begins with."""
     etag = f'"{mark}{blob.digest}"'
@@ -66,7 +68,7 @@ def blob_response(
     if range_ is not None and not _satisfiable(range_, blob.size_bytes):
         return _no_such_range(blob)
     media_type = MEDIA_TYPES.get(filename[filename.rfind(".") :], "application/octet-stream")
-    return send_file(house.shelves, blob, headers, media_type, body=request.method == "GET")
+    return send_file(house.shelves, blob, headers, media_type, body=body)
 
 
 def etag_matches(header: str, etag: str) -> bool:

@@ -29,7 +29,7 @@ def resolve_file(
     """One file of a repository at a revision, or the part of it that is asked for."""
     commit = resolve(house, namespace, name, revision)
     blob = file_of(commit, f"{namespace}/{name}", path)
-    answer = blob_response(house, request, path, blob, if_none_match, range_, mark="")
+    answer = blob_response(house, path, blob, if_none_match, range_, mark="", body=request.method == "GET")
     answer.headers["x-repo-commit"] = commit.oid
     answer.headers["x-linked-size"] = str(blob.size_bytes)
     return answer

@@ -283,16 +283,6 @@ def test_a_set_is_promoted_if_it_answers_alike(shell: Shell, pushed: list[str], 
     assert "--agreement" in sentence
 
 
-def test_without_keys_one_is_anonymous_and_changes_are_logged(shell: Shell, pushed: list[str]) -> None:
-    assert shell.json("whoami")["name"] == "anonymous"
-    assert "anonymous" in shell.text("whoami")
-    latest = shell.json("audit", "--adapter", "shell/a", "--action", "version.publish", "--limit", 1)
-    assert [(one["action"], one["actor"], one["address"]) for one in latest] == [
-        ("version.publish", "anonymous", "127.0.0.1")
-    ]
-    assert "version.publish" in shell.text("audit", "--namespace", "shell", "--action", "version.publish")
-
-
 def test_gc_fsck_backup_and_restore(tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "backup"
     where = ["--data-dir", data]
@@ -306,3 +296,13 @@ def test_gc_fsck_backup_and_restore(tmp_path: Path) -> None:
     assert (status, sentence.endswith("there is no finished backup here (no manifest.json).")) == (1, True)
     status, sentence = shell.failure("backup", data, *where)
     assert (status, "there is something else here" in sentence) == (1, True)
+
+
+def test_without_keys_one_is_anonymous_and_changes_are_logged(shell: Shell, pushed: list[str]) -> None:
+    assert shell.json("whoami")["name"] == "anonymous"
+    assert "anonymous" in shell.text("whoami")
+    latest = shell.json("audit", "--adapter", "shell/a", "--action", "version.publish", "--limit", 1)
+    assert [(one["action"], one["actor"], one["address"]) for one in latest] == [
+        ("version.publish", "anonymous", "127.0.0.1")
+    ]
+    assert "version.publish" in shell.text("audit", "--namespace", "shell", "--action", "version.publish")
