@@ -2,7 +2,7 @@
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from app.house import House
+from app.observing.meter import Meter
 from app.problems import Refusal
 from app.schemas import SourceBody
 from app.schemas_openai import GenerateBody
@@ -160,11 +161,13 @@ def sampling_of(
 
 
 class Run:
-    """Several continuations at once. Leaving the context cancels whatever has not ended."""
+    """Several continuations at once, with these adapters (references, for the metrics). Leaving the context cancels
+    whatever has not ended."""
 
-    def __init__(self, engine: Engine, generations: Sequence[Generation]) -> None:
+    def __init__(self, engine: Engine, generations: Sequence[Generation], adapters: Sequence[str] = ()) -> None:
         self._engine = engine
         self._generations = generations
+        self._adapters = adapters
         self._tickets: list[Ticket] = []
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -200,9 +203,9 @@ class Run:
 
     def _submit(self) -> None:
         for index, generation in enumerate(self._generations):
-            self._tickets.append(self._engine.submit(generation, self._listener(index)))
+            self._tickets.append(self._engine.submit(generation, Meter(self._adapters, self._listener(index))))
 
-    def _listener(self, index: int) -> Any:
+    def _listener(self, index: int) -> Callable[[Event], None]:
         def on_event(event: Event) -> None:
             # The engine's thread calls this; at shutdown the loop may be gone before it.
             if not self._loop.is_closed():

@@ -1,11 +1,12 @@
 """All rooms, opened: what the API's handlers are given to work with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
 from app.exporting import Exporter
 from app.jobs import JobEngine
+from app.observing.patience import Patience
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
@@ -29,6 +30,7 @@ class House:
     engine_jobs: EngineJobs
     prompt_log: PromptLog
     exporter: Exporter
+    patience: Patience = field(default_factory=lambda: Patience(2.0))
 
     @property
     def settings(self) -> Settings:

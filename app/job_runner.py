@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from app.errors import as_problem
+from app.observing import metrics
+from app.observing.failures import count_storage_error
+from app.observing.origin import on_behalf_of
 from app.shelves import Shelves
 from app.work import Work
 from merging.errors import MergeCancelled
@@ -52,10 +55,17 @@ class JobRunner:
 
     def run_one(self, job: Job) -> None:
         """Run a claimed job to its end, whatever it is; a runner that is told to stop leaves it as running."""
+        with on_behalf_of(job):
+            self._run_one(job)
+
+    def _run_one(self, job: Job) -> None:
         jobs, began = self.shelves.jobs, time.monotonic()
         folder = self.shelves.settings.work_dir / job.id
         work = Work(jobs, job.id, folder, self.stop)
         log.info("job %s (%s) begins, attempt %d", job.id, job.kind, job.attempts)
+        if job.attempts == 1 and job.started_at is not None:
+            waited_s = (job.started_at - job.created_at).total_seconds()
+            metrics.job_waiting_seconds.labels(job.kind).observe(max(0.0, waited_s))
         try:
             result = self._kinds[job.kind](self.shelves, job, work)
         except MergeCancelled:
@@ -64,8 +74,10 @@ class JobRunner:
                 return
             shutil.rmtree(folder, ignore_errors=True)
             jobs.cancelled(job.id)
+            outcome = "cancelled"
         except Exception as error:  # whatever it is, the job must end and say so
             problem = as_problem(error)
+            count_storage_error(error)
             log.log(
                 logging.ERROR if problem["status"] >= 500 else logging.INFO,
                 "job %s failed: %s",
@@ -75,9 +87,13 @@ class JobRunner:
             )
             shutil.rmtree(folder, ignore_errors=True)  # first: the disk may be full
             jobs.fail(job.id, problem)
+            outcome = "failed"
         else:
             jobs.succeed(job.id, result)
+            outcome = "succeeded"
             shutil.rmtree(folder, ignore_errors=True)
+        metrics.jobs_finished.labels(job.kind, outcome).inc()
+        metrics.job_seconds.labels(job.kind).observe(time.monotonic() - began)
         log.info("job %s ended after %.2f s", job.id, time.monotonic() - began)
 
     def _claim(self) -> Job | None:

@@ -4,7 +4,6 @@ create_app(settings)   routes, limits, errors; nothing is opened before the life
 serve(settings)        uvicorn on one address; refuses to listen beyond loopback while there are no keys
 """
 
-import ipaddress
 import logging
 import tempfile
 from collections.abc import AsyncIterator
@@ -26,6 +25,7 @@ from app.api import (
     health,
     jobs,
     merges,
+    metrics,
     models,
     nearest,
     online,
@@ -44,6 +44,12 @@ from app.identity.door import Door
 from app.jobs import EmbeddedJobEngine
 from app.judging import judge_refused
 from app.limits import BodyLimits
+from app.loopback import is_loopback
+from app.observing.logs import configure_logs
+from app.observing.metrics import bound_adapters
+from app.observing.patience import Patience
+from app.observing.requests import Observed
+from app.observing.tracing import flush_traces, start_tracing, trace_requests
 from app.opening import open_engine
 from app.problems import Problem
 from app.prompt_log import PromptLog
@@ -54,8 +60,8 @@ from app.shelves import Shelves, open_shelves
 log = logging.getLogger("spolia")
 
 ROUTERS = (
-    health, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if, compare,
-    nearest, jobs, pool, promotions,
+    health, metrics, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if,
+    compare, nearest, jobs, pool, promotions,
 )  # fmt: skip
 
 
@@ -76,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.callback(flush_traces)
             app.state.house = await to_thread.run_sync(open_house, settings, stack)
             yield
 
@@ -87,7 +94,11 @@ def create_app(settings: Settings) -> FastAPI:
         responses={"4XX": {"model": Problem, "description": "A problem (RFC 9457), as application/problem+json"}},
     )
     app.add_middleware(BodyLimits, settings=settings)
-    app.add_middleware(Door)  # added last: the outermost
+    app.add_middleware(Door)
+    app.add_middleware(Observed)  # added last: the outermost
+    if settings.otlp_endpoint is not None:
+        trace_requests(app)
+    bound_adapters(settings.metrics_adapters)
     install_error_handlers(app)
     for module in ROUTERS:
         app.include_router(module.router)
@@ -121,6 +132,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         engine_jobs,
         PromptLog(settings.logged_prompts),
         Exporter(shelves),
+        Patience(settings.probe_timeout_s),
     )
 
 
@@ -142,29 +154,19 @@ def serve(settings: Settings) -> None:
     """
     if not settings.allow_remote and not is_loopback(settings.host):
         raise RemoteRefused(settings.host)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    configure_logs(settings)
+    start_tracing(settings, "api")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     spool_in(settings.spool_dir)
     uvicorn.run(
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        log_level=settings.log_level,
-        access_log=settings.log_level == "debug",
+        log_config=None,  # its loggers write as all others do
+        access_log=False,  # app.observing.requests has the line
         timeout_graceful_shutdown=5,
         server_header=False,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def spool_in(folder: Path) -> None:

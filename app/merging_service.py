@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from app.complaints import invalid_request
 from app.facts import content_facts, use_notes
+from app.observing.merges import merging
+from app.observing.tracing import stage
 from app.problems import Refusal
 from app.schemas import MergeBody
 from app.shelves import Shelves
@@ -198,19 +200,23 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
     for version, digest in zip(versions, payload["digests"], strict=True):
         if version.digest != digest:
             raise Refusal(409, "source-changed", f"{version.ref} no longer has the content that was to be merged.")
-    draft = draft_stored(shelves, payload["namespace"], payload["name"], recipe, versions)
+    with stage("merge plan"):
+        draft = draft_stored(shelves, payload["namespace"], payload["name"], recipe, versions)
     known = answer_from_registry(shelves, draft)
     if known is not None:
         return result_json(known)
-    result = run_merge(
-        draft.plan,
-        work.folder,
-        workers=shelves.settings.merge_workers,
-        on_progress=work.progress,
-        cancelled=work.cancelled,
-        cache=ModuleCache(shelves.cache, draft.identities),
-    )
-    return result_json(publish_merge(shelves, draft, result))
+    with merging(recipe.method, versions) as tell:
+        result = run_merge(
+            draft.plan,
+            work.folder,
+            workers=shelves.settings.merge_workers,
+            on_progress=work.progress,
+            cancelled=work.cancelled,
+            cache=ModuleCache(shelves.cache, draft.identities),
+        )
+        tell(result)
+    with stage("merge publish"):
+        return result_json(publish_merge(shelves, draft, result))
 
 
 def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Version:

@@ -10,6 +10,7 @@ from typing import Any
 from app.jobs import JobEngine
 from app.likeness import Generator, Likeness, compare
 from app.merging_service import result_json
+from app.observing.origin import with_origin
 from app.problems import Refusal
 from app.shelves import Shelves
 from app.work import Work
@@ -68,7 +69,7 @@ def run_promotion_job(
 def merged_version(job_engine: JobEngine, shelves: Shelves, payload: dict[str, Any], work: Work) -> Version:
     """The version that the set's merge makes, by a merge job of its own. Raises Refusal, MergeCancelled."""
     key = f"promotion:{payload['namespace']}/{payload['name']}:{payload['digests']}:{payload['recipe']}"
-    merge, _ = shelves.jobs.enqueue("merge", payload, key)
+    merge, _ = shelves.jobs.enqueue("merge", with_origin(payload), key)
     job_engine.wake()
     while not (merge := shelves.jobs.get(merge.id)).finished:
         if work.cancelled():

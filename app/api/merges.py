@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 from app.api.access import HouseDep, needs
 from app.errors import sentence
 from app.merging_service import answer_from_registry, draft_merge, result_json
+from app.observing.origin import with_origin
 from app.presenting import job_json
 from app.problems import Refusal
 from app.schemas import MergeBody
@@ -46,6 +47,6 @@ def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bo
     if version is not None:
         response.status_code = 200
         return job_json(house.jobs.record_cached("merge", draft.payload, result_json(version), key))
-    job, _ = house.jobs.enqueue("merge", draft.payload, key)
+    job, _ = house.jobs.enqueue("merge", with_origin(draft.payload), key)
     house.job_engine.wake()
     return job_json(job)

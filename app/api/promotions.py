@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from app.api.access import HouseDep, needs
+from app.observing.origin import with_origin
 from app.presenting import job_json
 from app.promotion_draft import draft_promotion
 from app.schemas_promotion import PromotionBody
@@ -19,6 +20,6 @@ def post_promotion(house: HouseDep, response: Response, body: PromotionBody, dry
     if dry_run:
         response.status_code = 200
         return {"plan": draft.merge.plan.to_dict(), "prompts": len(draft.prompts), "bar": body.bar.model_dump()}
-    job, _ = house.jobs.enqueue("promotion", draft.payload)
+    job, _ = house.jobs.enqueue("promotion", with_origin(draft.payload))
     house.engine_jobs.wake()
     return job_json(job)

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from app.api.access import HouseDep, needs
 from app.house import House
+from app.observing.tracing import stage
 from app.presenting import version_json
 from app.problems import Refusal
 from app.schemas import VersionForm, VersionUpload
@@ -57,7 +58,8 @@ _BODY = {
 async def put_upload(house: HouseDep, request: Request, digest: Hex) -> JSONResponse:
     """Store a weights file under its digest; what arrives is hashed, and kept only if it is what was announced."""
     with house.shelves.blobs.stage() as staging:
-        await stage_stream(request.stream(), staging)
+        with stage("upload receive"):
+            await stage_stream(request.stream(), staging)
         known = await to_thread.run_sync(house.shelves.blobs.exists, digest)
         size = staging.size
         await to_thread.run_sync(keep_blob, house.shelves, staging, digest)
