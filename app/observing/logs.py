@@ -7,7 +7,7 @@ strings.
 
 import logging
 import sys
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import structlog
 from opentelemetry import trace
@@ -18,10 +18,19 @@ from app.settings import Settings
 FIELDS = ("method", "route", "path", "status", "duration_s", "key_id")
 
 
-def configure_logs(settings: Settings, stream: TextIO = sys.stderr) -> None:
-    """Let all loggers of this process write to `stream`, in the settings' format."""
+def configure_logs(settings: Settings) -> None:
+    """Let all loggers of this process write to stderr, in the settings' format."""
+    root = logging.getLogger()
+    root.handlers[:] = [log_handler(settings.log_format, sys.stderr)]
+    root.setLevel(settings.log_level.upper())
+    for chatty in ("alembic", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def log_handler(log_format: Literal["json", "text"] | None, stream: TextIO) -> logging.Handler:
+    """What writes to `stream`; without a format, text on a terminal and JSON elsewhere."""
     terminal = stream.isatty()
-    kind = settings.log_format or ("text" if terminal else "json")
+    kind = log_format or ("text" if terminal else "json")
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -42,12 +51,7 @@ def configure_logs(settings: Settings, stream: TextIO = sys.stderr) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
         )
     )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    for chatty in ("httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return handler
 
 
 def _trace_ids(_: Any, __: str, event: EventDict) -> EventDict:

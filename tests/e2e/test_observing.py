@@ -90,18 +90,3 @@ def test_one_request_through_logs_and_traces_of_all_processes(
     assert all(line["request_id"] == "from-the-proxy-7" and line["trace_id"] == TRACE for line in worker)
     assert any(line["logger"].startswith("uvicorn") for line in told)
     assert "secret" not in server.log.read_text()
-
-
-def test_logs_are_text_where_they_are_asked_for_and_nothing_is_traced_unasked(
-    start: Callable[..., ServerProcess],
-) -> None:
-    server = start(settings={"SPOLIA_LOG_FORMAT": "text"})
-    server.wait_ready()
-    server.get("/v1/models")
-    server.stop()
-    text = server.log.read_text()
-    assert "GET /v1/models 200" in text
-    assert "\x1b[" not in text
-    assert "trace_id" not in text
-    with pytest.raises(json.JSONDecodeError):
-        lines(server.log)
