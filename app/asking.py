@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastapi import Request
+from opentelemetry import propagate
 
 from app.schemas_openai import GenerateBody
 from app.settings import Settings
@@ -17,8 +18,11 @@ from serving.generation import Generation
 def addressed(
     settings: Settings, request: Request, body: GenerateBody, generations: Sequence[Generation]
 ) -> list[Generation]:
-    """The generations of one request, with caller, lane and time limit."""
+    """The generations of one request, with caller, lane, time limit and trace."""
     caller = request.client.host if request.client else ""
     longest = settings.max_generation_s
     timeout_s = longest if body.timeout_s is None else min(body.timeout_s, longest)
-    return [replace(one, caller=caller, lane=body.user or "", timeout_s=timeout_s) for one in generations]
+    trace: dict[str, str] = {}
+    propagate.inject(trace)
+    about = {"caller": caller, "lane": body.user or "", "timeout_s": timeout_s, "trace": tuple(trace.items())}
+    return [replace(one, **about) for one in generations]

@@ -23,7 +23,8 @@ class Generation:
     members' distributions.
 
     Requests of different `caller`s take turns, and within a caller those of different `lane`s. `timeout_s`: how long
-    the request may take, waiting included; None for as long as it takes.
+    the request may take, waiting included; None for as long as it takes. `trace`: headers that go along to servers
+    which generate for this process.
     """
 
     prompt_ids: tuple[int, ...]
@@ -33,6 +34,7 @@ class Generation:
     caller: str = ""
     lane: str = ""
     timeout_s: float | None = None
+    trace: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

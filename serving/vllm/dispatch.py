@@ -101,7 +101,7 @@ class Dispatcher:
             await asyncio.gather(reading, down, return_exceptions=True)
 
     async def _read(self, request: Request, server: Server, body: dict[str, Any]) -> FinishReason:
-        async with aclosing(server.client.complete(body)) as chunks:
+        async with aclosing(server.client.complete(body, dict(request.generation.trace))) as chunks:
             async for chunk in chunks:
                 request.stream.take(chunk)
                 if request.cancelled:  # its listener raised
