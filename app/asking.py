@@ -24,5 +24,6 @@ def addressed(
     timeout_s = longest if body.timeout_s is None else min(body.timeout_s, longest)
     trace: dict[str, str] = {}
     propagate.inject(trace)
-    about = {"caller": caller, "lane": body.user or "", "timeout_s": timeout_s, "trace": tuple(trace.items())}
-    return [replace(one, **about) for one in generations]
+    known = tuple(trace.items())
+    lane = body.user or ""
+    return [replace(one, caller=caller, lane=lane, timeout_s=timeout_s, trace=known) for one in generations]

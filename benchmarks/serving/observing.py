@@ -27,10 +27,10 @@ from opentelemetry import trace
 from starlette.types import ASGIApp, Message
 
 from app.house import House
-from app.limits import BodyLimits
 from app.main import create_app
 from app.observing.logs import log_handler
 from app.observing.meter import Meter
+from app.observing.requests import Observed
 from app.observing.tracing import start_tracing
 from app.settings import Settings
 from benchmarks.measuring import in_fresh_process, machine, summary, write_results
@@ -38,6 +38,7 @@ from serving.generation import Event, FailEvent, FinishEvent, Generation
 from serving.sampling import Sampling
 
 ROWS = 8
+Listener = Callable[[Event], None]
 PATHS = {"probe": "/healthz", "list": "/v1/adapters", "unknown": "/v1/adapters/no/body"}
 
 
@@ -79,13 +80,11 @@ async def requests_per_s(app: ASGIApp, outer: Any, path: str, count: int) -> flo
     return count / (time.perf_counter() - began)
 
 
-def tokens_per_s(
-    house: House, tokens: int, wrapped: Callable[[Callable[[Event], None]], Callable[[Event], None]]
-) -> float:
+def tokens_per_s(house: House, tokens: int, wrapped: Callable[[Listener], Listener]) -> float:
     """Tokens a second of eight rows."""
     ended = [threading.Event() for _ in range(ROWS)]
 
-    def listener(over: threading.Event) -> Callable[[Event], None]:
+    def listener(over: threading.Event) -> Listener:
         return lambda event: over.set() if isinstance(event, FinishEvent | FailEvent) else None
 
     sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
@@ -116,14 +115,15 @@ async def _measured(settings: Settings, repeats: int, requests: int, tokens: int
         observed = app.build_middleware_stack()
         app.middleware_stack = observed
         bare = observed
-        while not isinstance(bare, BodyLimits):
+        while not isinstance(bare, Observed):
             bare = bare.app  # type: ignore[attr-defined]
+        bare = bare.app
         house: House = app.state.house
 
         async def ask(kind: str, how: str, work: Awaitable[float]) -> None:
             rates.setdefault(kind, {}).setdefault(how, []).append(await work)
 
-        def spanned(listener: Callable[[Event], None]) -> Callable[[Event], None]:
+        def spanned(listener: Listener) -> Listener:
             with trace.get_tracer("benchmark").start_as_current_span("request"):
                 return Meter(["me/one@1"], listener)
 

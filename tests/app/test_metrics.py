@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.observing.page import labelled, visible
 from app.observing.patience import NoAnswer, Patience
 from app.observing.top import OTHER, TopCounters
 from tests.app.scrape import change, families, samples, value
@@ -191,6 +192,20 @@ def test_openmetrics_is_spoken_where_it_is_asked_for(ready: Service) -> None:
     answer = ready.http.get("/metrics", headers=headers)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
+
+
+def test_adapters_are_named_to_those_who_may_see_them() -> None:
+    counters = TopCounters("spolia_x", "X.", 5)
+    for ref in ("mine/a@1", "yours/b@1"):
+        counters.add(ref)
+
+    def names(sight: frozenset[str] | None) -> set[str]:
+        (family,) = visible(labelled(counters.collect(), "api"), sight)
+        return {sample.labels["adapter"] for sample in family.samples}
+
+    assert names(None) == {"mine/a@1", "yours/b@1", OTHER}
+    assert names(frozenset({"mine"})) == {"mine/a@1", OTHER}
+    assert names(frozenset()) == {OTHER}
 
 
 @given(st.integers(0, 4), st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 5)), max_size=200))

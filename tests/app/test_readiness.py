@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,6 +15,7 @@ from sqlalchemy import text
 
 from app.api import health
 from app.house import House
+from app.identity.caller import Caller
 from app.observing.patience import Patience
 from app.observing.worker_page import FILE
 from app.readiness import check_all
@@ -24,6 +24,8 @@ from serving.engine import Engine
 from store.database import Database
 from store.migrations import behind
 from tests.app.service import Service, soon
+
+STRANGER = Caller("a stranger", {})
 
 
 @pytest.fixture(scope="module")
@@ -125,22 +127,21 @@ def test_a_worker_that_does_not_answer(house: House, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("client", "caller", "told"),
     [
-        ("127.0.0.1", None, True),
-        ("::1", None, True),
-        ("192.0.2.7", None, False),
-        ("192.0.2.7", SimpleNamespace(may=lambda scope: scope == "read"), True),
-        ("192.0.2.7", SimpleNamespace(may=lambda scope: False), False),
+        ("127.0.0.1", STRANGER, True),
+        ("::1", STRANGER, True),
+        ("192.0.2.7", STRANGER, False),
+        ("192.0.2.7", Caller("reader", {"me": frozenset({"read"})}), True),
+        ("192.0.2.7", Caller("pusher", {"me": frozenset({"write"})}), False),
     ],
 )
-def test_only_those_who_may_read_are_told_details(house: House, client: str, caller: object, told: bool) -> None:
+def test_only_those_who_may_read_are_told_details(house: House, client: str, caller: Caller, told: bool) -> None:
     app = FastAPI()
     app.include_router(health.router)
     app.state.house = with_settings(house, min_free_bytes=1 << 60)
 
     @app.middleware("http")
     async def name_the_caller(request, call_next):  # type: ignore[no-untyped-def]
-        if caller is not None:
-            request.state.caller = caller
+        request.state.caller = caller
         return await call_next(request)
 
     async def get() -> httpx.Response:
