@@ -18,6 +18,7 @@ from app.cli_output import error_sentence, fail
 from app.cli_pool import pool
 from app.cli_promote import promote
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
+from app.cli_revoke import revoke
 from app.cli_serve import serve
 from app.client_http import SpoliaError
 
@@ -45,6 +46,7 @@ for verb in (
     methods,
     alias,
     tag,
+    revoke,
     rm,
 ):
     cli.command()(verb)

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from app.house import House
 from app.observing.meter import Meter
 from app.problems import Refusal
+from app.revoked import in_force
 from app.schemas import SourceBody
 from app.schemas_openai import GenerateBody
 from serving.generation import BARE_BASE, Combine, Event, FailEvent, FinishEvent, Generation
@@ -117,6 +118,7 @@ def _member(version: Version, weight: float) -> Member:
 
 
 def _checked(house: House, version: Version) -> Version:
+    in_force(version)
     if not version.servable:
         detail = f"{version.ref} cannot be served. {' '.join(version.notes)}"
         raise Refusal(422, "not-servable", detail, reference=version.ref, reasons=list(version.notes))

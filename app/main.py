@@ -32,6 +32,7 @@ from app.api import (
     pool,
     promotions,
     provenance,
+    revocations,
     uploads,
     what_if,
 )
@@ -61,7 +62,7 @@ log = logging.getLogger("spolia")
 
 ROUTERS = (
     health, metrics, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if,
-    compare, nearest, jobs, pool, promotions,
+    compare, nearest, jobs, pool, promotions, revocations,
 )  # fmt: skip
 
 

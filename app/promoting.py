@@ -12,6 +12,7 @@ from app.likeness import Generator, Likeness, compare
 from app.merging_service import result_json
 from app.observing.origin import with_origin
 from app.problems import Refusal
+from app.revoked import in_force
 from app.shelves import Shelves
 from app.work import Work
 from merging.errors import MergeCancelled
@@ -54,6 +55,7 @@ def run_promotion_job(
     met = meets(likeness, payload["bar"])
     before = shelves.registry.get_adapter(version.namespace, version.name).aliases.get(payload["alias"])
     if met:
+        in_force(shelves.registry.resolve(version.ref))
         shelves.registry.set_alias(version.namespace, version.name, payload["alias"], version.number)
     work.progress(total, total)
     return {

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from anyio import to_thread
 
 from app.facts import content_facts, match_base, use_notes
+from app.licences import card_licence
 from app.observing import metrics
 from app.observing.tracing import stage
 from app.problems import Refusal
@@ -162,7 +163,7 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
         "base_fingerprint": match.fingerprint,
         "base_matched_by": match.matched_by,
         "notes": [*spelling_notes(adapter), *use_notes(adapter, match.linears), *match.notes],
-        "license": upload.form.license,
+        "license": upload.form.license or card_licence(upload.card),
         "tags": upload.form.tags,
         "card": upload.card,
         # A conversion may take minutes: its sketch is made later, by an idle worker.

@@ -5,6 +5,7 @@ base_models                            adapters ─┬─ tags
 recipes ── versions                                           ├─ version_targets
                                                               ├─ aliases
                                                               ├─ sketches
+                                                              ├─ revocations
 jobs                                                          └─ lineage ── versions (the parent)
 """
 
@@ -159,7 +160,13 @@ class VersionRow(Model):
     # Large and rarely asked for: loaded only by name.
     report: Mapped[JsonDict | None] = mapped_column(OptionalJson, deferred=True)
 
+    # Of versions made from others: what their licences were, and what follows.
+    licensing: Mapped[JsonDict | None] = mapped_column(OptionalJson)
+
     adapter: Mapped[AdapterRow] = relationship()
+    revocations: Mapped[list["RevocationRow"]] = relationship(
+        order_by="RevocationRow.revoked_at, RevocationRow.ancestor_ref", viewonly=True
+    )
     recipe: Mapped[RecipeRow | None] = relationship()
     files: Mapped[list["VersionFileRow"]] = relationship(
         order_by="VersionFileRow.filename", cascade="all, delete-orphan", passive_deletes=True
@@ -174,6 +181,19 @@ class VersionRow(Model):
         cascade="all, delete-orphan",
         passive_deletes=True,
     )
+
+
+class RevocationRow(Model):
+    """A version that must not be used any more, because ``ancestor_ref`` (it itself, or what it was made from) was
+    revoked. By reference, so that it outlives an ancestor deleted by force."""
+
+    __tablename__ = "revocations"
+    __table_args__ = (Index(None, "ancestor_ref"),)
+
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    ancestor_ref: Mapped[str] = mapped_column(String(210), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    revoked_at: Mapped[datetime]
 
 
 class VersionFileRow(Model):

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from store.lineage import leaves, read_lineage
 from store.models import AdapterRow, AliasRow, BaseModelRow, VersionRow
-from store.records import AdapterEntry, Base, Leaf, Lineage, Origin, Source, Version, VersionFile
+from store.records import AdapterEntry, Base, Leaf, Lineage, Origin, Revocation, Source, Version, VersionFile
 
 
 def read_versions(session: Session, statement: Select[VersionRow]) -> list[Version]:
@@ -22,6 +22,7 @@ def read_versions(session: Session, statement: Select[VersionRow]) -> list[Versi
             selectinload(VersionRow.targets),
             selectinload(VersionRow.aliases),
             selectinload(VersionRow.parents),
+            selectinload(VersionRow.revocations),
         ),
         # What the open transaction itself wrote is read back like anything else.
         execution_options={"populate_existing": True},
@@ -120,6 +121,7 @@ def _version(row: VersionRow, base_known: bool, lineage: Lineage) -> Version:
         size_bytes=row.size_bytes,
         files=tuple(VersionFile(file.filename, file.digest, file.size_bytes) for file in row.files),
         license=row.license,
+        licensing=row.licensing,
         card=row.card,
         tags=tuple(tag.tag for tag in row.adapter.tags),
         aliases=tuple(alias.alias for alias in row.aliases),
@@ -132,4 +134,5 @@ def _version(row: VersionRow, base_known: bool, lineage: Lineage) -> Version:
         leaves=origins,
         recipe=None if row.recipe is None else row.recipe.recipe,
         recipe_digest=row.recipe_digest,
+        revoked=tuple(Revocation(mark.ancestor_ref, mark.reason, mark.revoked_at) for mark in row.revocations),
     )

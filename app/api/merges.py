@@ -41,7 +41,8 @@ def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bo
         response.status_code = 200
         existing = house.registry.find_by_recipe(draft.recipe_digest)
         digest = f"sha256:{draft.recipe_digest}"
-        return {"plan": draft.plan.to_dict(), "recipe_digest": digest, "existing": existing and existing.ref}
+        plan = {**draft.plan.to_dict(), "licensing": draft.licensing.as_json}
+        return {"plan": plan, "recipe_digest": digest, "existing": existing and existing.ref}
     key = f"merge:{draft.recipe_digest}:{draft.namespace}/{draft.name}"
     version = answer_from_registry(house.shelves, draft)
     if version is not None:

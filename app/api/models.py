@@ -21,7 +21,7 @@ def list_models(house: HouseDep) -> dict[str, Any]:
     cursor: str | None = None
     while len(models) < house.settings.max_models:
         page = house.registry.list_adapters(base_model=house.base.name, limit=_PAGE, cursor=cursor)
-        models += [_adapter_json(entry) for entry in page.items if entry.latest.servable]
+        models += [_adapter_json(entry) for entry in page.items if entry.latest.servable and not entry.latest.revoked]
         cursor = page.next_cursor
         if cursor is None:
             break

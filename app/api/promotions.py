@@ -19,7 +19,8 @@ def post_promotion(house: HouseDep, response: Response, body: PromotionBody, dry
     draft = draft_promotion(house, body)
     if dry_run:
         response.status_code = 200
-        return {"plan": draft.merge.plan.to_dict(), "prompts": len(draft.prompts), "bar": body.bar.model_dump()}
+        plan = {**draft.merge.plan.to_dict(), "licensing": draft.merge.licensing.as_json}
+        return {"plan": plan, "prompts": len(draft.prompts), "bar": body.bar.model_dump()}
     job, _ = house.jobs.enqueue("promotion", with_origin(draft.payload))
     house.engine_jobs.wake()
     return job_json(job)

@@ -1,6 +1,7 @@
 """What metrics, logs and traces cost: requests and tokens a second with them, beside the same without.
 
-In one process, rounds with and without take turns. Requests are given to the application directly, without network and
+In one process, rounds with and without take turns; what is read is the processor's time, of all threads, so that busy
+neighbours matter less. Requests are given to the application directly, without network and
 client: what is measured is the server's own work, of which observing is a larger share than of a whole request. Logs
 are JSON lines to nowhere; traces go to a receiver in a thread of the same process, which is part of their price here.
 Tokens are those of eight rows in one batch, as the engine hands them out.
@@ -61,7 +62,7 @@ def sink() -> str:
 
 
 async def requests_per_s(app: ASGIApp, outer: Any, path: str, count: int) -> float:
-    """Requests a second, one after the other."""
+    """Requests a second of processor time, one after the other."""
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [(b"host", b"here")],
@@ -74,26 +75,26 @@ async def requests_per_s(app: ASGIApp, outer: Any, path: str, count: int) -> flo
     async def send(_: Message) -> None:
         """Nobody listens."""
 
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(count):
         await app({**scope, "app": outer, "headers": list(scope["headers"])}, receive, send)  # type: ignore[call-overload]
-    return count / (time.perf_counter() - began)
+    return count / (time.process_time() - began)
 
 
 def tokens_per_s(house: House, tokens: int, wrapped: Callable[[Listener], Listener]) -> float:
-    """Tokens a second of eight rows."""
+    """Tokens a second of processor time, of eight rows."""
     ended = [threading.Event() for _ in range(ROWS)]
 
     def listener(over: threading.Event) -> Listener:
         return lambda event: over.set() if isinstance(event, FinishEvent | FailEvent) else None
 
     sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    began = time.perf_counter()
+    began = time.process_time()
     for row, over in enumerate(ended):
         house.engine.submit(Generation((1, 2, 3 + row), (), sampling), wrapped(listener(over)))
     for over in ended:
         over.wait()
-    return ROWS * tokens / (time.perf_counter() - began)
+    return ROWS * tokens / (time.process_time() - began)
 
 
 def measured(folder: str, traced: bool, repeats: int, requests: int, tokens: int, threads: int) -> dict[str, Any]:

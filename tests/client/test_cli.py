@@ -267,3 +267,19 @@ def test_a_set_is_promoted_if_it_answers_alike(shell: Shell, pushed: list[str], 
     status, sentence = shell.failure(*words)
     assert status == 2
     assert "--agreement" in sentence
+
+
+def test_revoke_and_undo(shell: Shell, pushed: list[str]) -> None:
+    shell.json("merge", "shell/revocable", *pushed, "--method", "sum")
+    assert "MIT (notice)" in shell.text("show", "shell/revocable")
+    answer = shell.json("revoke", pushed[0], "--reason", "It leaked.")
+    assert answer["revoked"] == [pushed[0], "shell/revocable@1"]
+    assert f"revoked for the sake of {pushed[0]}: It leaked." in " ".join(shell.text("show", "shell/revocable").split())
+    code, sentence = shell.fails("generate", "Hello", "--adapter", "shell/revocable")
+    assert code == 1
+    assert "shell/revocable@1 is revoked, because shell/a@1" in " ".join(sentence.split())
+    assert "is identical." in shell.text("verify", "shell/revocable")
+    assert "Reinstated: " in shell.text("revoke", pushed[0], "--undo")
+    assert "revoked" not in shell.text("show", "shell/revocable")
+    assert shell.fails("revoke", "shell/a", "--reason", "x")[0] == 2
+    assert shell.fails("revoke", pushed[0])[0] == 2
