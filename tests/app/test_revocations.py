@@ -1,11 +1,16 @@
 """Revoked over HTTP: at once, with all descendants, for every way of use; bytes stay, and it can be taken back."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from app.merging_service import draft_merge, run_merge_job
+from app.revoked import Revoked
+from app.schemas import MergeBody
+from app.work import Work
 from tests.app.service import BASE, Service, problem, small_adapter, soon
 from tests.app.test_pool import Stream, answer_of, held
 
@@ -53,11 +58,14 @@ def test_nothing_that_was_made_from_it_is_served(service: Service, family: None)
     assert [(mark["ancestor"], mark["reason"]) for mark in version["revoked"]] == [("gone/a@1", REASON + ".")]
 
 
-def test_it_is_no_source_of_anything_and_makes_nothing_again(service: Service, family: None) -> None:
-    http = service.http
-    queued, _ = service.house.jobs.enqueue("nobody-does-this", {})
-    service.house.jobs.request_cancel(queued.id)
+def test_it_is_no_source_of_anything_and_makes_nothing_again(service: Service, family: None, tmp_path: Path) -> None:
+    http, shelves = service.http, service.house.shelves
+    draft = draft_merge(shelves, MergeBody.model_validate({"name": "gone/late", "sources": ["gone/b", "gone/a"]}))
+    queued, _ = shelves.jobs.enqueue("nobody-does-this", draft.payload)
     revoke(service)
+    with pytest.raises(Revoked, match="gone/a@1 is revoked"):  # a job that was queued before
+        run_merge_job(shelves, queued, Work(shelves.jobs, queued.id, tmp_path / "work", threading.Event()))
+    shelves.jobs.request_cancel(queued.id)
     for source in ("gone/a", "gone/child"):
         recipe = {"name": "gone/new", "sources": ["gone/b", source]}
         for path in ("/v1/merges", "/v1/merges?dry_run=true"):

@@ -81,7 +81,7 @@ def test_a_child_published_meanwhile_is_never_missed(registry: Registry, databas
     assert all(marked(registry, ref) == {a: "leaked"} for ref in children)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(
     st.lists(st.lists(st.integers(0, 100), max_size=3), min_size=1, max_size=8),
     st.lists(st.tuples(st.booleans(), st.integers(0, 100)), max_size=6),
