@@ -269,17 +269,18 @@ def test_a_set_is_promoted_if_it_answers_alike(shell: Shell, pushed: list[str], 
     assert "--agreement" in sentence
 
 
-def test_revoke_and_undo(shell: Shell, pushed: list[str]) -> None:
-    shell.json("merge", "shell/revocable", *pushed, "--method", "sum")
+def test_revoke_and_undo(shell: Shell, tmp_path: Path) -> None:
+    leaky = shell.json("push", make_adapter(tmp_path, seed=77, rank=2), "shell/leaky", "--license", "MIT")["ref"]
+    shell.json("merge", "shell/revocable", leaky, "--method", "sum")
     assert "MIT (notice)" in shell.text("show", "shell/revocable")
-    answer = shell.json("revoke", pushed[0], "--reason", "It leaked.")
-    assert answer["revoked"] == [pushed[0], "shell/revocable@1"]
-    assert f"revoked for the sake of {pushed[0]}: It leaked." in " ".join(shell.text("show", "shell/revocable").split())
+    answer = shell.json("revoke", leaky, "--reason", "It leaked.")
+    assert answer["revoked"] == [leaky, "shell/revocable@1"]
+    assert f"revoked for the sake of {leaky}: It leaked." in " ".join(shell.text("show", "shell/revocable").split())
     code, sentence = shell.fails("generate", "Hello", "--adapter", "shell/revocable")
     assert code == 1
-    assert "shell/revocable@1 is revoked, because shell/a@1" in " ".join(sentence.split())
+    assert f"shell/revocable@1 is revoked, because {leaky}" in " ".join(sentence.split())
     assert "is identical." in shell.text("verify", "shell/revocable")
-    assert "Reinstated: " in shell.text("revoke", pushed[0], "--undo")
+    assert "Reinstated: " in shell.text("revoke", leaky, "--undo")
     assert "revoked" not in shell.text("show", "shell/revocable")
-    assert shell.fails("revoke", "shell/a", "--reason", "x")[0] == 2
-    assert shell.fails("revoke", pushed[0])[0] == 2
+    assert shell.fails("revoke", "shell/leaky", "--reason", "x")[0] == 2
+    assert shell.fails("revoke", leaky)[0] == 2
