@@ -12,6 +12,7 @@ from app.cli_context import Connection
 from app.cli_explore import lineage, nearest, verify, what_if
 from app.cli_exports import compatibility, export
 from app.cli_generate import generate, score
+from app.cli_jobs import job
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
 from app.cli_output import error_sentence, fail
@@ -20,6 +21,7 @@ from app.cli_promote import promote
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
 from app.cli_revoke import revoke
 from app.cli_serve import serve
+from app.cli_worker import worker
 from app.client_http import SpoliaError
 
 cli = typer.Typer(
@@ -27,6 +29,7 @@ cli = typer.Typer(
 )
 for verb in (
     serve,
+    worker,
     push,
     pull,
     ls,
@@ -52,6 +55,7 @@ for verb in (
     cli.command()(verb)
 cli.command("what-if")(what_if)
 cli.add_typer(pool, name="pool")
+cli.add_typer(job, name="job")
 
 
 @cli.callback()

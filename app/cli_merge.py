@@ -56,6 +56,9 @@ def merge(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto (the default), float32, float16 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of what is random in the method; 0 if not given.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="Of waiting merges those of higher priority run first; 0 if not given.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
     as_json: AsJson = False,
@@ -71,6 +74,7 @@ def merge(
         "export": export,
         "dtype": dtype,
         "seed": seed,
+        "priority": priority,
     }
     fields = {key: value for key, value in words.items() if value not in (None, [], {})}
     if recipe is not None and fields:

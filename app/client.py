@@ -10,9 +10,7 @@ The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. 
 Every refusal is a SpoliaError whose text is one clear sentence.
 """
 
-import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +19,7 @@ from urllib.parse import quote
 
 from app.client_exports import save_export
 from app.client_generate import GenerationVerbs
-from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
+from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, sha256_of
 from app.client_inputs import (
     MergeSources,
     Rank,
@@ -34,6 +32,7 @@ from app.client_inputs import (
     source_list,
     version_path,
 )
+from app.client_jobs import JobVerbs
 from app.client_pool import PoolVerbs
 from app.recipe_file import read_recipe
 
@@ -41,13 +40,9 @@ __all__ = ["Client", "Json", "Progress", "SpoliaError"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 STREAMED_FROM_BYTES = 8 * 1024 * 1024
-FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-LOST = frozenset({"unreachable", "connection-broken"})
-RECONNECT_WITHIN_S = 60.0
-RECONNECT_EVERY_S = 0.5
 
 
-class Client(GenerationVerbs, PoolVerbs):
+class Client(GenerationVerbs, PoolVerbs, JobVerbs):
     """One service. Use it as a context manager, or close it."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
@@ -125,7 +120,7 @@ class Client(GenerationVerbs, PoolVerbs):
             body["card"] = card.read_text(encoding="utf-8")
         if tokenizer:
             body["tokenizer"] = tokenizer.read_bytes().decode("utf-8")
-        return self._http.json("POST", path, json=body)
+        return self._http.json("POST", path, json=body, once=True)
 
     def pull(self, ref: str, folder: Path | str, *, on_progress: Progress | None = None) -> Json:
         """Download a version's files into `folder`, each checked against its digest. The answer is the version."""
@@ -171,7 +166,7 @@ class Client(GenerationVerbs, PoolVerbs):
         The answer is the finished job, whose result holds `outcome` (identical, equivalent, different, intact, damaged)
         and `summary`; with `wait=False` the job as it is queued.
         """
-        job = self._http.json("POST", f"{version_path(ref)}/verify")
+        job = self._http.json("POST", f"{version_path(ref)}/verify", once=True)
         return self.wait(job["id"], on_progress=on_progress) if wait else job
 
     def compatibility(self, ref: str) -> Json:
@@ -255,7 +250,7 @@ class Client(GenerationVerbs, PoolVerbs):
         body: Json = {"new": new, "slots": list(slots), "budget": budget, "threshold": threshold}
         body |= {"method": method, "rank": rank}
         query = {"dry_run": "true"} if dry_run else {}
-        answer: Json = self._http.json("POST", "/v1/online-merges", json=body, params=query)
+        answer: Json = self._http.json("POST", "/v1/online-merges", json=body, params=query, once=True)
         if answer["job"]:
             answer["job"] = self.wait(answer["job"]["id"], on_progress=on_progress)
         return answer
@@ -280,7 +275,7 @@ class Client(GenerationVerbs, PoolVerbs):
         """
         body: Json = {**(recipe or {}), "name": name, "sources": source_list(adapters), "alias": alias}
         body |= {"bar": dict(bar), "prompts": None if prompts is None else list(prompts), "max_tokens": max_tokens}
-        job: Json = self._http.json("POST", "/v1/promotions", json=body)
+        job: Json = self._http.json("POST", "/v1/promotions", json=body, once=True)
         return self.wait(job["id"], on_progress=on_progress)
 
     def merge(
@@ -297,6 +292,7 @@ class Client(GenerationVerbs, PoolVerbs):
         export: str | None = None,
         dtype: str = "auto",
         seed: int = 0,
+        priority: int = 0,
         dry_run: bool = False,
         wait: bool = True,
         on_progress: Progress | None = None,
@@ -305,7 +301,8 @@ class Client(GenerationVerbs, PoolVerbs):
 
         The answer is the finished job, whose result holds the new version's `ref`; with `wait=False` the job as it is
         queued; with `dry_run=True` the plan. `on_progress` counts modules. `conversion_rank` is what updates of full
-        rank are cut to; `export="family"` writes a sum as its sources' own family. Raises SpoliaError if the job fails.
+        rank are cut to; `export="family"` writes a sum as its sources' own family; of waiting merges those of higher
+        `priority` run first. Raises SpoliaError if the job fails.
         """
         body: Json = {"sources": source_list(sources), "method": method, "dtype": dtype, "seed": seed}
         if weights is not None:
@@ -320,6 +317,8 @@ class Client(GenerationVerbs, PoolVerbs):
             body["conversion_rank"] = conversion_rank
         if export is not None:
             body["export"] = export
+        if priority:
+            body["priority"] = priority
         return self.merge_recipe(name, body, dry_run=dry_run, wait=wait, on_progress=on_progress)
 
     def merge_recipe(
@@ -340,7 +339,7 @@ class Client(GenerationVerbs, PoolVerbs):
         if dry_run:
             plan: Json = self._http.json("POST", "/v1/merges", json=body, params={"dry_run": "true"})["plan"]
             return plan
-        job = self._http.json("POST", "/v1/merges", json=body)
+        job = self._http.json("POST", "/v1/merges", json=body, once=True)
         return self.wait(job["id"], on_progress=on_progress) if wait else job
 
     def what_if(
@@ -361,47 +360,6 @@ class Client(GenerationVerbs, PoolVerbs):
         body |= {"recipe": dict(recipe)} if recipe is not None else {}
         body |= {"weights": dict(weights)} if weights else {}
         return self._http.json("POST", "/v1/what-if", json=body)
-
-    def job(self, job_id: str) -> Json:
-        """One job."""
-        return self._http.json("GET", f"/v1/jobs/{part(job_id)}")
-
-    def jobs(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Json]:
-        """Jobs, newest first, page after page; `limit` is the size of a page."""
-        return self._http.pages("/v1/jobs", {"state": state, "limit": limit})
-
-    def cancel(self, job_id: str) -> Json:
-        """Ask a job to stop; it does so between two modules."""
-        return self._http.json("POST", f"/v1/jobs/{part(job_id)}/cancel")
-
-    def events(self, job_id: str) -> Iterator[tuple[str, Json]]:
-        """A job's events as they happen: ("progress" or "state", the job). Ends after a final state."""
-        for event, data in self._http.events("GET", f"/v1/jobs/{part(job_id)}/events"):
-            yield event, json.loads(data)
-
-    def wait(self, job_id: str, *, on_progress: Progress | None = None) -> Json:
-        """Follow a job to its end, also through a restart of the service.
-
-        Raises SpoliaError when the job fails or is cancelled, or the service stays away for longer than a minute.
-        """
-        job: Json = {"state": "unknown"}
-        lost_at: float | None = None
-        while job["state"] not in FINAL_STATES:
-            try:
-                for _, job in self.events(job_id):
-                    lost_at = None
-                    if on_progress and job["progress"]["total"]:
-                        on_progress(job["progress"]["done"], job["progress"]["total"])
-            except SpoliaError as error:
-                lost_at = lost_at or time.monotonic()
-                if error.slug not in LOST or time.monotonic() - lost_at > RECONNECT_WITHIN_S:
-                    raise
-                time.sleep(RECONNECT_EVERY_S)
-        if job["state"] == "cancelled":
-            raise problem_error("job-cancelled", f"Job {job_id} was cancelled; nothing was published.")
-        if job["state"] == "failed":
-            raise SpoliaError(job["error"] or {"detail": f"Job {job_id} failed."})
-        return job
 
     # Last, because below it `list` is this method and no longer the type.
     def list(

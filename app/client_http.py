@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,13 +61,18 @@ class Transport:
         """Close the connections."""
         self._http.close()
 
-    def json(self, method: str, path: str, **options: Any) -> Json:
-        """The JSON of one answer; {} when it has no body. Raises SpoliaError for every status from 400 on."""
+    def json(self, method: str, path: str, *, once: bool = False, **options: Any) -> Json:
+        """The JSON of one answer; {} when it has no body. Raises SpoliaError for every status from 400 on.
+
+        `once`: the request has a key by which the service does it once, however often it is sent.
+        """
+        if once:
+            options["headers"] = {**options.get("headers", {}), "Idempotency-Key": str(uuid.uuid4())}
         with self._clear_errors():
             try:
                 response = self._http.request(method, path, **options)
             except httpx.RemoteProtocolError:
-                if method != "GET":  # only a question can be asked twice without a second thought
+                if method != "GET" and not once:  # a question can be asked twice without a second thought
                     raise
                 response = self._http.request(method, path, **options)
         _check(response)

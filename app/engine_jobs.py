@@ -1,5 +1,7 @@
 """Jobs that need the generation engine: run by a thread of the API's process, where the engine is."""
 
+import os
+import socket
 import threading
 from functools import partial
 
@@ -13,10 +15,11 @@ _STOP_TIMEOUT_S = 5.0
 
 
 class EngineJobs:
-    """One thread that runs promotions, one at a time."""
+    """One thread that runs promotions, one at a time. Of several API processes one takes each job."""
 
     def __init__(self, shelves: Shelves, engine: Generator, job_engine: JobEngine) -> None:
-        self._runner = JobRunner(shelves, {"promotion": partial(run_promotion_job, engine, job_engine)})
+        kinds = {"promotion": partial(run_promotion_job, engine, job_engine)}
+        self._runner = JobRunner(shelves, kinds, worker=f"{socket.gethostname()}:{os.getpid()}")
         self._thread = threading.Thread(target=self._runner.run, name="spolia-engine-jobs", daemon=True)
 
     def start(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
+from app import job_errors
 from app.limits import BodyTooLarge
 from app.problems import Refusal, problem
 from deltas import errors as deltas
@@ -60,11 +61,22 @@ TABLE: dict[type[Exception], Row] = {
     store.UnknownJob: (404, "unknown-job"),
     store.JobStalled: (500, "worker-died"),
     store.JobNotRunning: (409, "job-not-running"),
+    store.JobTakenOver: (409, "job-taken-over"),
+    store.WorkerLost: (500, "worker-died"),
+    store.KeyReused: (422, "idempotency-key-reused"),
+    store.KeyInUse: (409, "idempotency-key-in-use"),
+    job_errors.JobTimeout: (504, "job-timeout"),
+    job_errors.JobMemory: (507, "job-memory"),
+    job_errors.ProcessDied: (500, "worker-died"),
     store.MissingBlob: (422, "missing-blob"),
     store.DigestMismatch: (422, "digest-mismatch"),
     store.VersionInUse: (409, "version-in-use"),
     store.StorageFull: (507, "storage-full"),
     store.StorageBusy: (503, "storage-busy"),
+    store.LostRace: (503, "storage-busy"),
+    store.StorageUnavailable: (503, "storage-unavailable"),
+    store.SchemaNewer: (503, "schema-mismatch"),
+    store.SchemaOlder: (503, "schema-mismatch"),
     store.UnsupportedDatabase: (500, "unsupported-database"),
     serving.BaseUnavailable: (503, "base-unavailable"),
     serving.BaseUnsupported: (503, "base-unsupported"),
@@ -99,7 +111,7 @@ TABLE: dict[type[Exception], Row] = {
     serving.StepFailed: (500, "step-failed"),
 }
 
-ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.ServingError)
+ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.ServingError, job_errors.JobError)
 
 # Fields that are no extras: paths and URLs of this machine are for the operator; the sentence says what is missing.
 PRIVATE = frozenset({"place", "url", "searched", "missing"})

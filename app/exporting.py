@@ -8,7 +8,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from deltas.architecture import Architecture, read_architecture
 from deltas.errors import DeltaError
 from deltas.exporting.export import Export, export_for
 from deltas.runtime import Facts, Verdict, runtimes
+from store.errors import MissingBlob
 from store.records import Version
 
 Json = dict[str, Any]
@@ -42,12 +45,36 @@ class Exported:
     summary: Json
 
 
+class Words:
+    """The words of the versions that were asked for last, in no more than a few megabytes; from any thread."""
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._known: OrderedDict[tuple[object, ...], dict[str, str]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most = most
+
+    def get(self, asked: tuple[object, ...]) -> dict[str, str] | None:
+        """What is known; it must not be changed."""
+        with self._lock:
+            if asked in self._known:
+                self._known.move_to_end(asked)
+            return self._known.get(asked)
+
+    def put(self, asked: tuple[object, ...], words: dict[str, str]) -> None:
+        """Keep this, and forget what was not asked for the longest."""
+        with self._lock:
+            self._known[asked] = words
+            if len(self._known) > self._most:
+                self._known.popitem(last=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Exporter:
     """Judges and exports versions; exports run one at a time, since each may keep a core busy for seconds."""
 
     shelves: Shelves
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    known_words: Words = field(default_factory=Words)
 
     def facts(self, version: Version) -> Facts:
         """What verdicts about a version are made from."""
@@ -59,11 +86,18 @@ class Exporter:
         return [runtime.verdict(facts) for runtime in runtimes().values()]
 
     def words(self, version: Version) -> dict[str, str] | None:
-        """Each runtime's verdict in a word; None where the files cannot be read, which must not hide the rest."""
-        try:
-            return {verdict.target: verdict.word for verdict in self.verdicts(version)}
-        except (OSError, DeltaError):
-            return None
+        """Each runtime's verdict in a word; None where the files cannot be read, which must not hide the rest.
+
+        Judged once: what a version is never changes, nor does its base model while the service runs.
+        """
+        asked = (version.digest, version.base_model, version.base_known)
+        if (words := self.known_words.get(asked)) is None:
+            try:
+                words = {verdict.target: verdict.word for verdict in self.verdicts(version)}
+            except (OSError, DeltaError, MissingBlob):
+                return None
+            self.known_words.put(asked, words)
+        return words
 
     def export(self, version: Version, target: str, max_rank: int | None) -> Exported:
         """The version in the form of one runtime: a zip of PEFT's files, or a GGUF file.

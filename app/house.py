@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
 from app.exporting import Exporter
+from app.job_watch import JobWatch
 from app.jobs import JobEngine
 from app.observing.patience import Patience
 from app.prompt_log import PromptLog
@@ -30,6 +31,7 @@ class House:
     engine_jobs: EngineJobs
     prompt_log: PromptLog
     exporter: Exporter
+    job_watch: JobWatch
     patience: Patience = field(default_factory=lambda: Patience(2.0))
 
     @property

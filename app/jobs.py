@@ -1,19 +1,22 @@
 """Who runs the jobs. The jobs table is the truth that users see; a JobEngine only makes workers look at it.
 
+`DistributedJobEngine` leaves them to `spolia worker` processes anywhere (app.job_worker).
+
 `EmbeddedJobEngine` keeps one worker process beside the API and starts it again when it dies. The two are joined by
 a pipe, the worker's standard input: a line "wake" says that there is work, "stop" asks for a tidy end, and the end
 of the pipe (the API is gone, even by kill -9) ends the worker at once.
 """
 
 import logging
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
+
+from app.child_environment import child_environment
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +24,6 @@ WAKE, STOP = b"wake\n", b"stop\n"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _HEALTHY_AFTER_S = 5.0
 _STOP_TIMEOUT_S = 5.0
-# Modules are merged side by side in threads; inside each, BLAS must not start threads of its own.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 class JobEngine(Protocol):
@@ -41,13 +42,36 @@ class JobEngine(Protocol):
         """Stop running jobs; what is unfinished goes on at the next start."""
 
 
+class DistributedJobEngine:
+    """Workers on any machine, started as `spolia worker`: a queued job reaches them by the transaction that queues it.
+
+    Whether there are any is not the API's concern: it goes on answering, and its jobs wait.
+    """
+
+    def start(self) -> None:
+        """Nothing to start here."""
+
+    def wake(self) -> None:
+        """Nothing to say: the database tells the workers."""
+
+    def alive(self) -> bool:
+        """True: this process needs none of the workers to do its own work."""
+        return True
+
+    def close(self) -> None:
+        """Nothing to end here."""
+
+
+def open_job_engine(settings: Settings) -> JobEngine:
+    """The engine that the settings ask for."""
+    return DistributedJobEngine() if settings.jobs == "distributed" else EmbeddedJobEngine(settings.environment())
+
+
 class EmbeddedJobEngine:
     """One worker process, `python -m app.worker`, supervised by a thread."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        # The worker runs the code that this process runs, whatever folder it was started in (-P, PYTHONPATH).
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-        self._environment = {**os.environ, **environment, **_ONE_THREAD, "PYTHONPATH": path}
+        self._environment = child_environment(environment)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None

@@ -36,13 +36,15 @@ from app.api import (
     uploads,
     what_if,
 )
+from app.data_folder import only_service
 from app.engine_jobs import EngineJobs
 from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.exporting import Exporter
 from app.house import House
 from app.identity.door import Door
-from app.jobs import EmbeddedJobEngine
+from app.job_watch import open_job_watch
+from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
 from app.loopback import is_loopback
@@ -112,7 +114,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     stack.callback(shelves.database.close)
     settle(shelves)
     # The worker imports torch meanwhile, in a process of its own.
-    job_engine = EmbeddedJobEngine(settings.environment())
+    job_engine = open_job_engine(settings)
     job_engine.start()
     stack.callback(job_engine.close)
     base, engine = open_engine(shelves)
@@ -122,6 +124,9 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     engine_jobs = EngineJobs(shelves, engine, job_engine)
     engine_jobs.start()
     stack.callback(engine_jobs.close)
+    job_watch = open_job_watch(shelves)
+    job_watch.start()
+    stack.callback(job_watch.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
     return House(
         shelves,
@@ -133,6 +138,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         engine_jobs,
         PromptLog(settings.logged_prompts),
         Exporter(shelves),
+        job_watch,
         Patience(settings.probe_timeout_s),
     )
 
@@ -140,7 +146,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
 def settle(shelves: Shelves) -> None:
     """Bring the tables to date, and remove what crashes and refused uploads left behind."""
     settings = shelves.settings
-    shelves.database.migrate()
+    shelves.database.migrate(allow_newer=settings.allow_newer_schema)
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s)
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
     if staged or orphans:
@@ -152,6 +158,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         RemoteRefused: the host is beyond loopback and allow_remote is off.
+        DataFolderInUse: another service has this data folder, with SQLite in it.
     """
     if not settings.allow_remote and not is_loopback(settings.host):
         raise RemoteRefused(settings.host)
@@ -159,15 +166,16 @@ def serve(settings: Settings) -> None:
     start_tracing(settings, "api")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     spool_in(settings.spool_dir)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,  # its loggers write as all others do
-        access_log=False,  # app.observing.requests has the line
-        timeout_graceful_shutdown=5,
-        server_header=False,
-    )
+    with only_service(settings):
+        uvicorn.run(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,  # its loggers write as all others do
+            access_log=False,  # app.observing.requests has the line
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
 
 
 def spool_in(folder: Path) -> None:

@@ -216,7 +216,9 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
         draft = draft_stored(shelves, payload["namespace"], payload["name"], recipe, versions)
     known = answer_from_registry(shelves, draft)
     if known is not None:
+        work.say(f"{known.ref} was made by this recipe before.")
         return result_json(known)
+    work.say(f"Merging {draft.plan.total} modules of {len(versions)} sources by {recipe.method}.")
     with merging(recipe.method, versions) as tell:
         result = run_merge(
             draft.plan,
@@ -227,8 +229,12 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
             cache=ModuleCache(shelves.cache, draft.identities),
         )
         tell(result)
+    if (resumed := result.report["modules_resumed"]) > 0:
+        work.say(f"{resumed} of the modules were finished by an earlier attempt on this machine.")
     with stage("merge publish"):
-        return result_json(publish_merge(shelves, draft, result))
+        version = publish_merge(shelves, draft, result)
+    work.say(f"Published {version.ref}.")
+    return result_json(version)
 
 
 def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Version:

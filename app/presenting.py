@@ -5,7 +5,7 @@ from typing import Any
 
 from app.licences import licence
 from merging.method import methods
-from store.jobs import Job
+from store.jobs import Job, LogLine
 from store.records import VARYING, AdapterEntry, Leaf, Lineage, Version
 
 Json = dict[str, Any]
@@ -128,7 +128,10 @@ def job_json(job: Job) -> Json:
         "kind": job.kind,
         "state": job.state,
         "progress": {"done": job.done, "total": job.total},
+        "priority": job.priority,
         "attempts": job.attempts,
+        "causes": [{"status": 500, **cause} for cause in job.causes],
+        "worker": job.worker,
         "cancel_requested": job.cancel_requested,
         "created_at": _time(job.created_at),
         "started_at": job.started_at and _time(job.started_at),
@@ -136,6 +139,17 @@ def job_json(job: Job) -> Json:
         "cached": job.cached,
         "result": job.result,
         "error": job.error and {"status": 500, **job.error},
+    }
+
+
+def line_json(line: LogLine) -> Json:
+    """One line of a job's log."""
+    return {
+        "number": line.number,
+        "at": _time(line.at),
+        "attempt": line.attempt,
+        "level": line.level,
+        "text": line.text,
     }
 
 

@@ -41,7 +41,7 @@ def run_promotion_job(
         work.progress(done, total)
 
     step(0)
-    version = merged_version(job_engine, shelves, payload["merge"], work)
+    version = merged_version(job_engine, shelves, payload["merge"], work, job.priority)
     step(1)
     first = [(digest, weight) for digest, weight in payload["adapters"]]
     likeness = compare(
@@ -68,10 +68,12 @@ def run_promotion_job(
     }
 
 
-def merged_version(job_engine: JobEngine, shelves: Shelves, payload: dict[str, Any], work: Work) -> Version:
+def merged_version(
+    job_engine: JobEngine, shelves: Shelves, payload: dict[str, Any], work: Work, priority: int
+) -> Version:
     """The version that the set's merge makes, by a merge job of its own. Raises Refusal, MergeCancelled."""
     key = f"promotion:{payload['namespace']}/{payload['name']}:{payload['digests']}:{payload['recipe']}"
-    merge, _ = shelves.jobs.enqueue("merge", with_origin(payload), key)
+    merge, _ = shelves.jobs.enqueue("merge", with_origin(payload), key, priority)
     job_engine.wake()
     while not (merge := shelves.jobs.get(merge.id)).finished:
         if work.cancelled():

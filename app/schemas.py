@@ -131,6 +131,9 @@ class MergeBody(Body):
         description='What the result is written as: LoRA, or "family": the sources\' own, where sums stay in it.',
     )
     seed: int = Field(0, ge=0, lt=2**63)
+    priority: int = Field(
+        0, ge=-(2**31), lt=2**31, description="Jobs of higher priority run first; the service bounds it."
+    )
 
     @field_validator("params")
     @classmethod

@@ -57,7 +57,20 @@ class Settings(BaseSettings):
         64 * MIB, ge=0, description="Free disk in data_dir below which the service says that it is not ready."
     )
 
-    database_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in data_dir.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="Where rows are kept: postgresql+psycopg://user:password@host/name, or sqlite:////path; default: SQLite"
+        " in data_dir.",
+    )
+    database_connections: int = Field(
+        20, ge=1, description="Most connections of one process to PostgreSQL; more requests than that wait for one."
+    )
+    database_timeout_s: float = Field(
+        30.0, gt=0, description="Longest wait for a lock or a free connection and, on PostgreSQL, for a statement."
+    )
+    allow_newer_schema: bool = Field(
+        False, description="Run on a database that the next release has brought to date: to roll back by one release."
+    )
     base_model: str = Field(
         "HuggingFaceTB/SmolLM2-135M-Instruct", description="Hub id of the base model that is served."
     )
@@ -158,8 +171,50 @@ class Settings(BaseSettings):
         8, ge=1, description="Requests that a vLLM server may always run before any go to the next."
     )
 
+    jobs: Literal["embedded", "distributed"] = Field(
+        "embedded",
+        description="Who runs jobs: one worker process beside the service, or any number of `spolia worker` on any"
+        " machines, which needs PostgreSQL.",
+    )
     max_interruptions: int = Field(
         10, ge=1, description="A job whose worker died this often is failed, not started again."
+    )
+    max_job_failures: int = Field(
+        5, ge=0, description="How often a job is tried again after an error that may pass: storage out of reach."
+    )
+    max_job_priority: int = Field(
+        10, ge=0, description="Priorities of jobs go from minus this to this; higher ones run first."
+    )
+    max_job_log_lines: int = Field(1000, ge=1, description="Lines of each job's log that are kept, the last ones.")
+    job_lease_s: float = Field(
+        30.0,
+        ge=1,
+        description="On PostgreSQL: a worker that was not heard of for so long counts as dead, and another goes on with"
+        " its jobs.",
+    )
+    merge_concurrency: int = Field(1, ge=1, description="Merges that one `spolia worker` runs at a time.")
+    merge_memory_bytes: int = Field(
+        0, ge=0, description="Memory that one merge of a `spolia worker` may take; its process is ended beyond. 0: any."
+    )
+    merge_timeout_s: float = Field(
+        6 * 3600.0, ge=0, description="Seconds after which an attempt to merge is given up. 0: never."
+    )
+    verification_concurrency: int = Field(1, ge=1, description="Verifications that one `spolia worker` runs at a time.")
+    verification_memory_bytes: int = Field(
+        0, ge=0, description="Memory that one verification of a `spolia worker` may take. 0: any."
+    )
+    verification_timeout_s: float = Field(
+        6 * 3600.0, ge=0, description="Seconds after which an attempt to verify is given up. 0: never."
+    )
+    distillation_concurrency: int = Field(1, ge=1, description="Distillations that one `spolia worker` runs at a time.")
+    distillation_memory_bytes: int = Field(
+        0, ge=0, description="Memory that one distillation of a `spolia worker` may take. 0: any."
+    )
+    distillation_timeout_s: float = Field(
+        24 * 3600.0, ge=0, description="Seconds after which an attempt to distil is given up. 0: never."
+    )
+    idempotency_age_s: float = Field(
+        86400.0, ge=0, description="How long the answer to a request with an Idempotency-Key is remembered. 0: never."
     )
     staging_max_age_s: float = Field(
         0.0, ge=0, description="Staged files of dead writers that are older are removed at the start."
@@ -176,6 +231,12 @@ class Settings(BaseSettings):
             raise ValueError(f"SPOLIA_VLLM_SERVERS holds {wrong[0]!r}, which does not begin with http:// or https://")
         return self
 
+    @model_validator(mode="after")
+    def _workers_can_share(self) -> Self:
+        if self.jobs == "distributed" and not self.database.startswith("postgresql"):
+            raise ValueError("SPOLIA_JOBS=distributed needs a PostgreSQL database in SPOLIA_DATABASE_URL")
+        return self
+
     @property
     def vllm_urls(self) -> tuple[str, ...]:
         """The addresses in vllm_servers, each once."""
@@ -184,7 +245,9 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The SQLAlchemy URL in use."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'spolia.db'}"
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir.absolute() / 'spolia.db'}"
 
     @property
     def blobs_dir(self) -> Path:
@@ -225,4 +288,6 @@ class Settings(BaseSettings):
         """These settings as SPOLIA_* variables, for a child process."""
         values = self.model_dump(mode="json", exclude_none=True, exclude={"vllm_api_key"})  # no child needs the key
         values["data_dir"] = str(self.data_dir.absolute())
+        if self.database_url is not None:  # a secret, of which the dump has stars
+            values["database_url"] = self.database_url.get_secret_value()
         return {f"SPOLIA_{name.upper()}": str(value) for name, value in values.items()}

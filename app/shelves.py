@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from app.job_tables import open_database, open_jobs
 from app.settings import Settings
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
@@ -98,6 +99,7 @@ def open_shelves(settings: Settings) -> Shelves:
         StorageFull, UnsupportedDatabase: when they cannot be opened.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database)
+    database = open_database(settings)
     blobs = LocalBlobs(settings.blobs_dir)
-    return Shelves(settings, database, blobs, Registry(database, blobs), JobTable(database), SketchTable(database))
+    jobs = open_jobs(settings, database)
+    return Shelves(settings, database, blobs, Registry(database, blobs), jobs, SketchTable(database))

@@ -8,7 +8,6 @@ modules lie in the job's scratch folder. A cancel is a flag that is looked at be
 import fcntl
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterable
@@ -20,14 +19,12 @@ import torch
 from app.job_runner import JobRunner, Runs
 from app.jobs import STOP
 from app.merging_service import run_merge_job
-from app.observing import worker_page
-from app.observing.logs import configure_logs
-from app.observing.tracing import start_tracing
+from app.scratch import sweep_scratch
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
 from app.sketching import sketch_one_missing
 from app.verifying import run_verify_job
-from store.errors import StoreError, UnknownJob
+from store.errors import StoreError
 
 log = logging.getLogger("spolia.worker")
 
@@ -59,15 +56,7 @@ class Chores:
 def sweep(shelves: Shelves) -> None:
     """Remove what dead workers left: files they were about to publish, scratch folders of jobs that have ended."""
     shelves.blobs.sweep_staging(shelves.settings.staging_max_age_s)
-    work = shelves.settings.work_dir
-    work.mkdir(parents=True, exist_ok=True)
-    for folder in work.iterdir():
-        try:
-            ended = shelves.jobs.get(folder.name).finished
-        except UnknownJob:
-            ended = True
-        if ended:
-            shutil.rmtree(folder, ignore_errors=True)
+    sweep_scratch(shelves.settings.work_dir, shelves.jobs)
 
 
 def listen(runner: JobRunner, pipe: Iterable[bytes]) -> None:
@@ -89,9 +78,7 @@ def hold_lock(path: Path) -> BinaryIO:
 def main() -> None:
     """Run the worker of the service that SPOLIA_* describes, until standard input ends."""
     settings = Settings()
-    configure_logs(settings)
-    start_tracing(settings, "worker")
-    worker_page.listen(settings.metrics_host, settings.metrics_port, settings.data_dir)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     torch.set_num_threads(1)
     shelves = open_shelves(settings)
     runner = JobRunner(shelves, KINDS, Chores(shelves).do_one)

@@ -8,12 +8,20 @@ StoreError
 ├── UnknownParent        a version's source was deleted while the version was being made
 ├── UnknownJob           no job has this id
 ├── JobNotRunning        progress or an end was reported for a job that does not run
+├── JobTakenOver         a report about a job that a later attempt runs by now
+├── WorkerLost           nothing is heard any more of a job's worker
 ├── JobStalled           the worker of a job died again and again without getting further
 ├── MissingBlob          bytes that were never stored, or were removed since
 ├── DigestMismatch       the bytes are not those that were announced
 ├── VersionInUse         a version that something still needs
 ├── StorageFull          no space is left for blobs or rows
 ├── StorageBusy          the database stayed locked for longer than the time allowed
+│   └── LostRace         another writer got in the way; the same call, made again, may go through
+├── StorageUnavailable   the database server does not answer
+├── SchemaNewer          the tables were made by a newer release
+├── SchemaOlder          the tables have not been brought to date
+├── KeyReused            an Idempotency-Key that came with another request before
+├── KeyInUse             an Idempotency-Key whose first request is still being answered
 └── UnsupportedDatabase  a database URL that cannot serve several processes
 """
 
@@ -109,6 +117,31 @@ class JobNotRunning(StoreError):
         super().__init__(f"Job {job_id} is {state}, not running: nothing was recorded.")
 
 
+class JobTakenOver(StoreError):
+    """The worker of attempt ``attempt`` reported on a job whose attempt ``current`` is running elsewhere."""
+
+    def __init__(self, job_id: str, attempt: int, current: int) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.current = current
+        super().__init__(
+            f"Attempt {attempt} of job {job_id} was given up for lost and attempt {current} came after it: nothing was"
+            " recorded."
+        )
+
+
+class WorkerLost(StoreError):
+    """Nothing was heard any more of the worker that ran a job; kept as the cause for which it was queued again."""
+
+    def __init__(self, job_id: str, attempt: int, worker: str | None, lease_s: float | None) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.worker = worker
+        silence = "died" if lease_s is None else f"was not heard of for {lease_s:g} s"
+        who = "The worker" if worker is None else f"The worker {worker}"
+        super().__init__(f"{who} of attempt {attempt} {silence}.")
+
+
 class JobStalled(StoreError):
     """The worker of a job died ``interruptions`` times in a row with no more than ``done`` of ``total`` steps."""
 
@@ -162,20 +195,82 @@ class StorageFull(StoreError):
 
 
 class StorageBusy(StoreError):
-    """Another writer held the database for longer than the busy timeout."""
+    """Another writer held the database, or a statement took, longer than the busy timeout."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         super().__init__(
-            f"The database was locked by another writer for {timeout_s:g} s: nothing was stored; try again."
+            f"The database was busy, or locked by another writer, for {timeout_s:g} s: nothing was stored; try again."
+        )
+
+
+class LostRace(StorageBusy):
+    """Two writers collided and this one was undone; whoever can, tries again."""
+
+
+class StorageUnavailable(StoreError):
+    """The database server went away, is starting, or takes no more connections. Passes by itself, or the operator is
+    needed; the log says what the server, or the system, said."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            "The database does not answer: if this was a change, it may or may not have been stored; try again in "
+            f"{retry_after_s} s (what is stored already is not stored twice)."
+        )
+
+
+class SchemaNewer(StoreError):
+    """The tables have a form that this code does not know; revisions as Alembic counts them."""
+
+    def __init__(self, found: str, newest: str) -> None:
+        self.found = found
+        self.newest = newest
+        super().__init__(
+            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}: "
+            "start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
+        )
+
+
+class SchemaOlder(StoreError):
+    """The tables have an earlier form than this code needs; ``found`` is None for an empty database."""
+
+    def __init__(self, found: str | None, newest: str) -> None:
+        self.found = found
+        self.newest = newest
+        what = "is empty" if found is None else f"has schema {found}"
+        super().__init__(
+            f"The database {what} and this release needs schema {newest}: start `spolia serve` of this release, "
+            "which brings it to date."
         )
 
 
 class UnsupportedDatabase(StoreError):
-    """A database URL that several threads and processes cannot share."""
+    """A database URL of another kind, or one that several threads and processes cannot share."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         super().__init__(
-            f"The database {shown(url)} lives in one process's memory only: give a file, such as sqlite:///spolia.db."
+            f"The database {shown(url)} is not one that Spolia runs on: give a file that its processes can share, such "
+            "as sqlite:///spolia.db, or a PostgreSQL database, such as postgresql+psycopg://user:password@host/spolia."
+        )
+
+
+class KeyReused(StoreError):
+    """The Idempotency-Key came before, with another request."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(
+            f"The Idempotency-Key {shown(key)} came before with another request: use a new key for a new request."
+        )
+
+
+class KeyInUse(StoreError):
+    """The first request with this Idempotency-Key has no answer yet."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(
+            f"The first request with the Idempotency-Key {shown(key)} is still being answered: ask again soon."
         )

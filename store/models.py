@@ -1,14 +1,17 @@
-"""The tables. Every list query has an index; nothing here is particular to one database.
+"""The tables. Every list and search query has an index; the last ones below exist on PostgreSQL alone.
 
 base_models                            adapters ─┬─ tags
+                                                 ├─ listings (what lists and searches go by)
                                                  └─ versions ─┬─ version_files ── (blob, by digest)
 recipes ── versions                                           ├─ version_targets
                                                               ├─ aliases
                                                               ├─ sketches
                                                               ├─ revocations
-jobs                                                          └─ lineage ── versions (the parent)
+jobs ── job_log                                               └─ lineage ── versions (the parent)
+idempotency_keys
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -19,13 +22,16 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     String,
     Text,
     TypeDecorator,
     UniqueConstraint,
+    func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -54,6 +60,13 @@ MAX_INTEGER = 2**31 - 1
 """The largest number that an integer column takes in every database; nothing is ever numbered as high."""
 
 OptionalJson = JSON(none_as_null=True)
+Ordered = String(96).with_variant(String(96, collation="C"), "postgresql")
+"""A name that lists are ordered by: by its code points, as SQLite does, whatever the server's language is."""
+
+
+def free(length: int) -> String:
+    """Text whose length others choose. SQLite takes any whatever is declared; PostgreSQL has to be told."""
+    return String(length).with_variant(Text(), "postgresql")
 
 
 class Model(DeclarativeBase):
@@ -75,7 +88,7 @@ class BaseModelRow(Model):
 
     __tablename__ = "base_models"
 
-    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    name: Mapped[str] = mapped_column(free(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(128), index=True)
     modules: Mapped[JsonDict]
     details: Mapped[JsonDict]
@@ -100,6 +113,33 @@ class AdapterRow(Model):
     aliases: Mapped[list["AliasRow"]] = relationship(order_by="AliasRow.alias", viewonly=True)
 
 
+class ListingRow(Model):
+    """What lists and searches go by: one row for each adapter that has a version, with what its latest one is.
+
+    All of it follows from other tables and is written with them. ``number``: the version that it describes. ``terms``:
+    ``target:q_proj``, ``tag:mail``. ``folded``: reference, base model, tags and card in one case, a line each.
+    ``grams``: its distinct runs of one to three characters, hashed (``store.shelving.grams``); empty on SQLite, where a
+    search reads ``folded``.
+    """
+
+    __tablename__ = "listings"
+    __table_args__ = (
+        UniqueConstraint("namespace", "name"),
+        Index(None, "base_model", "namespace", "name"),
+    )
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
+    namespace: Mapped[str] = mapped_column(Ordered)
+    name: Mapped[str] = mapped_column(Ordered)
+    number: Mapped[int]
+    base_model: Mapped[str | None] = mapped_column(free(255))
+    rank_min: Mapped[int]
+    rank_max: Mapped[int]
+    terms: Mapped[list[str]] = mapped_column(ARRAY(Text).with_variant(JSON(), "sqlite"))
+    folded: Mapped[str] = mapped_column(Text)
+    grams: Mapped[list[int]] = mapped_column(ARRAY(Integer).with_variant(JSON(), "sqlite"))
+
+
 class RecipeRow(Model):
     """What was asked for when a version was merged."""
 
@@ -119,9 +159,11 @@ class VersionRow(Model):
         UniqueConstraint("adapter_id", "number"),
         UniqueConstraint("adapter_id", "digest"),
         Index(None, "base_model"),
-        Index(None, "rank_min", "rank_max"),
         Index(None, "digest"),
         Index(None, "recipe_digest"),
+        Index(
+            "ix_versions_refused", "judged", sqlite_where=text("servable = 0"), postgresql_where=text("NOT servable")
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
@@ -129,10 +171,10 @@ class VersionRow(Model):
     number: Mapped[int]
     digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
-    family: Mapped[str] = mapped_column(String(64))
-    base_model: Mapped[str | None] = mapped_column(String(255))
+    family: Mapped[str] = mapped_column(free(64))
+    base_model: Mapped[str | None] = mapped_column(free(255))
     base_fingerprint: Mapped[str | None] = mapped_column(String(128))
-    base_matched_by: Mapped[str | None] = mapped_column(String(64))
+    base_matched_by: Mapped[str | None] = mapped_column(free(64))
     rank_min: Mapped[int]
     rank_max: Mapped[int]
     rank_pattern: Mapped[JsonDict]
@@ -144,9 +186,9 @@ class VersionRow(Model):
     use_rslora: Mapped[bool]
     modules: Mapped[int]
     parameters: Mapped[int] = mapped_column(BigInteger)
-    dtype: Mapped[str] = mapped_column(String(32))
+    dtype: Mapped[str] = mapped_column(free(32))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
-    license: Mapped[str | None] = mapped_column(String(255))
+    license: Mapped[str | None] = mapped_column(free(255))
     card: Mapped[str | None] = mapped_column(Text)
     mergeable: Mapped[bool]
     servable: Mapped[bool]
@@ -212,10 +254,9 @@ class VersionTargetRow(Model):
     """One kind of module that a version changes, by its suffix, such as ``q_proj``."""
 
     __tablename__ = "version_targets"
-    __table_args__ = (Index(None, "suffix"),)
 
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
-    suffix: Mapped[str] = mapped_column(String(255), primary_key=True)
+    suffix: Mapped[str] = mapped_column(free(255), primary_key=True)
 
 
 class TagRow(Model):
@@ -253,7 +294,7 @@ class LineageRow(Model):
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id", ondelete="SET NULL"))
     parent_ref: Mapped[str] = mapped_column(String(210))
     weight: Mapped[float]
-    role: Mapped[str] = mapped_column(String(32))
+    role: Mapped[str] = mapped_column(free(32))
 
 
 class SketchRow(Model):
@@ -267,7 +308,12 @@ class SketchRow(Model):
 
 
 class JobRow(Model):
-    """One run of long work. ``furthest`` is the most steps ever done; ``stalled`` counts interruptions since."""
+    """One run of long work. ``furthest`` is the most steps ever done; ``stalled`` counts interruptions since.
+
+    ``leased_until``, by the database's clock, is when its worker counts as dead unless it is heard of before; None
+    where one process alone runs jobs. ``failures`` counts what passed by itself and was tried again after
+    ``not_before``, ``causes`` says why attempts ended early, ``log_lines`` how many lines its log ever had.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -300,3 +346,69 @@ class JobRow(Model):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
+    priority: Mapped[int] = mapped_column(server_default="0", default=0)
+    worker: Mapped[str | None] = mapped_column(String(255))
+    leased_until: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(server_default="0", default=0)
+    causes: Mapped[list[Any] | None] = mapped_column(OptionalJson)
+    log_lines: Mapped[int] = mapped_column(server_default="0", default=0)
+
+
+class JobLogRow(Model):
+    """One line that a job said, numbered from 1; only the last ones are kept."""
+
+    __tablename__ = "job_log"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    attempt: Mapped[int]
+    level: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str] = mapped_column(Text)
+
+
+class IdempotencyRow(Model):
+    """What a request with an Idempotency-Key was answered; ``status`` is None while it is being answered.
+
+    ``key`` is the sha256 of caller, address and the client's key; ``body`` that of the request's body.
+    """
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "expires_at"),)
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires_at: Mapped[datetime]
+    body: Mapped[str | None] = mapped_column(String(64))
+    status: Mapped[int | None]
+    media_type: Mapped[str | None] = mapped_column(String(255))
+    answer: Mapped[bytes | None]
+
+
+# Inverted lists, for what is rare; what is frequent is found soon by going through the names in their order. Both kinds
+# are part of every PostgreSQL: no extension that an operator would have to install or allow.
+ONLY_POSTGRESQL = {
+    Index(
+        "ix_listings_found_by",
+        ListingRow.terms,
+        ListingRow.grams,
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+    ),
+    Index(
+        "ix_listings_ranks",
+        func.int4range(ListingRow.rank_min, ListingRow.rank_max, text("'[]'")),
+        postgresql_using="gist",
+    ),
+}
+
+
+def is_on(dialect: str) -> Callable[..., bool]:
+    """Alembic's ``include_object``: what of these tables a database of this kind has; procrastinate's are not ours."""
+
+    def included(item: object, name: str | None, *_: object) -> bool:
+        if (name or "").startswith("procrastinate_"):
+            return False
+        return dialect == "postgresql" or item not in ONLY_POSTGRESQL
+
+    return included

@@ -1,54 +1,100 @@
-"""From a reference to the row it means, or to an error that names what may have been meant."""
+"""From a reference to the row it means, or to an error that names what may have been meant.
+
+Reading takes one statement (`lookup`). A change first locks the adapter's row (`lock=True`): all changes to one adapter
+happen one after the other, on databases with many writers too.
+"""
 
 import difflib
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, bindparam, false, select
 from sqlalchemy.orm import Session
 
+from store.actor import current_actor, seen
 from store.errors import UnknownReference
 from store.models import MAX_INTEGER, AdapterRow, AliasRow, VersionRow
 from store.references import Reference
+from store.version_query import Owner, whole
 
 _CANDIDATES = 2000
 _SHOWN = 8
+
+_NAMED = select(VersionRow).where(Owner.namespace == bindparam("namespace"), Owner.name == bindparam("name"))
+_LATEST = whole(_NAMED.where(VersionRow.number == Owner.latest_number))
+_NUMBERED = whole(_NAMED.where(VersionRow.number == bindparam("number")))
+_ALIASED = whole(
+    _NAMED.join(AliasRow, AliasRow.version_id == VersionRow.id).where(
+        AliasRow.adapter_id == Owner.id, AliasRow.alias == bindparam("alias")
+    )
+)
+_DIGEST = whole(
+    select(VersionRow)
+    .where(VersionRow.digest == bindparam("digest"))
+    .order_by(VersionRow.created_at, VersionRow.id)
+    .limit(1)
+)
+
+
+def lookup(reference: Reference) -> tuple[Select[Any], dict[str, Any]]:
+    """The statement, and its parameters, that reads the version a reference means to who asks: one row, or none."""
+    if reference.digest is not None:
+        digest = _DIGEST if current_actor().sight is None else _DIGEST.where(seen(Owner.namespace))
+        return digest, {"digest": reference.digest}
+    if not current_actor().sees(reference.namespace):
+        return _LATEST.where(false()), {"namespace": "", "name": ""}
+    named = {"namespace": reference.namespace, "name": reference.name}
+    if reference.alias is not None:
+        return _ALIASED, {**named, "alias": reference.alias}
+    if reference.version is not None:
+        return _NUMBERED, {**named, "number": min(reference.version, MAX_INTEGER)}
+    return _LATEST, named
 
 
 def find_adapter(session: Session, namespace: str, name: str) -> AdapterRow | None:
     """The row of this name, also when all its versions are gone; locked against other writers where rows lock."""
     return session.scalar(
-        select(AdapterRow).where(AdapterRow.namespace == namespace, AdapterRow.name == name).with_for_update()
+        select(AdapterRow)
+        .where(AdapterRow.namespace == namespace, AdapterRow.name == name)
+        .with_for_update()
+        .execution_options(populate_existing=True)
     )
 
 
-def adapter_row(session: Session, namespace: str, name: str) -> AdapterRow:
-    """The adapter, which must have a version. Raises UnknownReference."""
-    row = session.scalar(
-        select(AdapterRow).where(
-            AdapterRow.namespace == namespace, AdapterRow.name == name, AdapterRow.latest_number.is_not(None)
-        )
+def adapter_row(session: Session, namespace: str, name: str, *, lock: bool = False) -> AdapterRow:
+    """The adapter, which must have a version and be seen by who asks. Raises UnknownReference."""
+    statement = select(AdapterRow).where(
+        AdapterRow.namespace == namespace,
+        AdapterRow.name == name,
+        AdapterRow.latest_number.is_not(None),
+        seen(AdapterRow.namespace),
     )
+    if lock:
+        statement = statement.with_for_update().execution_options(populate_existing=True)
+    row = session.scalar(statement)
     if row is None:
         ref = f"{namespace}/{name}"
         raise UnknownReference(ref, f"There is no adapter {ref}", near_adapters(session, namespace, name))
     return row
 
 
-def version_row(session: Session, reference: Reference) -> VersionRow:
-    """The version a reference means now. Raises UnknownReference.
+def version_row(session: Session, reference: Reference, *, lock: bool = False) -> VersionRow:
+    """The version a reference means now; with ``lock``, nobody else changes its adapter until the transaction ends.
+    Raises UnknownReference.
 
     A digest that several adapters share means the one that was published first.
     """
     if reference.digest is not None:
         row = session.scalar(
             select(VersionRow)
-            .where(VersionRow.digest == reference.digest)
+            .join(VersionRow.adapter)
+            .where(VersionRow.digest == reference.digest, seen(AdapterRow.namespace))
             .order_by(VersionRow.created_at, VersionRow.id)
             .limit(1)
         )
         if row is None:
             raise UnknownReference(str(reference), f"No version has the digest {reference}", ())
         return row
-    adapter = adapter_row(session, reference.namespace, reference.name)
+    adapter = adapter_row(session, reference.namespace, reference.name, lock=lock)
     of_adapter = select(VersionRow).where(VersionRow.adapter_id == adapter.id)
     if reference.alias is not None:
         row = session.scalar(
@@ -68,7 +114,9 @@ def version_row(session: Session, reference: Reference) -> VersionRow:
 
 def near_adapters(session: Session, namespace: str, name: str) -> list[str]:
     """Adapters that may have been meant by a name that none has, most likely first."""
-    pair = select(AdapterRow.namespace, AdapterRow.name).where(AdapterRow.latest_number.is_not(None))
+    pair = select(AdapterRow.namespace, AdapterRow.name).where(
+        AdapterRow.latest_number.is_not(None), seen(AdapterRow.namespace)
+    )
     # Bounded, so that a typing error costs the same on a large registry: neighbours first, then everybody.
     queries = (
         pair.where(AdapterRow.name == name).order_by(AdapterRow.namespace).limit(_SHOWN),

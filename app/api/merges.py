@@ -5,17 +5,19 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from app.api.access import HouseDep, needs
+from app.api.idempotent import IdempotentRoute
 from app.errors import sentence
 from app.merging_service import answer_from_registry, draft_merge, result_json
 from app.observing.origin import with_origin
 from app.presenting import job_json
+from app.priorities import allowed_priority
 from app.problems import Refusal
 from app.schemas import MergeBody
 from merging.errors import UnknownMethod
 from merging.method import methods
 from merging.notes import notes_on
 
-router = APIRouter(prefix="/v1", tags=["merges"])
+router = APIRouter(prefix="/v1", tags=["merges"], route_class=IdempotentRoute)
 
 
 @router.get("/merge-methods", dependencies=[needs("read")])
@@ -36,6 +38,7 @@ def get_method(name: str) -> dict[str, Any]:
 @router.post("/merges", status_code=202, dependencies=[needs("merge")])
 def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bool = False) -> dict[str, Any]:
     """Queue a merge; answer at once (200) with what exists already, or with the plan if it is a dry run."""
+    priority = allowed_priority(house.settings, body.priority)
     draft = draft_merge(house.shelves, body)
     if dry_run:
         response.status_code = 200
@@ -48,6 +51,6 @@ def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bo
     if version is not None:
         response.status_code = 200
         return job_json(house.jobs.record_cached("merge", draft.payload, result_json(version), key))
-    job, _ = house.jobs.enqueue("merge", with_origin(draft.payload), key)
+    job, _ = house.jobs.enqueue("merge", with_origin(draft.payload), key, priority)
     house.job_engine.wake()
     return job_json(job)

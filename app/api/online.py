@@ -5,11 +5,12 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from app.api.access import HouseDep, needs
+from app.api.idempotent import IdempotentRoute
 from app.api.merges import post_merge
 from app.online_merging import choose
 from app.schemas import OnlineMergeBody
 
-router = APIRouter(prefix="/v1/online-merges", tags=["merges"])
+router = APIRouter(prefix="/v1/online-merges", tags=["merges"], route_class=IdempotentRoute)
 
 
 @router.post("", status_code=202, dependencies=[needs("merge")])

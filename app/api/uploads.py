@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.access import HouseDep, needs
+from app.api.idempotent import IdempotentRoute
 from app.house import House
 from app.observing.tracing import stage
 from app.presenting import version_json
@@ -25,7 +26,7 @@ from app.uploading import (
 )
 from store.records import Version
 
-router = APIRouter(tags=["uploads"])
+router = APIRouter(tags=["uploads"], route_class=IdempotentRoute)
 
 Hex = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="sha256 of the body, 64 hex digits.")]
 _FILE = {"type": "string", "format": "binary"}

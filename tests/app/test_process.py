@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.jobs import EmbeddedJobEngine
-from app.loopback import is_loopback
-from app.main import RemoteRefused, serve
-from app.readiness import check_all
+from app.data_folder import DataFolderInUse, only_service
+from app.jobs import EmbeddedJobEngine, open_job_engine
+from app.main import RemoteRefused, is_loopback, serve
 from app.settings import Settings
 from serving.engine import Engine
-from tests.app.service import Service, small_adapter, soon
-from tests.e2e.process import worker_of
+from tests.app.service import Service, small_adapter
+from tests.e2e.process import SPOLIA, worker_of
 
 
 def test_settings_travel_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +93,40 @@ def test_a_worker_that_cannot_run_is_not_started_without_end() -> None:
     engine.wake()
     engine.close()
     assert not engine.alive()
+
+
+def test_a_second_service_on_one_data_folder_is_refused(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    with only_service(settings):
+        with pytest.raises(DataFolderInUse, match="Another service already runs on the data folder"):
+            serve(settings)
+        answer = subprocess.run(
+            [SPOLIA, "serve", "--data-dir", str(settings.data_dir), "--port", "0"], capture_output=True, check=False
+        )
+    assert answer.returncode == 1
+    assert answer.stderr.decode().count("\n") == 1
+    with only_service(settings):
+        pass
+
+
+def test_distributed_jobs_need_a_database_that_can_be_shared(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="needs a PostgreSQL database"):
+        Settings(data_dir=tmp_path, jobs="distributed")
+    shared = Settings(data_dir=tmp_path, jobs="distributed", database_url="postgresql+psycopg://nowhere/spolia")
+    engine = open_job_engine(shared)
+    engine.start()
+    engine.wake()
+    assert engine.alive()
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"), [((), "needs SPOLIA_JOBS=distributed"), (("--queues", "meals"), "no queue 'meals'")]
+)
+def test_a_worker_that_cannot_work_says_why(options: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    settings = {"SPOLIA_DATA_DIR": str(tmp_path)}
+    if options:
+        settings |= {"SPOLIA_JOBS": "distributed", "SPOLIA_DATABASE_URL": "postgresql+psycopg://nowhere/spolia"}
+    answer = subprocess.run([SPOLIA, "worker", *options], env=os.environ | settings, capture_output=True, check=False)
+    assert answer.returncode == 2
+    assert sentence in answer.stderr.decode()

@@ -129,6 +129,20 @@ def test_jobs_and_methods(shell: Shell, pushed: list[str]) -> None:
     assert all(part in page for part in ("[a, b]", "Evidence", "62.21", "Cost"))
 
 
+def test_a_job_is_followed_read_and_cancelled(shell: Shell, pushed: list[str]) -> None:
+    job = shell.json("merge", "shell/job", *pushed, "--method", "cat", "--priority", 3, "--no-wait")
+    assert job["priority"] == 3
+    assert "shell/job@1" in shell.text("job", "wait", job["id"])
+    log = shell.text("job", "log", job["id"])
+    assert [line.split("  ")[-1] for line in log.splitlines()][-2:] == ["Published shell/job@1.", "Done."]
+    assert [line["number"] for line in shell.json("job", "log", job["id"], "--follow")] == [1, 2, 3, 4]
+    done = shell.run("job", "wait", job["id"], "--log")
+    assert (done.returncode, "Published shell/job@1." in done.stderr) == (0, True)
+    assert job["id"] in shell.text("job", "list", "--state", "succeeded")
+    assert "is succeeded" in shell.text("job", "cancel", job["id"])
+    assert shell.failure("job", "wait", "nobody")[0] == 1
+
+
 def test_join_says_which_slot_and_why(shell: Shell, pushed: list[str], tmp_path: Path) -> None:
     slot, other = pushed
     assert "shell/b@1 takes a slot of its own" in shell.text("join", other, slot, "--budget", 2)

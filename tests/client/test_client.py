@@ -147,6 +147,12 @@ def test_a_job_can_be_followed_listed_and_cancelled(spolia: Client, two: tuple[s
     events = list(spolia.events(job["id"]))
     assert events[-1][1]["state"] == "succeeded"
     assert {event for event, _ in events} <= {"progress", "state"}
+    lines = [job["line"] for event, job in spolia.events(job["id"], log=True) if event == "log"]
+    assert lines == list(spolia.job_log(job["id"]))
+    assert lines[-1]["text"] == "Done."
+    heard: list[str] = []
+    assert spolia.wait(job["id"], on_line=lambda line: heard.append(line["text"]))["state"] == "succeeded"
+    assert heard == [line["text"] for line in lines]
     assert job["id"] in [found["id"] for found in spolia.jobs(state="succeeded", limit=1)]
     assert spolia.cancel(job["id"])["state"] == "succeeded"  # too late: it stays as it is
     assert spolia.job(job["id"])["result"]["ref"] == "merged/followed@1"
