@@ -8,16 +8,19 @@ from typing import Annotated
 
 import typer
 
+from app.cli_audit import audit
 from app.cli_context import Connection
 from app.cli_explore import lineage, nearest, verify, what_if
 from app.cli_exports import compatibility, export
 from app.cli_generate import generate, score
 from app.cli_jobs import job
+from app.cli_keys import keys, whoami
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
 from app.cli_output import error_sentence, fail
 from app.cli_pool import pool
 from app.cli_promote import promote
+from app.cli_recycle import consent, distil, predict
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
 from app.cli_revoke import revoke
 from app.cli_serve import serve
@@ -43,6 +46,9 @@ for verb in (
     merge,
     join,
     promote,
+    distil,
+    predict,
+    consent,
     generate,
     score,
     jobs,
@@ -51,10 +57,13 @@ for verb in (
     tag,
     revoke,
     rm,
+    whoami,
+    audit,
 ):
     cli.command()(verb)
 cli.command("what-if")(what_if)
 cli.add_typer(pool, name="pool")
+cli.add_typer(keys, name="keys")
 cli.add_typer(job, name="job")
 
 

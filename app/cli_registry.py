@@ -27,12 +27,18 @@ def push(
     license: Annotated[str | None, typer.Option("--license", help="Licence, best as an SPDX id.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A word to find it by; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Overrides base_model_name_or_path of the config.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="What the classes of its head are called, in order, joined by commas.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload an adapter; the same bytes again give the version that is there."""
     given = files[0] if len(files) == 1 else files
     with client(ctx) as spolia, progress(f"push {ref}", data=True, quiet=as_json) as move:
-        version = spolia.push(given, ref, license=license, tags=tag or (), base_model=base_model, on_progress=move)
+        named = [name.strip() for name in classes.split(",")] if classes else []
+        version = spolia.push(
+            given, ref, license=license, tags=tag or (), base_model=base_model, classes=named, on_progress=move
+        )
     if as_json:
         return print_json(version)
     out.print(version_page(version))
@@ -81,7 +87,7 @@ def ls(
             " ".join(target.removesuffix("_proj") for target in latest["target_modules"]),
             latest["dtype"],
             size(latest["size_bytes"]),
-            (latest["recipe"] or {}).get("method", "merge") if latest["origin"] == "merge" else "upload",
+            (latest["recipe"] or {}).get("method", "merge") if latest["origin"] != "upload" else "upload",
             aliases,
             ", ".join(item["tags"]),
         )

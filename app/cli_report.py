@@ -38,7 +38,8 @@ def version_page(version: Json) -> RenderableType:
     base = version["base_model"]
     known = f"known here, matched by {base['matched_by']}" if base["known"] else "not known here"
     recipe = version.get("recipe") or {}
-    made_by = f"merge by {recipe.get('method', '?')}" if version["origin"] == "merge" else "upload"
+    made_by = "upload" if version["origin"] == "upload" else f"{version['origin']} by {recipe.get('method', '?')}"
+    head = version.get("head")
     patterns = [
         f"{name} {_pattern(version[name]['pattern'])}" for name in ("rank", "alpha") if version[name]["pattern"]
     ]
@@ -59,11 +60,13 @@ def version_page(version: Json) -> RenderableType:
         "aliases": ", ".join(version["aliases"]),
         "merge": "yes" if version["mergeable"] else "no",
         "serve": "yes" if version["servable"] else "no",
+        "predict": "yes" if version.get("predictable") else None,
+        "head": head and f"{head['classes']} classes{': ' + ', '.join(head['names']) if head['names'] else ''}",
     }
     parts: list[RenderableType] = [Text(version["ref"], style="bold"), sheet(rows)]
     if version["sources"]:
         sources = table("Sources", "adapter", ">weight")
-        asked = {source["ref"]: source["weight"] for source in recipe.get("sources", ())}
+        asked = {source["ref"]: source["weight"] for source in recipe.get("sources", ()) if "weight" in source}
         for source in version["sources"]:
             sources.add_row(source["ref"], setting(asked.get(source["ref"], source["weight"])))
         parts.append(sources)

@@ -6,7 +6,8 @@
         for piece in spolia.generate("Is this spam?", model=job["result"]["ref"]):
             print(piece, end="")
 
-The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. Answers are the API's JSON as dicts.
+The address is the argument `url`, else SPOLIA_URL, else http://127.0.0.1:8000. A service that asks for keys gets the
+argument `api_key`, else SPOLIA_API_KEY. Answers are the API's JSON as dicts.
 Every refusal is a SpoliaError whose text is one clear sentence.
 """
 
@@ -33,7 +34,9 @@ from app.client_inputs import (
     version_path,
 )
 from app.client_jobs import JobVerbs
+from app.client_keys import KeyVerbs
 from app.client_pool import PoolVerbs
+from app.client_recycle import RecycleVerbs
 from app.recipe_file import read_recipe
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
@@ -42,7 +45,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 STREAMED_FROM_BYTES = 8 * 1024 * 1024
 
 
-class Client(GenerationVerbs, PoolVerbs, JobVerbs):
+class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
     """One service. Use it as a context manager, or close it."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
@@ -76,17 +79,19 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
         license: str | None = None,
         tags: Sequence[str] = (),
         base_model: str | None = None,
+        classes: Sequence[str] = (),
         on_progress: Progress | None = None,
     ) -> Json:
-        """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md and
-        tokenizer.json, which says what the tokens are that the adapter adds.
+        """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md,
+        tokenizer.json, which says what the tokens are that the adapter adds, and head.safetensors, the classifier that
+        was trained with it, whose classes may be named (`classes`).
 
         Weights in kohya's, LyCORIS' or diffusers' spelling may come alone.
 
         The answer is the version; the same bytes again give the version that is there. Large weights are streamed by
         digest, small ones go in one multipart request. `on_progress` counts the bytes of the weights.
         """
-        config, weights, card, tokenizer = adapter_files(files)
+        config, weights, card, tokenizer, head = adapter_files(files)
         path = f"{adapter_path(ref)}/versions"
         total, done = weights.stat().st_size, 0
 
@@ -97,6 +102,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
                 on_progress(done, total)
 
         fields: Json = {"license": license, "tags": list(tags) or None, "base_model": base_model}
+        fields |= {"classes": list(classes) or None}
         fields = {key: value for key, value in fields.items() if value is not None}
         with weights.open("rb") as file:
             counted = CountedFile(file, count)
@@ -108,7 +114,9 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
                     parts["card"] = (card.name, card.read_bytes(), "text/markdown")
                 if tokenizer:
                     parts["tokenizer"] = (tokenizer.name, tokenizer.read_bytes(), "application/json")
-                form = fields | ({"tags": ",".join(tags)} if tags else {})
+                if head:
+                    parts["head"] = (head.name, head.read_bytes(), "application/octet-stream")
+                form = fields | {name: ",".join(fields[name]) for name in ("tags", "classes") if name in fields}
                 return self._http.json("POST", path, data=form, files=parts)
             digest = sha256_of(weights)
             headers = {"Content-Length": str(total), "Content-Type": "application/octet-stream"}
@@ -118,6 +126,10 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs):
             body["config"] = read_config(config)
         if card:
             body["card"] = card.read_text(encoding="utf-8")
+        if head:
+            digest = sha256_of(head)
+            self._http.json("PUT", f"/v1/uploads/{digest}", content=head.read_bytes())
+            body["head"] = f"sha256:{digest}"
         if tokenizer:
             body["tokenizer"] = tokenizer.read_bytes().decode("utf-8")
         return self._http.json("POST", path, json=body, once=True)

@@ -79,6 +79,13 @@ class Transport:
         answer: Json = response.json() if response.content else {}
         return answer
 
+    def bytes(self, method: str, path: str) -> bytes:
+        """The body of one answer as it came. Raises SpoliaError for every status from 400 on."""
+        with self._clear_errors():
+            response = self._http.request(method, path)
+        _check(response)
+        return response.content
+
     def status(self, method: str, path: str) -> int:
         """The status of one answer, whatever it is."""
         with self._clear_errors():

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from app.client_http import Json, problem_error
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, HEAD = "tokenizer.json", "head.safetensors"
 Sources = Sequence[str] | Mapping[str, float] | Sequence[Mapping[str, Any]]
 """References; references with their weights; or the API's own {ref, weight} objects."""
 Weight = float | Sequence[float] | Sequence[Mapping[str, Any]]
@@ -26,10 +26,11 @@ class AdapterFiles(NamedTuple):
     weights: Path
     card: Path | None
     tokenizer: Path | None
+    head: Path | None
 
 
 def adapter_files(files: Path | str | Sequence[Path | str]) -> AdapterFiles:
-    """An adapter's files, of a folder or of the files named; tokenizer.json is told by its name.
+    """An adapter's files, of a folder or of the files named; tokenizer.json and head.safetensors told by their names.
 
     A safetensors file may come alone: some spellings need no config, and the service says so of the others.
 
@@ -40,8 +41,8 @@ def adapter_files(files: Path | str | Sequence[Path | str]) -> AdapterFiles:
         folder = Path(files)
         if not folder.is_dir():
             raise problem_error("no-adapter", f"{folder} is not a folder; name the folder that holds the adapter.")
-        found = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "README.md", TOKENIZER)]
-        found = [path for path in found if path.is_file()]
+        names = ("adapter_config.json", "adapter_model.safetensors", "README.md", TOKENIZER, HEAD)
+        found = [folder / name for name in names if (folder / name).is_file()]
         where = str(folder)
     else:
         found = [Path(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
@@ -49,13 +50,13 @@ def adapter_files(files: Path | str | Sequence[Path | str]) -> AdapterFiles:
         for path in found:
             if not path.is_file():
                 raise problem_error("no-adapter", f"{path} is not a file.")
-    by_suffix = {path.suffix: path for path in found if path.name != TOKENIZER}
-    tokenizer = next((path for path in found if path.name == TOKENIZER), None)
+    by_suffix = {path.suffix: path for path in found if path.name not in (TOKENIZER, HEAD)}
+    tokenizer, head = (next((path for path in found if path.name == name), None) for name in (TOKENIZER, HEAD))
     if ".json" not in by_suffix and where != "the files named":
         raise problem_error("no-adapter", f"There is no adapter_config.json in {where}.")
     if ".safetensors" not in by_suffix:
         raise problem_error("no-adapter", f"There is no adapter_model.safetensors in {where}.")
-    return AdapterFiles(by_suffix.get(".json"), by_suffix[".safetensors"], by_suffix.get(".md"), tokenizer)
+    return AdapterFiles(by_suffix.get(".json"), by_suffix[".safetensors"], by_suffix.get(".md"), tokenizer, head)
 
 
 def split_reference(ref: str) -> tuple[str, str, str]:

@@ -6,19 +6,23 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 
 from app.complaints import invalid_request
 from app.errors import BROKEN, DISK_FULL, ROOTS, describe, is_disk_full, sentence
+from app.hub.answers import error_headers, is_hub
 from app.limits import BodyTooLarge
+from app.lorax_answers import LORAX, error_type
 from app.observing.failures import count_storage_error
 from app.problems import Refusal, problem_response, slug_of
 
 log = logging.getLogger(__name__)
 
-OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models")
+OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 UNPARSED = "There was an error parsing the body"  # the framework's words for bytes that json.loads chokes on
 
 
@@ -30,7 +34,9 @@ async def on_known(request: Request, error: Exception) -> Response:
         log.warning("%s %s: %s", request.method, request.url.path, error)
     elif status >= 500 and status != 504:  # a deadline was the client's own
         log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
-    headers = {"retry-after": str(extras.get("retry_after_s", 1))} if status in (429, 503) else None
+    headers = {"retry-after": str(extras.get("retry_after_s", 1))} if status in (429, 503) else {}
+    if isinstance(error, Refusal):
+        headers |= error.headers
     return respond(request, status, slug, detail, extras, headers)
 
 
@@ -55,7 +61,19 @@ async def on_http(request: Request, error: Exception) -> Response:
     if error.detail == UNPARSED:
         return respond(request, 422, "invalid-request", "The body is not JSON that can be parsed.")
     detail = details.get(error.status_code, sentence(str(error.detail)))
-    return problem_response(error.status_code, slug_of(error.status_code), detail, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers = {"allow": ", ".join(methods_at(request))}
+    return respond(request, error.status_code, slug_of(error.status_code), detail, headers=headers)
+
+
+def methods_at(request: Request) -> list[str]:
+    """Every method that this address takes; the framework names those of one route only."""
+    found: set[str] = set()
+    for context in iter_route_contexts(request.app.routes):
+        if isinstance(context.route, Route) and context.route.matches(request.scope)[0] is not Match.NONE:
+            found |= context.route.methods or set()
+    return sorted(found)
 
 
 async def on_storage(request: Request, error: Exception) -> Response:
@@ -97,9 +115,14 @@ def respond(
     extras: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The problem; at OpenAI's addresses also in the member `error`, where its clients look for a message."""
+    """The problem; also where clients of OpenAI's and the Hub's protocol look for it, at their addresses."""
     members = dict(extras or {})
     if request.url.path.startswith(OPENAI):
         error = {"message": detail, "type": slug, "param": members.get("field"), "code": slug}
         members["error"] = error
+    if request.url.path in LORAX:
+        members |= {"error": detail, "error_type": error_type(status)}
+    if is_hub(request.url.path):
+        headers = {**(headers or {}), **error_headers(slug, detail, members)}
+        members["error"] = detail
     return problem_response(status, slug, detail, members, headers)

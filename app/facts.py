@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +10,39 @@ from deltas.adapter import Adapter
 from deltas.applied import applied, layouts, refusals
 from deltas.effect import has_effect, silence
 from deltas.errors import ShapeMismatch, UnknownModule
-from store.records import Base
+from merging.recycle.head import built_in_shape
+from merging.recycle.vision_base import adapted_names
+from store.records import WEIGHTS_FILE, Base
 from store.registry import Registry
 
-RULES = 1  # by which `use_notes` and `content_facts` judge; one more whenever they come to say something else
+RULES = 2  # by which `use_notes` and `content_facts` judge; one more whenever they come to say something else
+
+
+TEXT, IMAGE = "text", "image"
+UNFOLDED = (
+    "It was made for a vision base, but its updates are no plain low-rank ones of linear layers: merged alone by 'sum',"
+    " it predicts."
+)
+PREDICTS = "It was made for a vision base: it predicts from labelled images and is merged, but generates no text."
 
 
 @dataclass(frozen=True, slots=True)
 class BaseMatch:
     """The base model of an adapter, and how it was recognised; `notes` are sentences for the user, `linears` its linear
-    layers where it is known."""
+    layers where it is known, `width` that of a vision base's features."""
 
     name: str | None
     fingerprint: str | None
     matched_by: str | None
     notes: tuple[str, ...] = ()
     linears: frozenset[str] = frozenset()
+    modality: str = TEXT
+    width: int | None = None
+
+
+def modality_of(base: Base | None) -> str:
+    """What a base model is made for: text, unless it is known to be images."""
+    return str(base.details.get("modality", TEXT)) if base else TEXT
 
 
 def match_base(registry: Registry, adapter: Adapter) -> BaseMatch:
@@ -45,12 +62,15 @@ def match_base(registry: Registry, adapter: Adapter) -> BaseMatch:
         how = f"the declared name; all {len(adapter.modules)} adapted modules exist there with the same shapes"
     else:
         how = "the declared name alone; it has no LoRA factors whose shapes could be compared"
-    return BaseMatch(base.name, base.fingerprint, how, linears=frozenset(base.modules))
+    modality, width = modality_of(base), base.details.get("width")
+    return BaseMatch(base.name, base.fingerprint, how, (), frozenset(base.modules), modality, width)
 
 
 def adaptable(base: Base) -> dict[str, tuple[int, int]]:
     """Everything in a base model that low-rank updates can change, by the names that adapters have for it -> (out, in):
     linear layers, embeddings (whose inputs are token ids), and the experts of mixtures one by one."""
+    if modality_of(base) == IMAGE:
+        return adapted_names(base.modules)
     embeddings = {name: (shape[1], shape[0]) for name, shape in base.details.get("embeddings", {}).items()}
     experts = {
         f"{name}[{index}]": (shape[1], shape[2])
@@ -74,9 +94,13 @@ def _hint(base: Base) -> str:
     return f"Its modules and shapes fit '{base.name}': if that is its base, upload it with base_model={base.name}."
 
 
-def use_notes(adapter: Adapter, linears: Collection[str]) -> list[str]:
+def use_notes(adapter: Adapter, linears: Collection[str], modality: str = TEXT) -> list[str]:
     """What keeps an adapter from being merged, or from being served beside a base model with these linear layers, or
     how it is read: a sentence each."""
+    if modality == IMAGE:
+        if adapter.obstacles:
+            return [f"It cannot be merged, nor predict: {reason}." for reason in adapter.obstacles]
+        return [PREDICTS if predicts(adapter) else UNFOLDED]
     if (reason := no_effect(adapter, linears)) is not None:
         return [f"It changes nothing: {reason}. It can be kept and merged, but is not served."]
     refused = refusals(adapter, linears)
@@ -89,6 +113,12 @@ def use_notes(adapter: Adapter, linears: Collection[str]) -> list[str]:
         served = "" if adapter.exact else " It is served as it is, exactly."
         notes.append(f"It is {'read' if adapter.exact else 'merged'} by conversion: {adapter.conversion}.{served}")
     return notes
+
+
+def predicts(adapter: Adapter) -> bool:
+    """Whether an adapter of a vision base can be applied there as it is: exact low-rank updates of linear layers."""
+    linear = all(module.kind == "linear" for module in adapter.modules.values())
+    return not adapter.obstacles and adapter.exact and linear and bool(adapter.modules)
 
 
 def is_served(adapter: Adapter, linears: Collection[str]) -> bool:
@@ -112,7 +142,7 @@ def no_effect(adapter: Adapter, linears: Collection[str]) -> str | None:
     return silence(silent)
 
 
-def content_facts(adapter: Adapter, linears: Collection[str]) -> dict[str, Any]:
+def content_facts(adapter: Adapter, linears: Collection[str], modality: str = TEXT) -> dict[str, Any]:
     """The fields of NewVersion that follow from the adapter's content and its base model's linear layers."""
     modules = list(adapter.modules.values())
     config = adapter.config
@@ -139,5 +169,18 @@ def content_facts(adapter: Adapter, linears: Collection[str]) -> dict[str, Any]:
         "dtype": adapter.dtype,
         "judged": RULES,
         "mergeable": not adapter.obstacles,
-        "servable": is_served(adapter, linears),
+        "servable": modality == TEXT and is_served(adapter, linears),
+        "predictable": modality == IMAGE and predicts(adapter),
+        "head": built_in_head_json(adapter),
     }
+
+
+def built_in_head_json(adapter: Adapter) -> dict[str, Any] | None:
+    """The classification head that an adapter saves whole, as a version shows it."""
+    shape = built_in_shape(adapter)
+    return None if shape is None else head_json(shape[0], shape[1], (), WEIGHTS_FILE)
+
+
+def head_json(classes: int, width: int, names: Sequence[str], file: str) -> dict[str, Any]:
+    """A head as a version shows it; `names` is null where it does not say what its classes are called."""
+    return {"classes": classes, "width": width, "names": list(names) or None, "file": file}

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from app.house import House
+from app.identity.caller import current
 from app.observing.meter import Meter
 from app.problems import Refusal
 from app.revoked import in_force
 from app.schemas import SourceBody
 from app.schemas_openai import GenerateBody
-from serving.generation import BARE_BASE, Combine, Event, FailEvent, FinishEvent, Generation
+from serving.generation import BARE_BASE, Combine, Event, FailEvent, FinishEvent, Generation, TokenEvent
 from serving.protocol import Engine, Ticket
 from serving.sampling import Sampling
 from store.errors import BadReference, UnknownReference
@@ -77,7 +78,7 @@ def choose_set(house: House, model: str, adapters: Sequence[SourceBody] | None, 
         members = [
             Member(a.ref, BARE_BASE, _weight(a))
             if combine == "ensemble" and a.ref == house.base.name
-            else _member(_checked(house, house.registry.resolve(a.ref)), _weight(a))
+            else _member(_checked(house, house.registry.resolve(named(house, a.ref))), _weight(a))
             for a in adapters
         ]
     chosen = ChosenSet(tuple(members), combine)
@@ -94,12 +95,12 @@ def model_version(house: House, model: str) -> Version | None:
     """The version that `model` means at this moment; None for the base model.
 
     Raises:
-        Refusal: there is no such model, or it cannot be served.
+        Refusal: there is no such model, it cannot be served, or not for this caller.
     """
     if model == house.base.name:
         return None
     try:
-        return _checked(house, house.registry.resolve(model))
+        return _checked(house, house.registry.resolve(named(house, model)))
     except BadReference:
         missing, near = f"there is no model {model[:120]!r}", []
     except UnknownReference as error:
@@ -107,6 +108,11 @@ def model_version(house: House, model: str) -> Version | None:
     known = [*near, *difflib.get_close_matches(model, [house.base.name], cutoff=0.5)]
     hint = f"; did you mean {', '.join(known)}?" if known else f"; the base model is '{house.base.name}'."
     raise Refusal(404, "unknown-reference", missing[:1].upper() + missing[1:] + hint, reference=model, near=known)
+
+
+def named(house: House, model: str) -> str:
+    """The reference behind a name that vLLM's load call gave; any other text is one itself."""
+    return model if "/" in model or ":" in model else house.shelves.model_names.ref(model) or model
 
 
 def _weight(source: SourceBody) -> float:
@@ -118,6 +124,7 @@ def _member(version: Version, weight: float) -> Member:
 
 
 def _checked(house: House, version: Version) -> Version:
+    current().check("generate", version.namespace)
     in_force(version)
     if not version.servable:
         detail = f"{version.ref} cannot be served. {' '.join(version.notes)}"
@@ -163,8 +170,8 @@ def sampling_of(
 
 
 class Run:
-    """Several continuations at once, with these adapters (references, for the metrics). Leaving the context cancels
-    whatever has not ended."""
+    """Several continuations at once, with these adapters (references, for metrics). Leaving the context cancels
+    whatever has not ended, and counts what was used against the caller's tokens a minute."""
 
     def __init__(self, engine: Engine, generations: Sequence[Generation], adapters: Sequence[str] = ()) -> None:
         self._engine = engine
@@ -173,6 +180,8 @@ class Run:
         self._tickets: list[Ticket] = []
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+        self._meter = current().tokens
+        self._completion_tokens = 0
 
     async def __aenter__(self) -> Self:
         try:
@@ -186,6 +195,12 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
+        if self._meter is not None:
+            # A prompt counts once, however many answers it gets.
+            prompts = {generation.prompt_ids for generation in self._generations}
+            tokens = sum(map(len, prompts)) + self._completion_tokens
+            with CancelScope(shield=True):  # a client that hangs up pays for what was generated
+                await to_thread.run_sync(self._meter.spend, tokens)
 
     def cancel(self) -> None:
         """End all continuations at the engine's next step; those that have ended stay as they are."""
@@ -199,11 +214,14 @@ class Run:
             index, event = await self._queue.get()
             if isinstance(event, FailEvent):
                 raise event.error
+            self._completion_tokens += isinstance(event, TokenEvent)
             yield index, event
             if isinstance(event, FinishEvent):
                 unfinished -= 1
 
     def _submit(self) -> None:
+        if self._meter is not None:
+            self._meter.check()
         for index, generation in enumerate(self._generations):
             self._tickets.append(self._engine.submit(generation, Meter(self._adapters, self._listener(index))))
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
 from app.exporting import Exporter
+from app.hub.trees import Trees
+from app.identity.keyring import Keyring
 from app.job_watch import JobWatch
 from app.jobs import JobEngine
 from app.observing.patience import Patience
+from app.predictor import Predictor
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
@@ -32,6 +35,9 @@ class House:
     prompt_log: PromptLog
     exporter: Exporter
     job_watch: JobWatch
+    keyring: Keyring
+    trees: Trees
+    predictor: Predictor
     patience: Patience = field(default_factory=lambda: Patience(2.0))
 
     @property

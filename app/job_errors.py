@@ -1,7 +1,6 @@
-"""What can end a job from outside: it took too long, it took too much memory, its process died; and what passes."""
+"""What can end a job from outside: it took too long, it took too much memory, its process died."""
 
 from app.problems import AppError
-from store.errors import StorageBusy, StorageUnavailable
 
 
 class JobError(AppError):
@@ -38,8 +37,3 @@ class ProcessDied(JobError):
         self.code = code
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         super().__init__(f"The process of attempt {attempt} of job {job_id} {how}.")
-
-
-def passes(error: BaseException) -> bool:
-    """Whether this error may be gone at the next try: storage that is busy or out of reach."""
-    return isinstance(error, StorageBusy | StorageUnavailable)

@@ -6,7 +6,7 @@ A version keeps what was found when it was published, so that lists need not ope
 
 import logging
 
-from app.facts import RULES, is_served, match_base, use_notes
+from app.facts import RULES, content_facts, match_base, use_notes
 from app.shelves import Shelves
 from app.uploading import spelling_notes
 from deltas.errors import DeltaError
@@ -32,12 +32,13 @@ def judge_refused(shelves: Shelves) -> int:
 def _judge(shelves: Shelves, version: Version) -> bool:
     adapter = shelves.open_adapter(version)
     match = match_base(shelves.registry, adapter)
-    servable = is_served(adapter, match.linears)
+    facts = content_facts(adapter, match.linears, match.modality)
     shelves.registry.judge_again(
         version,
-        mergeable=not adapter.obstacles,
-        servable=servable,
-        notes=[*spelling_notes(adapter), *use_notes(adapter, match.linears), *match.notes],
+        mergeable=facts["mergeable"],
+        servable=facts["servable"],
+        predictable=facts["predictable"],
+        notes=[*spelling_notes(adapter), *use_notes(adapter, match.linears, match.modality), *match.notes],
         judged=RULES,
     )
-    return servable
+    return bool(facts["servable"])

@@ -9,12 +9,17 @@ import re
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems import problem_response
 from app.settings import Settings
 
 _RAW_UPLOAD = re.compile(r"^/v1/uploads/")
+_OBJECT = re.compile(r"^/api/objects/")
+_XET = re.compile(r"^/xet/[^/]+/v1/(?:xorbs/|shards$)")
+_COMMIT = re.compile(r"^/api/models/[^/]+/[^/]+/commit/")
+_XET_BYTES = 80 << 20  # a pack or a shard has at most 64 MiB, and an index
 _VERSIONS = re.compile(r"^/v1/adapters/.*/versions/?$")
 _MULTIPART_SLACK = 64 * 1024  # boundaries, part headers and form fields
 _LINGER_BYTES, _LINGER_S = 1 << 20, 1.0
@@ -43,14 +48,20 @@ class BodyLimits:
     def limit(self, scope: Scope, headers: Headers) -> int:
         """The most bytes that the body of this request may have."""
         settings, path = self.settings, scope["path"]
-        if scope["method"] == "PUT" and _RAW_UPLOAD.match(path):
+        if scope["method"] == "PUT" and (_RAW_UPLOAD.match(path) or _OBJECT.match(path)):
             return settings.max_upload_bytes
+        if scope["method"] == "POST" and _XET.match(path):
+            return _XET_BYTES
+        if scope["method"] == "POST" and _COMMIT.match(path):  # small files, a third longer as base64
+            return settings.max_request_bytes + 2 * settings.max_tokenizer_bytes
         multipart = headers.get("content-type", "").lower().startswith("multipart/")
         if scope["method"] == "POST" and _VERSIONS.match(path):
             if not multipart:  # a tokenizer as a JSON string, in which most quotes and line ends take two bytes
                 return settings.max_request_bytes + 2 * settings.max_tokenizer_bytes
             small = settings.max_config_bytes + settings.max_card_bytes + settings.max_tokenizer_bytes
-            return settings.max_upload_bytes + small + _MULTIPART_SLACK
+            return settings.max_upload_bytes + small + settings.max_head_bytes + _MULTIPART_SLACK
+        if scope["method"] == "POST" and path.rstrip("/") == "/v1/predictions":
+            return settings.max_prediction_bytes
         return settings.max_request_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +73,8 @@ class BodyLimits:
         limit = self.limit(scope, headers)
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
-            await _refuse(limit, scope, receive, send)
+            response = problem_response(413, "body-too-large", too_large(limit), {"limit_bytes": limit})
+            await answer_unread(response, receive, send)
             return
         seen = 0
 
@@ -78,14 +90,13 @@ class BodyLimits:
         await self.app(scope, counted, send)
 
 
-async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 413 at once, then read a little on.
+async def answer_unread(response: Response, receive: Receive, send: Send) -> None:
+    """Answer before the body was read, then read a little on and close.
 
     A socket closed on unread data resets the connection, and some clients then lose the answer.
     """
-    detail = too_large(limit)
-    response = problem_response(413, "body-too-large", detail, {"limit_bytes": limit}, headers={"connection": "close"})
-    await send({"type": "http.response.start", "status": 413, "headers": response.raw_headers})
+    response.headers["connection"] = "close"
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
     await _linger(receive)
     await send({"type": "http.response.body", "body": b"", "more_body": False})

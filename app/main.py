@@ -1,7 +1,7 @@
 """The service: one application, for production and tests alike, and the process that serves it.
 
 create_app(settings)   routes, limits, errors; nothing is opened before the lifespan starts
-serve(settings)        uvicorn on one address; refuses to listen beyond loopback while there are no keys
+serve(settings)        uvicorn on one address; refuses to listen beyond loopback while no key is needed
 """
 
 import logging
@@ -17,19 +17,33 @@ from transformers.utils.logging import disable_progress_bar
 
 from app.api import (
     adapters,
+    audit,
+    bases,
     chat,
     compare,
     completions,
+    consent,
+    distillations,
     exports,
     files,
     health,
+    hub_commits,
+    hub_files,
+    hub_models,
+    hub_objects,
+    hub_repos,
+    hub_xet,
     jobs,
+    keys,
+    lora_names,
+    lorax,
     merges,
     metrics,
     models,
     nearest,
     online,
     pool,
+    predictions,
     promotions,
     provenance,
     revocations,
@@ -42,41 +56,38 @@ from app.error_handlers import install_error_handlers
 from app.exploring import Explorer
 from app.exporting import Exporter
 from app.house import House
+from app.hub.trees import Trees
 from app.identity.door import Door
+from app.identity.exposure import check_exposure
+from app.identity.keyring import Keyring
+from app.identity.rates import Rates
 from app.job_watch import open_job_watch
 from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
-from app.loopback import is_loopback
 from app.observing.logs import configure_logs
 from app.observing.metrics import bound_adapters
 from app.observing.patience import Patience
 from app.observing.requests import Observed
 from app.observing.tracing import flush_traces, start_tracing, trace_requests
+from app.openapi_document import DescribedApi
 from app.opening import open_engine
-from app.problems import Problem
+from app.predictor import Predictor
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
+from app.vision import register_made
+from store.rate_counts import RateCounts
 
 log = logging.getLogger("spolia")
 
 ROUTERS = (
     health, metrics, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if,
-    compare, nearest, jobs, pool, promotions, revocations,
+    compare, nearest, jobs, pool, promotions, revocations, keys, audit,
+    lorax, lora_names, hub_repos, hub_commits, hub_objects, hub_xet, hub_models, hub_files,
+    bases, consent, distillations, predictions,
 )  # fmt: skip
-
-
-class RemoteRefused(SystemExit):
-    """The host is not loopback, and the service cannot tell its users apart yet. Ends the process with the reason."""
-
-    def __init__(self, host: str) -> None:
-        super().__init__(
-            f"Spolia does not listen on {host!r}: it has no API keys yet, so everybody who reaches that address could"
-            " read, change and delete everything. Listen on 127.0.0.1, or set SPOLIA_ALLOW_REMOTE=true where"
-            " something else keeps strangers out."
-        )
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -89,12 +100,11 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.house = await to_thread.run_sync(open_house, settings, stack)
             yield
 
-    app = FastAPI(
+    app = DescribedApi(
         title="Spolia",
         summary="Adapter composition and merging service for open-weight models",
         version="0.1.0",
         lifespan=lifespan,
-        responses={"4XX": {"model": Problem, "description": "A problem (RFC 9457), as application/problem+json"}},
     )
     app.add_middleware(BodyLimits, settings=settings)
     app.add_middleware(Door)
@@ -117,6 +127,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_engine = open_job_engine(settings)
     job_engine.start()
     stack.callback(job_engine.close)
+    register_made(shelves)
     base, engine = open_engine(shelves)
     stack.callback(engine.close)
     if served := judge_refused(shelves):
@@ -127,6 +138,8 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     job_watch = open_job_watch(shelves)
     job_watch.start()
     stack.callback(job_watch.close)
+    predictor = Predictor(shelves)
+    stack.callback(predictor.close)
     log.info("ready: base model %s, data in %s", base.name, settings.data_dir.absolute())
     return House(
         shelves,
@@ -139,8 +152,16 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         PromptLog(settings.logged_prompts),
         Exporter(shelves),
         job_watch,
+        Keyring(shelves.keys, settings, Rates(shared_counts(shelves))),
+        Trees(shelves.blobs, settings),
+        predictor,
         Patience(settings.probe_timeout_s),
     )
+
+
+def shared_counts(shelves: Shelves) -> RateCounts | None:
+    """Where several API processes may share a database (any but SQLite), they share counts too."""
+    return None if shelves.settings.database.startswith("sqlite") else RateCounts(shelves.database)
 
 
 def settle(shelves: Shelves) -> None:
@@ -157,11 +178,10 @@ def serve(settings: Settings) -> None:
     """Serve until the process is told to stop.
 
     Raises:
-        RemoteRefused: the host is beyond loopback and allow_remote is off.
+        RemoteRefused: the host is beyond loopback, and nothing would be asked of whoever comes.
         DataFolderInUse: another service has this data folder, with SQLite in it.
     """
-    if not settings.allow_remote and not is_loopback(settings.host):
-        raise RemoteRefused(settings.host)
+    check_exposure(settings)
     configure_logs(settings)
     start_tracing(settings, "api")
     disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.complaints import invalid_request
-from app.facts import content_facts, use_notes
+from app.facts import content_facts, modality_of, use_notes
 from app.licences import Inherited, inherited
 from app.observing.merges import merging
 from app.observing.tracing import stage
@@ -64,6 +64,11 @@ class Draft:
     def linears(self) -> Collection[str]:
         """The base model's linear layers, where it is known."""
         return self.base.modules if self.base else ()
+
+    @property
+    def modality(self) -> str:
+        """What the base model is made for."""
+        return modality_of(self.base)
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -190,9 +195,9 @@ def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
     in_force(other)
     adapter = shelves.open_adapter(other)
     new = NewVersion(
-        **content_facts(adapter, draft.linears),
+        **content_facts(adapter, draft.linears, draft.modality),
         **_origin(draft),
-        notes=use_notes(adapter, draft.linears),
+        notes=use_notes(adapter, draft.linears, draft.modality),
         sketch=sketch_of(adapter),
         files={file.name: (file.digest, file.size_bytes) for file in other.files},
         report=shelves.registry.report(other),
@@ -259,9 +264,9 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
     adapter = Adapter.open(config, result.weights, limits=shelves.limits, tokenizer=tokenizer)
     adapter = shelves.with_base(adapter, first.base_model if first.base_known else None)
     new = NewVersion(
-        **content_facts(adapter, draft.linears),
+        **content_facts(adapter, draft.linears, draft.modality),
         **_origin(draft),
-        notes=use_notes(adapter, draft.linears),
+        notes=use_notes(adapter, draft.linears, draft.modality),
         files=files,
         report={**result.report, "licensing": draft.licensing.as_json},
         sketch=sketch_of(adapter),

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from app.licences import licence
+from app.veil import Veil
 from merging.method import methods
 from store.jobs import Job, LogLine
 from store.records import VARYING, AdapterEntry, Leaf, Lineage, Version
@@ -12,7 +13,9 @@ Json = dict[str, Any]
 
 
 def version_json(version: Version) -> Json:
-    """One version. `servable` also asks that its base model is known here."""
+    """One version, without the names of what its reader may not see. `servable` also asks that its base model is known
+    here."""
+    veil = Veil.over(version)
     notes = list(version.notes)
     if version.base_model is None:
         notes.append("The adapter names no base model: it is stored, but cannot be served.")
@@ -27,7 +30,7 @@ def version_json(version: Version) -> Json:
         "name": version.name,
         "version": version.number,
         "digest": f"sha256:{version.digest}",
-        "created_at": _time(version.created_at),
+        "created_at": time_json(version.created_at),
         "origin": version.origin,
         "family": version.family,
         "base_model": {
@@ -47,20 +50,22 @@ def version_json(version: Version) -> Json:
         "size_bytes": version.size_bytes,
         "files": [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.digest} for file in version.files],
         "license": version.license,
-        "licensing": licensing_json(version),
+        "licensing": veil(licensing_json(version)),
         "card": version.card,
         "tags": list(version.tags),
         "aliases": list(version.aliases),
         "mergeable": version.mergeable and not version.revoked,
         "servable": version.servable and version.base_known and not version.revoked,
         "revoked": [
-            {"ancestor": mark.ancestor, "reason": mark.reason, "revoked_at": _time(mark.revoked_at)}
+            veil({"ancestor": mark.ancestor, "reason": mark.reason, "revoked_at": time_json(mark.revoked_at)})
             for mark in version.revoked
         ],
-        "notes": notes,
-        "sources": [{"ref": source.ref, "weight": source.weight} for source in version.sources],
-        "leaves": [leaf_json(leaf) for leaf in version.leaves],
-        "recipe": version.recipe,
+        "predictable": version.predictable and version.base_known,
+        "head": version.head,
+        "notes": veil(notes),
+        "sources": veil([{"ref": source.ref, "weight": source.weight} for source in version.sources]),
+        "leaves": veil([leaf_json(leaf) for leaf in version.leaves]),
+        "recipe": veil(version.recipe),
         "recipe_digest": version.recipe_digest and f"sha256:{version.recipe_digest}",
         "metrics": version.metrics,
     }
@@ -88,7 +93,7 @@ def leaf_json(leaf: Leaf) -> Json:
 
 def lineage_json(version: Version, lineage: Lineage) -> Json:
     """All that a version was made from: versions, links between them, first origins."""
-    return {
+    document = {
         "ref": version.ref,
         "nodes": [
             {
@@ -106,6 +111,8 @@ def lineage_json(version: Version, lineage: Lineage) -> Json:
         ],
         "leaves": [leaf_json(leaf) for leaf in version.leaves],
     }
+    covered: Json = Veil.over(version, lineage)(document)
+    return covered
 
 
 def adapter_json(entry: AdapterEntry) -> Json:
@@ -113,7 +120,7 @@ def adapter_json(entry: AdapterEntry) -> Json:
     return {
         "namespace": entry.namespace,
         "name": entry.name,
-        "created_at": _time(entry.created_at),
+        "created_at": time_json(entry.created_at),
         "versions": entry.versions,
         "aliases": entry.aliases,
         "tags": list(entry.tags),
@@ -127,15 +134,15 @@ def job_json(job: Job) -> Json:
         "id": job.id,
         "kind": job.kind,
         "state": job.state,
-        "progress": {"done": job.done, "total": job.total},
+        "progress": {"done": job.done, "total": job.total, **(job.detail or {})},
         "priority": job.priority,
         "attempts": job.attempts,
         "causes": [{"status": 500, **cause} for cause in job.causes],
         "worker": job.worker,
         "cancel_requested": job.cancel_requested,
-        "created_at": _time(job.created_at),
-        "started_at": job.started_at and _time(job.started_at),
-        "finished_at": job.finished_at and _time(job.finished_at),
+        "created_at": time_json(job.created_at),
+        "started_at": job.started_at and time_json(job.started_at),
+        "finished_at": job.finished_at and time_json(job.finished_at),
         "cached": job.cached,
         "result": job.result,
         "error": job.error and {"status": 500, **job.error},
@@ -146,7 +153,7 @@ def line_json(line: LogLine) -> Json:
     """One line of a job's log."""
     return {
         "number": line.number,
-        "at": _time(line.at),
+        "at": time_json(line.at),
         "attempt": line.attempt,
         "level": line.level,
         "text": line.text,
@@ -158,5 +165,6 @@ def page_json(items: list[Json], next_cursor: str | None) -> Json:
     return {"items": items, "next_cursor": next_cursor}
 
 
-def _time(moment: datetime) -> str:
+def time_json(moment: datetime) -> str:
+    """A time as answers write it: ISO 8601 in UTC."""
     return moment.isoformat().replace("+00:00", "Z")

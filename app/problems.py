@@ -32,8 +32,11 @@ class AppError(Exception):
 class Refusal(AppError):
     """A request that the service itself turns down: what the four rooms below cannot know.
 
-    `status` is the HTTP status, `slug` the stable end of the problem's type, `detail` one clear sentence.
+    `status` is the HTTP status, `slug` the stable end of the problem's type, `detail` one clear sentence; `headers` go
+    with the answer.
     """
+
+    headers: Mapping[str, str] = {}
 
     def __init__(self, status: int, slug: str, detail: str, **extras: Any) -> None:
         super().__init__(detail)

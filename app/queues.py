@@ -31,6 +31,6 @@ def limits_of(settings: Settings) -> dict[str, Limits]:
 
 
 def timeout_of(settings: Settings, kind: str) -> float:
-    """Seconds that an attempt at a job of this kind may take; 0 is no limit."""
-    queue = QUEUES.get(kind)
+    """Seconds that an attempt at a job of this kind may take; 0 is no limit, as for the worker beside a service."""
+    queue = QUEUES.get(kind) if settings.jobs == "distributed" else None
     return 0.0 if queue is None else limits_of(settings)[queue].timeout_s

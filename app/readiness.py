@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sqlalchemy import false, update
 
 from app.house import House
-from app.observing.worker_page import WorkerSilent, read
+from app.observing.worker_page import FOLDER, WorkerSilent, read
 from store.migrations import behind
 from store.models import JobRow
 
@@ -52,8 +52,10 @@ def _generation(house: House) -> None:
 def _worker(house: House) -> None:
     if not house.job_engine.alive():
         raise NotReady("the worker process is being started again")
+    if house.settings.jobs == "distributed":
+        return  # workers elsewhere; this process does its own work without them
     try:
-        read(house.settings.data_dir, house.settings.probe_timeout_s)
+        read(house.settings.data_dir / FOLDER / "worker", house.settings.probe_timeout_s)
     except WorkerSilent as error:
         raise NotReady(str(error)) from error
 

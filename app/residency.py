@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from anyio import to_thread
 
 from app.generation import model_version
 from app.house import House
+from app.identity.caller import current
 from app.problems import Refusal
 from serving.engine import Engine
 from serving.errors import NotResident, ServingError
 from serving.residents import ResidentInfo
+from store.actor import SERVICE, acting, current_actor
 from store.errors import StoreError, UnknownReference
 from store.records import Version
 from store.registry import Registry
@@ -26,7 +29,7 @@ def pool_json(house: House) -> dict[str, Any]:
         "budget_bytes": pool.budget_bytes,
         "used_bytes": pool.used_bytes,
         "pinned_bytes": pool.pinned_bytes,
-        "adapters": [_resident_json(info, _ref_of(house.registry, info.digest)) for info in pool.adapters],
+        "adapters": _shown(house, pool.adapters),
         "queue": {
             "waiting": engine.waiting,
             "running": engine.running,
@@ -42,17 +45,22 @@ async def load(house: House, ref: str, *, pinned: bool) -> dict[str, Any]:
     """Have an adapter in memory before anybody asks for it. Raises what generating with it would, and PinsTooLarge,
     PoolBusy."""
     version = await to_thread.run_sync(_servable, house, ref)
+    current().check("admin", version.namespace)
     await asyncio.wrap_future(_embedded(house).pool.load(version.digest, pinned=pinned))
     held = {info.digest: info for info in _embedded(house).pool.state().adapters if not info.draining}
     if version.digest not in held:  # in and out again: it is the least recently used by now
         raise NotResident(version.digest)
+    await to_thread.run_sync(_note, house, "pool.load", version, {"pinned": pinned})
     return _resident_json(held[version.digest], version.ref)
 
 
 def unload(house: House, ref: str) -> dict[str, str]:
     """Take an adapter out of memory; requests that run with it go on to their end. Raises NotResident."""
     version = house.registry.resolve(ref)
-    return {"ref": version.ref, "state": _embedded(house).pool.unload(version.digest).value}
+    current().check("admin", version.namespace)
+    answer = {"ref": version.ref, "state": _embedded(house).pool.unload(version.digest).value}
+    _note(house, "pool.unload", version, None)
+    return answer
 
 
 def meant(house: House, ref: str) -> Version | None:
@@ -65,9 +73,13 @@ def meant(house: House, ref: str) -> Version | None:
 
 def forget_deleted(house: House, version: Version | None) -> None:
     """Unload a version that was deleted, unless another with the same bytes is left."""
-    if isinstance(house.engine, Engine) and version is not None and _ref_of(house.registry, version.digest) is None:
-        with contextlib.suppress(NotResident):
-            _embedded(house).pool.unload(version.digest)
+    if not isinstance(house.engine, Engine) or version is None:
+        return
+    with acting(SERVICE):  # the same bytes may be somebody else's too
+        if _ref_of(house.registry, version.digest) is not None:
+            return
+    with contextlib.suppress(NotResident):
+        _embedded(house).pool.unload(version.digest)
 
 
 def forget_revoked(house: House, version: Version) -> None:
@@ -90,6 +102,17 @@ def follow_alias(house: House, before: Version | None, now: Version) -> None:
         _embedded(house).pool.load(_servable(house, now.ref).digest)
     except (Refusal, ServingError):
         return
+
+
+def _shown(house: House, residents: Sequence[ResidentInfo]) -> list[dict[str, Any]]:
+    """The adapters in memory that the caller may see; who sees all sees those too that have no name any more."""
+    named = [(info, _ref_of(house.registry, info.digest)) for info in residents]
+    everything = current_actor().sight is None
+    return [_resident_json(info, ref) for info, ref in named if everything or ref is not None]
+
+
+def _note(house: House, action: Literal["pool.load", "pool.unload"], version: Version, after: Any) -> None:
+    house.shelves.audit.note(action, version.ref, adapter=(version.namespace, version.name), after=after)
 
 
 def _embedded(house: House) -> Engine:

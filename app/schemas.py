@@ -10,7 +10,9 @@ from merging.ranks import Rank
 from merging.weights import Weight
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$")]
+TAG = r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$"
+Tag = Annotated[str, StringConstraints(pattern=TAG)]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
@@ -36,6 +38,10 @@ class VersionUpload(Body):
     base_model: Text | None = Field(
         None, description="Overrides base_model_name_or_path, which is often a folder of the trainer's."
     )
+    head: Digest | None = Field(
+        None, description="sha256:<hex> of an uploaded classification head: weight [classes, width] and perhaps bias."
+    )
+    classes: list[ClassName] = Field(default_factory=list, description="What the head's classes are called, in order.")
 
 
 class VersionForm(Body):
@@ -44,16 +50,17 @@ class VersionForm(Body):
     license: Text | None = None
     tags: list[Tag] = Field(default_factory=list)
     base_model: Text | None = None
+    classes: list[ClassName] = Field(default_factory=list)
 
     @field_validator("license", "base_model", mode="before")
     @classmethod
     def _empty_is_absent(cls, value: object) -> object:
         return value or None
 
-    @field_validator("tags", mode="before")
+    @field_validator("tags", "classes", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """Forms have no lists: tags come separated by commas."""
+        """Forms have no lists: tags and classes come separated by commas."""
         if isinstance(value, str):
             return [tag.strip() for tag in value.split(",") if tag.strip()]
         return value

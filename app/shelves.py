@@ -14,11 +14,19 @@ from deltas.header import Limits
 from deltas.tokenizer import Tokenizer
 from merging.file_cache import FileCache
 from serving.errors import AdapterGone
+from store.actor import SERVICE, acting
+from store.audit import AuditLog
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference
+from store.hub import HubTable
+from store.hub_listing import HubListing
+from store.hub_uploads import HubUploads
 from store.jobs import JobTable
+from store.keys import KeyTable
+from store.model_names import ModelNames
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
+from store.recycling import RecyclingTable
 from store.registry import Registry
 from store.sketches import SketchTable
 
@@ -33,6 +41,13 @@ class Shelves:
     registry: Registry
     jobs: JobTable
     sketches: SketchTable
+    keys: KeyTable
+    audit: AuditLog
+    hub: HubTable
+    hub_listing: HubListing
+    hub_uploads: HubUploads
+    model_names: ModelNames
+    recycling: RecyclingTable
 
     @property
     def limits(self) -> Limits:
@@ -79,7 +94,8 @@ class Shelves:
         @lru_cache(maxsize=self.settings.kept_headers)
         def load(digest: str) -> Adapter:
             try:
-                return self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
+                with acting(SERVICE):  # whoever chose the digest was asked then whether they may
+                    return self.open_adapter(self.registry.resolve(f"sha256:{digest}"))
             except UnknownReference as error:
                 raise AdapterGone(digest) from error
 
@@ -102,4 +118,19 @@ def open_shelves(settings: Settings) -> Shelves:
     database = open_database(settings)
     blobs = LocalBlobs(settings.blobs_dir)
     jobs = open_jobs(settings, database)
-    return Shelves(settings, database, blobs, Registry(database, blobs), jobs, SketchTable(database))
+    registry = Registry(database, blobs)
+    return Shelves(
+        settings,
+        database,
+        blobs,
+        registry,
+        jobs,
+        SketchTable(database),
+        KeyTable(database),
+        AuditLog(database),
+        HubTable(database, blobs),
+        HubListing(database),
+        HubUploads(database, blobs),
+        ModelNames(database),
+        RecyclingTable(database, registry),
+    )

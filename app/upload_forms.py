@@ -17,8 +17,8 @@ from app.settings import Settings
 
 Model = TypeVar("Model", bound=Body)
 
-FILES = ("config", "weights", "card", "tokenizer")
-FIELDS = ("license", "tags", "base_model")
+FILES = ("config", "weights", "card", "tokenizer", "head")
+FIELDS = ("license", "tags", "base_model", "classes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Parts:
     weights: BinaryIO
     card: str | None
     tokenizer: bytes | None
+    head: bytes | None
     form: VersionForm
 
 
@@ -55,6 +56,7 @@ async def read_multipart(request: Request, settings: Settings) -> AsyncIterator[
             weights=weights.file,
             card=None if card is None else _text(card, "card"),
             tokenizer=await _small(form.get("tokenizer"), "tokenizer", settings.max_tokenizer_bytes),
+            head=await _small(form.get("head"), "head", settings.max_head_bytes),
             form=validated(VersionForm, {name: form[name] for name in FIELDS if name in form}),
         )
 

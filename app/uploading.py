@@ -5,7 +5,7 @@ anybody can ask for), the adapter is checked on the staged file, blobs are commi
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from anyio import to_thread
 
 from app.facts import content_facts, match_base, use_notes
+from app.heads import checked_head
 from app.licences import card_licence
 from app.observing import metrics
 from app.observing.tracing import stage
@@ -20,13 +21,14 @@ from app.problems import Refusal
 from app.schemas import VersionForm
 from app.shelves import Shelves
 from app.sketching import sketch_of
+from app.vision import know_vision_base
 from deltas.adapter import Adapter
 from deltas.config import read_config
 from deltas.header import read_header
 from deltas.spellings import Respelling, respelt_config, written_config
 from deltas.tokenizer import Tokenizer
 from store.blobs import Staging
-from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, NewVersion, Version
+from store.records import CONFIG_FILE, HEAD_FILE, TOKENIZER_FILE, WEIGHTS_FILE, BlobRef, NewVersion, Version
 from store.references import validate_name, validate_tag
 
 CARD_FILE = "README.md"
@@ -43,6 +45,8 @@ class Upload:
     card: str | None = None
     form: VersionForm = field(default_factory=VersionForm)
     tokenizer: bytes | None = None
+    others: Mapping[str, BlobRef] = field(default_factory=dict)  # files that compute nothing, stored already
+    head: bytes | None = None
 
 
 def check_names(namespace: str, name: str) -> None:
@@ -153,16 +157,23 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
         given = config_bytes({**adapter.config.raw, "base_model_name_or_path": declared})
         upload = replace(upload, config=given)
         adapter = Adapter.open(given, weights, limits=shelves.limits, tokenizer=tokenizer)
+    know_vision_base(shelves, adapter.config.base_model)
     match = match_base(shelves.registry, adapter)
     adapter.check_finite()
     adapter = shelves.with_base(adapter, match.name if match.fingerprint else None)
     adapter.check_copies()
+    facts = content_facts(adapter, match.linears, match.modality)
+    ref = f"{upload.namespace}/{upload.name}"
+    head = checked_head(shelves, ref, adapter, match, upload.head, upload.form.classes)
+    if head is not None:
+        upload = replace(upload, head=head.data)
+        facts["head"] = head.shown
     return upload, {
-        **content_facts(adapter, match.linears),
+        **facts,
         "base_model": match.name,
         "base_fingerprint": match.fingerprint,
         "base_matched_by": match.matched_by,
-        "notes": [*spelling_notes(adapter), *use_notes(adapter, match.linears), *match.notes],
+        "notes": [*spelling_notes(adapter), *use_notes(adapter, match.linears, match.modality), *match.notes],
         "license": upload.form.license or card_licence(upload.card),
         "tags": upload.form.tags,
         "card": upload.card,
@@ -191,11 +202,13 @@ def spelling_notes(adapter: Adapter) -> list[str]:
 
 def _publish(shelves: Shelves, upload: Upload, new: dict[str, Any], weights: tuple[str, int]) -> tuple[Version, bool]:
     assert upload.config is not None  # _check wrote it
-    files = {WEIGHTS_FILE: weights, CONFIG_FILE: keep_bytes(shelves, upload.config)}
+    files = {**upload.others, WEIGHTS_FILE: weights, CONFIG_FILE: keep_bytes(shelves, upload.config)}
     if upload.card is not None:
         files[CARD_FILE] = keep_bytes(shelves, upload.card.encode())
     if upload.tokenizer is not None:
         files[TOKENIZER_FILE] = keep_bytes(shelves, upload.tokenizer)
+    if upload.head is not None:
+        files[HEAD_FILE] = keep_bytes(shelves, upload.head)
     with stage("upload publish"):
         version, created = shelves.registry.publish(upload.namespace, upload.name, NewVersion(**new, files=files))
     if created:

@@ -15,6 +15,7 @@ from typing import Any
 from app.merging_service import Draft, draft_stored, merged_config
 from app.problems import Refusal
 from app.shelves import Shelves
+from app.veil import Veil
 from app.work import Work
 from deltas.adapter import Adapter
 from deltas.tokenizer import Tokenizer
@@ -71,7 +72,14 @@ def _same_content(shelves: Shelves, ref: str, digest: str) -> Version | None:
 
 
 def draft_replay(shelves: Shelves, version: Version) -> Draft:
-    """The merge that made this version, ready to be done again. Raises Refusal: sources are gone."""
+    """The merge that made this version, ready to be done again.
+
+    Raises:
+        Refusal: sources are gone, or whoever asks may not see them.
+    """
+    if Veil.over(version):
+        detail = f"{version.ref} was made from adapters that this key may not read: it cannot be replayed for it."
+        raise Refusal(403, "hidden-sources", detail)
     recipe, digests = stored_recipe(version)
     return draft_stored(shelves, version.namespace, version.name, recipe, find_sources(shelves, recipe, digests))
 
@@ -115,7 +123,7 @@ def verify(
     answer: dict[str, Any] = {"ref": version.ref, "digest": f"sha256:{version.digest}", "origin": version.origin}
     if damaged:
         return {**answer, "outcome": "damaged", "summary": " ".join(damaged)}
-    if version.origin == "upload":
+    if version.origin != "merge":
         shelves.open_adapter(version).check_finite()
         on_progress(1, 1)
         summary = f"All {len(version.files)} files have the digests they were stored under; every number is finite."

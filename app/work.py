@@ -3,9 +3,12 @@
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from app.job_errors import JobTimeout, passes
+from app.job_errors import JobTimeout
+from app.passing import passes
 from store.errors import JobNotRunning, JobTakenOver
 from store.jobs import Job, JobTable
 
@@ -50,8 +53,8 @@ class Work:
         if self._heart is not None:
             self._heart.join()
 
-    def progress(self, done: int, total: int) -> None:
-        """Report finished steps; written at most ten times a second, and at the end.
+    def progress(self, done: int, total: int, detail: Mapping[str, Any] | None = None) -> None:
+        """Report finished steps, and what more is to be said; written at most ten times a second, and at the end.
 
         Raises:
             JobNotRunning, JobTakenOver: the job goes on elsewhere, or has ended.
@@ -63,7 +66,7 @@ class Work:
             self._reported_at = now
             lines, self._lines = self._lines, []
             try:
-                self._jobs.progress(self._job.id, done, total, self._job.attempts, lines)
+                self._jobs.progress(self._job.id, done, total, self._job.attempts, lines, detail)
                 self._heard_at = now
             except Exception as error:
                 self._lines = lines + self._lines
@@ -110,6 +113,11 @@ class Work:
     def stopping(self) -> bool:
         """Whether the run was broken off for the worker's sake, not the user's."""
         return self._stop.is_set() and not self._cancel
+
+    @property
+    def seconds(self) -> float:
+        """How long the attempt has taken."""
+        return time.monotonic() - self._began
 
     def last_lines(self) -> list[tuple[str, str]]:
         """The lines that are not written yet, for whoever writes how the job ended."""

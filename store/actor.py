@@ -14,8 +14,20 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """The most that a key may have; None: as much as there is."""
+
+    stored_bytes: int | None = None
+    adapters: int | None = None
+    jobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, from where, and the namespaces that they see (None: all)."""
+    """Who acts, from where, and the namespaces that they see (None: all).
+
+    ``job_id``: the job in which they act. ``all_jobs``: whether they see others' jobs too.
+    """
 
     name: str
     key_id: str | None = None
@@ -24,6 +36,7 @@ class Actor:
     job_id: str | None = None
     sight: frozenset[str] | None = None
     all_jobs: bool = True
+    quota: Quota = Quota()
 
     def sees(self, namespace: str) -> bool:
         """Whether names of this namespace are seen."""

@@ -7,13 +7,19 @@ StoreError
 ├── UnknownReference     a well-formed reference to nothing; names near matches
 ├── UnknownParent        a version's source was deleted while the version was being made
 ├── UnknownJob           no job has this id
+├── UnknownSurrogates    no images with this id are kept of an adapter
 ├── JobNotRunning        progress or an end was reported for a job that does not run
 ├── JobTakenOver         a report about a job that a later attempt runs by now
 ├── WorkerLost           nothing is heard any more of a job's worker
 ├── JobStalled           the worker of a job died again and again without getting further
+├── UnknownTransfer      an upload of the Hub's protocol that was never opened, or is over
 ├── MissingBlob          bytes that were never stored, or were removed since
 ├── DigestMismatch       the bytes are not those that were announced
 ├── VersionInUse         a version that something still needs
+├── UnknownKey           no API key has this id
+├── QuotaExceeded        a key has used up what it may keep
+│   └── JobQuotaExceeded a key has too many jobs under way
+├── RepositoryMoved      somebody else committed to a repository meanwhile
 ├── StorageFull          no space is left for blobs or rows
 ├── StorageBusy          the database stayed locked for longer than the time allowed
 │   └── LostRace         another writer got in the way; the same call, made again, may go through
@@ -108,6 +114,14 @@ class UnknownJob(StoreError):
         super().__init__(f"There is no job with id {shown(job_id)}.")
 
 
+class UnknownSurrogates(StoreError):
+    """Images that are not kept: never were, or their owner no longer allows it."""
+
+    def __init__(self, adapter: str, surrogates_id: str) -> None:
+        self.adapter = adapter
+        super().__init__(f"No images {shown(surrogates_id)} of {adapter} are kept.")
+
+
 class JobNotRunning(StoreError):
     """A worker reported on a job that is not in state ``running``."""
 
@@ -156,6 +170,13 @@ class JobStalled(StoreError):
         )
 
 
+class UnknownTransfer(StoreError):
+    """The address of an upload that is not (or no longer) expected; its id is a secret, and not repeated."""
+
+    def __init__(self) -> None:
+        super().__init__("This upload is not expected, or was finished or given up a day ago: begin it again.")
+
+
 class MissingBlob(StoreError):
     """Bytes that the blob store does not hold."""
 
@@ -184,6 +205,37 @@ class VersionInUse(StoreError):
         self.reference = reference
         self.reasons = list(reasons)
         super().__init__(f"{reference} is still needed: {'; '.join(self.reasons)}. Use force to delete it anyway.")
+
+
+class UnknownKey(StoreError):
+    """No API key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        self.key_id = key_id
+        super().__init__(f"There is no API key with id {shown(key_id)}.")
+
+
+class QuotaExceeded(StoreError):
+    """A key's quota is used up: ``used`` of ``limit`` ``what`` ("bytes", "adapters", "running jobs") are taken."""
+
+    def __init__(self, what: str, limit: int, used: int, added: int) -> None:
+        self.what = what
+        self.limit = limit
+        self.used = used
+        self.added = added
+        super().__init__(f"This key may have {limit} {what} and has {used}; {added} more would be too many.")
+
+
+class JobQuotaExceeded(QuotaExceeded):
+    """Too many jobs of a key are queued or running; it passes when one of them ends."""
+
+
+class RepositoryMoved(StoreError):
+    """A commit was made for a state of the repository that is no longer its newest."""
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+        super().__init__(f"Somebody else committed to {reference} meanwhile: nothing was stored; try again.")
 
 
 class StorageFull(StoreError):
@@ -227,8 +279,8 @@ class SchemaNewer(StoreError):
         self.found = found
         self.newest = newest
         super().__init__(
-            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}: "
-            "start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
+            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}:"
+            " start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
         )
 
 

@@ -13,7 +13,7 @@ FINAL_STATES: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run as of the moment it was read. ``done`` of ``total`` steps are finished.
+    """One run as of the moment it was read. ``done`` of ``total`` steps are finished; ``detail`` says more.
 
     ``attempts`` counts how often a worker took it up, ``stalled`` how often in a row one died without new progress,
     ``failures`` how often it failed for something that passes. ``causes`` says, for the last attempts that ended
@@ -28,6 +28,7 @@ class Job:
     priority: int
     done: int
     total: int
+    detail: dict[str, Any] | None
     attempts: int
     stalled: int
     failures: int
@@ -42,6 +43,7 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     heartbeat_at: datetime | None
+    key_id: str | None
 
     @property
     def finished(self) -> bool:
@@ -71,6 +73,7 @@ def job_record(row: JobRow) -> Job:
         priority=row.priority,
         done=row.done,
         total=row.total,
+        detail=row.detail,
         attempts=row.attempts,
         stalled=row.stalled,
         failures=row.failures,
@@ -85,6 +88,7 @@ def job_record(row: JobRow) -> Job:
         started_at=row.started_at,
         finished_at=row.finished_at,
         heartbeat_at=row.heartbeat_at,
+        key_id=row.key_id,
     )
 
 

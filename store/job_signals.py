@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 from sqlalchemy import make_url
 
-from store.job_runs import CHANNEL
+from store.job_returns import CHANNEL
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from sys import float_info
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from store.actor import current_actor
 from store.models import AdapterRow, LineageRow, RecipeRow, VersionRow
 from store.records import Ancestor, Leaf, Lineage, Link
 
@@ -100,4 +101,7 @@ def needs(session: Session, version: VersionRow) -> list[str]:
         .distinct()
         .order_by(AdapterRow.namespace, AdapterRow.name, VersionRow.number)
     )
-    return reasons + [f"{row.namespace}/{row.name}@{row.number} was made from it" for row in children]
+    made = [(row.namespace, f"{row.namespace}/{row.name}@{row.number} was made from it") for row in children]
+    seen = [reason for namespace, reason in made if current_actor().sees(namespace)]
+    hidden = ["versions that this key may not see were made from it"] if len(seen) < len(made) else []
+    return reasons + seen + hidden

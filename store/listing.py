@@ -60,8 +60,8 @@ def words_of(q: str | None) -> tuple[str, ...]:
 def list_adapters(
     session: Session, filters: Filters, *, limit: int, cursor: str | None, indexed: bool
 ) -> Page[AdapterEntry]:
-    """One page of the adapters that are seen and whose latest version passes every filter; ``indexed``: there are inverted lists.
-    Raises BadCursor."""
+    """One page of the adapters that are seen and whose latest version passes every filter; ``indexed``: there are
+    inverted lists. Raises BadCursor."""
     after = None if cursor is None else decode_cursor("adapters", cursor, 2)
     if filters.impossible or any("\x00" in part for part in after or ()):
         return Page([], None)

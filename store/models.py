@@ -9,6 +9,10 @@ recipes ── versions                                           ├─ version
                                                               ├─ revocations
 jobs ── job_log                                               └─ lineage ── versions (the parent)
 idempotency_keys
+                                       adapters ─┬─ consents
+                                                 └─ surrogates ── (blob, by digest)
+
+Keys, the audit log and rate counts are in store.key_models; the Hub's repositories in store.hub_models.
 """
 
 from collections.abc import Callable
@@ -28,6 +32,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     func,
     text,
 )
@@ -100,7 +105,7 @@ class AdapterRow(Model):
     ``latest_number`` is the highest that still exists, None when every version was deleted."""
 
     __tablename__ = "adapters"
-    __table_args__ = (UniqueConstraint("namespace", "name"), Index(None, "name"))
+    __table_args__ = (UniqueConstraint("namespace", "name"), Index(None, "name"), Index(None, "key_id"))
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
     namespace: Mapped[str] = mapped_column(String(96))
@@ -108,6 +113,7 @@ class AdapterRow(Model):
     created_at: Mapped[datetime]
     last_number: Mapped[int] = mapped_column(default=0)
     latest_number: Mapped[int | None]
+    key_id: Mapped[str | None] = mapped_column(String(16))  # who made the name; quotas count by it
 
     tags: Mapped[list["TagRow"]] = relationship(order_by="TagRow.tag", cascade="all, delete-orphan")
     aliases: Mapped[list["AliasRow"]] = relationship(order_by="AliasRow.alias", viewonly=True)
@@ -161,6 +167,7 @@ class VersionRow(Model):
         Index(None, "base_model"),
         Index(None, "digest"),
         Index(None, "recipe_digest"),
+        Index(None, "key_id"),
         Index(
             "ix_versions_refused", "judged", sqlite_where=text("servable = 0"), postgresql_where=text("NOT servable")
         ),
@@ -194,11 +201,14 @@ class VersionRow(Model):
     servable: Mapped[bool]
     notes: Mapped[list[str]]
     judged: Mapped[int] = mapped_column(server_default="0")
+    predictable: Mapped[bool] = mapped_column(server_default=false())
+    head: Mapped[JsonDict | None] = mapped_column(OptionalJson)
     metrics: Mapped[JsonDict]
     origin: Mapped[str] = mapped_column(String(16))
     recipe_digest: Mapped[str | None] = mapped_column(ForeignKey("recipes.digest"))
     # The first origins, found once: walking up to them at each reading would cost more with every generation.
     leaves: Mapped[list[Any] | None] = mapped_column(OptionalJson)
+    key_id: Mapped[str | None] = mapped_column(String(16))  # who published it; quotas count by it
     # Large and rarely asked for: loaded only by name.
     report: Mapped[JsonDict | None] = mapped_column(OptionalJson, deferred=True)
 
@@ -206,9 +216,6 @@ class VersionRow(Model):
     licensing: Mapped[JsonDict | None] = mapped_column(OptionalJson)
 
     adapter: Mapped[AdapterRow] = relationship()
-    revocations: Mapped[list["RevocationRow"]] = relationship(
-        order_by="RevocationRow.revoked_at, RevocationRow.ancestor_ref", viewonly=True
-    )
     recipe: Mapped[RecipeRow | None] = relationship()
     files: Mapped[list["VersionFileRow"]] = relationship(
         order_by="VersionFileRow.filename", cascade="all, delete-orphan", passive_deletes=True
@@ -307,6 +314,33 @@ class SketchRow(Model):
     data: Mapped[bytes]
 
 
+class ConsentRow(Model):
+    """What the owner of an adapter allows others to find out about its training; no row: nothing."""
+
+    __tablename__ = "consents"
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
+    inversion: Mapped[bool]
+    show_surrogates: Mapped[bool]
+    updated_at: Mapped[datetime]
+
+
+class SurrogateRow(Model):
+    """The images that a distillation made out of one source, and the blob with them."""
+
+    __tablename__ = "surrogates"
+    __table_args__ = (Index(None, "adapter_id"), Index(None, "distilled_id"), Index(None, "digest"))
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"))
+    source_ref: Mapped[str] = mapped_column(String(210))
+    distilled_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"))
+    digest: Mapped[str] = mapped_column(String(64))
+    images: Mapped[int]
+    px: Mapped[int]
+    created_at: Mapped[datetime]
+
+
 class JobRow(Model):
     """One run of long work. ``furthest`` is the most steps ever done; ``stalled`` counts interruptions since.
 
@@ -319,6 +353,7 @@ class JobRow(Model):
     __table_args__ = (
         Index(None, "state", "created_at", "id"),
         Index(None, "created_at", "id"),
+        Index(None, "key_id"),
         Index(
             "uq_jobs_dedupe_key_active",
             "dedupe_key",
@@ -335,6 +370,7 @@ class JobRow(Model):
     dedupe_key: Mapped[str | None] = mapped_column(String(255))
     done: Mapped[int] = mapped_column(default=0)
     total: Mapped[int] = mapped_column(default=0)
+    detail: Mapped[JsonDict | None] = mapped_column(OptionalJson)
     furthest: Mapped[int] = mapped_column(default=0)
     attempts: Mapped[int] = mapped_column(default=0)
     stalled: Mapped[int] = mapped_column(default=0)
@@ -346,6 +382,7 @@ class JobRow(Model):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
+    key_id: Mapped[str | None] = mapped_column(String(16))  # whose job it is
     priority: Mapped[int] = mapped_column(server_default="0", default=0)
     worker: Mapped[str | None] = mapped_column(String(255))
     leased_until: Mapped[datetime | None]

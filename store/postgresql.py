@@ -22,7 +22,8 @@ _LOOK_AFTER_S = 1.0
 """A connection that was idle for longer is tried before it is used; a busy one would pay for that at each request."""
 # A peer that vanished without a word (a cut cable) is given up after about half a minute.
 _ALIVE = {
-    "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000,
+    "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
 }  # fmt: skip
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html

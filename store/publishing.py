@@ -30,8 +30,8 @@ LONGEST_INDEXED = 512
 def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVersion) -> VersionRow:
     """Add the version to the session under ``adapter.last_number``.
 
-    A file's size is the blob's own. Raises MissingBlob, UnknownParent, InvalidName; ValueError for half a recipe, for a tokenizer
-    without its identity or for a number that is not finite, which are mistakes of the caller.
+    A file's size is the blob's own. Raises MissingBlob, UnknownParent, InvalidName; ValueError for half a recipe, for a
+    tokenizer without its identity or for a number that is not finite, which are mistakes of the caller.
     """
     if (new.recipe is None) != (new.recipe_digest is None):
         raise ValueError("recipe and recipe_digest come together or not at all")
@@ -79,6 +79,8 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
         servable=new.servable,
         notes=list(new.notes),
         judged=new.judged,
+        predictable=new.predictable,
+        head=None if new.head is None else dict(new.head),
         metrics=dict(new.metrics),
         origin=new.origin,
         recipe_digest=new.recipe_digest,

@@ -11,13 +11,14 @@ from datetime import datetime
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
-Origin = Literal["upload", "merge"]
+Origin = Literal["upload", "merge", "distillation"]
 
 VARYING = "varying"  # the role of a source whose weight is not the same in all modules, kept as its mean
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+HEAD_FILE = "head.safetensors"
 
 
 class BlobRef(NamedTuple):
@@ -79,6 +80,8 @@ class NewVersion:
     tags: Sequence[str] = ()
     mergeable: bool = True
     servable: bool = True
+    predictable: bool = False
+    head: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
     judged: int = 0
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -199,6 +202,8 @@ class Version:
     aliases: tuple[str, ...]
     mergeable: bool
     servable: bool
+    predictable: bool
+    head: dict[str, Any] | None
     notes: tuple[str, ...]
     metrics: dict[str, Any]
     origin: Origin
@@ -251,12 +256,14 @@ class Page(Generic[Item]):
 
 
 def version_digest(new: NewVersion) -> str:
-    """sha256 (hex) over the config's content, the weights' bytes and, if there is one, the tokenizer's content: what a
-    version *is*, without its card.
+    """sha256 (hex) over the config's content, the weights' bytes and, if there is one, the tokenizer's content and the
+    head's bytes: what a version *is*, without its card.
 
     The same adapter is the same version whether its config came as a file or as JSON in a request.
     """
     identity = {CONFIG_FILE: new.config_identity, WEIGHTS_FILE: new.files[WEIGHTS_FILE][0]}
     if new.tokenizer_identity is not None:
         identity[TOKENIZER_FILE] = new.tokenizer_identity
+    if HEAD_FILE in new.files:
+        identity[HEAD_FILE] = new.files[HEAD_FILE][0]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -8,12 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 from ulid import ULID
 
-from store.actor import current_actor
+from store.actor import current_actor, seen
+from store.audit import note
 from store.blobs import Blobs
 from store.database import Database, retried
 from store.errors import VersionInUse
+from store.hub_models import HubFileRow, HubPartRow
 from store.lineage import needs, read_lineage
 from store.listing import Filters, list_adapters, words_of
 from store.locks import hold_version, own_blobs
@@ -22,12 +25,14 @@ from store.models import (
     AliasRow,
     BaseModelRow,
     LineageRow,
+    SurrogateRow,
     TagRow,
     VersionFileRow,
     VersionRow,
     now,
 )
 from store.publishing import add_version
+from store.quotas import check_publish
 from store.records import (
     AdapterEntry,
     Base,
@@ -60,7 +65,8 @@ class Registry:
     def publish(self, namespace: str, name: str, new: NewVersion) -> tuple[Version, bool]:
         """Add a version and return it with True; or the version of this adapter with the same bytes, with False.
 
-        Raises InvalidName, MissingBlob, UnknownParent, StorageFull, StorageBusy; then nothing has changed.
+        Raises InvalidName, MissingBlob, UnknownParent, QuotaExceeded, StorageFull, StorageBusy; then nothing has
+        changed.
         """
         validate_name(namespace, "namespace")
         validate_name(name)
@@ -70,6 +76,7 @@ class Registry:
         digest = version_digest(new)
         with self.database.session() as session:
             adapter = find_adapter(session, namespace, name)
+            fresh = adapter is None or adapter.latest_number is None
             if adapter is None:
                 adapter = AdapterRow(id=str(ULID()), namespace=namespace, name=name, created_at=now(), last_number=0)
                 session.add(adapter)
@@ -77,11 +84,24 @@ class Registry:
             existing = session.scalar(same)
             if existing is not None:
                 return read_version(session, existing), False
+            size = sum(self.blobs.size(digest) for digest, _ in new.files.values())
+            check_publish(session, size, new_adapter=fresh)
+            if fresh:
+                adapter.key_id = current_actor().key_id
             adapter.last_number += 1
             adapter.latest_number = adapter.last_number
             present = {tag.tag for tag in adapter.tags}
             adapter.tags.extend(TagRow(tag=tag) for tag in dict.fromkeys(tags) if tag not in present)
             row = add_version(session, self.blobs, adapter, new)
+            row.key_id = current_actor().key_id
+            published = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "origin": row.origin}
+            note(
+                session,
+                "version.publish",
+                f"{namespace}/{name}@{row.number}",
+                adapter=(namespace, name),
+                after=published,
+            )
             shelve(session, adapter, indexed=self.database.is_postgresql)
             return read_version(session, row.id), True
 
@@ -142,7 +162,17 @@ class Registry:
         validate_alias(alias)
         with self.database.session() as session:
             row = version_row(session, Reference(namespace, name, version=version), lock=True)
+            before = _pointed_to(session, row.adapter_id, alias)
             session.merge(AliasRow(adapter_id=row.adapter_id, alias=alias, version_id=row.id, updated_at=now()))
+            after = {"version": row.number}
+            note(
+                session,
+                "alias.set",
+                f"{namespace}/{name}:{alias}",
+                adapter=(namespace, name),
+                before=before,
+                after=after,
+            )
             return read_version(session, row.id)
 
     @retried
@@ -151,6 +181,8 @@ class Registry:
         with self.database.session() as session:
             row = version_row(session, Reference(namespace, name, alias=alias), lock=True)
             session.execute(delete(AliasRow).where(AliasRow.adapter_id == row.adapter_id, AliasRow.alias == alias))
+            before = {"version": row.number}
+            note(session, "alias.delete", f"{namespace}/{name}:{alias}", adapter=(namespace, name), before=before)
 
     @retried
     def set_tags(self, namespace: str, name: str, tags: Sequence[str]) -> tuple[str, ...]:
@@ -160,6 +192,8 @@ class Registry:
             adapter = adapter_row(session, namespace, name, lock=True)
             kept = {tag.tag: tag for tag in adapter.tags}
             adapter.tags = [kept.get(tag) or TagRow(tag=tag) for tag in wanted]
+            before, after = {"tags": sorted(kept)}, {"tags": wanted}
+            note(session, "tags.set", f"{namespace}/{name}", adapter=(namespace, name), before=before, after=after)
             shelve(session, adapter, indexed=self.database.is_postgresql)
         return tuple(wanted)
 
@@ -169,7 +203,7 @@ class Registry:
         Raises UnknownReference; VersionInUse when an alias or a child needs it. With ``force`` its aliases go too,
         and its children keep its reference as text.
         """
-        self._remove_unneeded(self._delete_rows(namespace, name, number, force))
+        self.remove_unneeded(self._delete_rows(namespace, name, number, force))
 
     @retried
     def _delete_rows(self, namespace: str, name: str, number: int, force: bool) -> set[str]:
@@ -181,6 +215,9 @@ class Registry:
             if reasons and not force:
                 raise VersionInUse(f"{namespace}/{name}@{number}", reasons)
             digests = {file.digest for file in row.files}
+            gone = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "forced": bool(reasons)}
+            note(session, "version.delete", f"{namespace}/{name}@{number}", adapter=(namespace, name), before=gone)
+            digests |= set(session.scalars(select(SurrogateRow.digest).where(SurrogateRow.distilled_id == row.id)))
             session.execute(delete(AliasRow).where(AliasRow.version_id == row.id))
             session.execute(update(LineageRow).where(LineageRow.parent_id == row.id).values(parent_id=None))
             adapter = row.adapter
@@ -196,13 +233,18 @@ class Registry:
     def collect_garbage(self, older_than_s: float) -> int:
         """Remove blobs that no version needs and that nobody stored or renewed for this long; how many."""
         old = [digest for digest, age_s in self.blobs.ages() if age_s >= older_than_s]
-        return sum(self._remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
+        return sum(self.remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
+
+    def release(self, digests: Collection[str]) -> int:
+        """Remove those of these blobs that nothing needs; how many. Their uploader says that they served their turn."""
+        return self.remove_unneeded(digests) if digests else 0
 
     def find_by_recipe(
         self, recipe_digest: str, namespace: str | None = None, name: str | None = None
     ) -> Version | None:
-        """The first version made by this recipe, anywhere or under one namespace or name only."""
-        statement = select(VersionRow).join(VersionRow.adapter).where(VersionRow.recipe_digest == recipe_digest)
+        """The first version made by this recipe that is seen, anywhere or under one namespace or name only."""
+        statement = select(VersionRow).join(VersionRow.adapter)
+        statement = statement.where(VersionRow.recipe_digest == recipe_digest, seen(AdapterRow.namespace))
         if namespace is not None:
             statement = statement.where(AdapterRow.namespace == namespace)
         if name is not None:
@@ -230,10 +272,23 @@ class Registry:
 
     @retried
     def judge_again(
-        self, version: Version, *, mergeable: bool, servable: bool, notes: Sequence[str], judged: int
+        self,
+        version: Version,
+        *,
+        mergeable: bool,
+        servable: bool,
+        predictable: bool,
+        notes: Sequence[str],
+        judged: int,
     ) -> None:
         """Say anew what can be done with a version that is there already; nothing else of it changes."""
-        said = {"mergeable": mergeable, "servable": servable, "notes": list(notes), "judged": judged}
+        said = {
+            "mergeable": mergeable,
+            "servable": servable,
+            "predictable": predictable,
+            "notes": list(notes),
+            "judged": judged,
+        }
         with self.database.session() as session:
             session.execute(update(VersionRow).where(VersionRow.id == version.id).values(**said))
 
@@ -262,9 +317,18 @@ class Registry:
             return [base_record(row) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
 
     @retried
-    def _remove_unneeded(self, digests: Collection[str]) -> int:
+    def remove_unneeded(self, digests: Collection[str]) -> int:
+        """Remove those of these blobs that nothing needs; how many."""
         # Publishing holds its blobs from the moment it looks for them, so it never relies on one removed here.
         with self.database.session() as session:
             own_blobs(session, digests)
-            needed = set(session.scalars(select(VersionFileRow.digest).where(VersionFileRow.digest.in_(digests))))
+            needed: set[str | None] = set()
+            for column in (VersionFileRow.digest, SurrogateRow.digest, HubFileRow.digest, HubPartRow.digest):
+                needed.update(session.scalars(select(column).where(column.in_(digests))))
             return sum(self.blobs.remove(digest) for digest in digests if digest not in needed)
+
+
+def _pointed_to(session: Session, adapter_id: str, alias: str) -> dict[str, Any] | None:
+    statement = select(VersionRow.number).join(AliasRow, AliasRow.version_id == VersionRow.id)
+    number = session.scalar(statement.where(AliasRow.adapter_id == adapter_id, AliasRow.alias == alias))
+    return None if number is None else {"version": number}

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from sqlalchemy import select
 
+from store.actor import current_actor, seen
 from store.database import Database, retried
-from store.models import SketchRow, VersionRow
+from store.models import AdapterRow, SketchRow, VersionRow
 from store.records import Version
 from store.rows import read_versions
 
@@ -37,7 +38,7 @@ class SketchTable:
             return session.scalar(statement)
 
     def of_base(self, base_model: str | None, kind: int) -> Iterator[tuple[list[str], bytes]]:
-        """The sketches of all versions on one base model, as (version ids, sketches one after the other)."""
+        """The sketches of all versions on one base model that are seen, as (version ids, sketches after each other)."""
         statement = (
             select(SketchRow.version_id, SketchRow.data)
             .join(VersionRow, VersionRow.id == SketchRow.version_id)
@@ -45,6 +46,8 @@ class SketchTable:
                 VersionRow.base_model.is_not_distinct_from(base_model), SketchRow.kind == kind, SketchRow.data != b""
             )
         )
+        if current_actor().sight is not None:
+            statement = statement.join(VersionRow.adapter).where(seen(AdapterRow.namespace))
         with self.database.reading() as session:
             for rows in session.execute(statement, execution_options={"yield_per": BATCH}).partitions():
                 ids, data = zip(*rows, strict=True)

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: the real base model, converted once per environment; a real PostgreSQL."""
+"""What tests of several rooms share: the real base models, converted once per environment; a real PostgreSQL."""
 
 import sys
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from merging.recycle.vision_base import DEFAULT_VISION_BASE, VisionBase, ensure_vision_base, load_vision_base
 from serving.base_model import DEFAULT_BASE, ensure_base
 from tests.postgres import Server, running_server
 
@@ -26,3 +27,10 @@ def postgres() -> Iterator[Server]:
     """A PostgreSQL server, started when the first test asks for it."""
     with running_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def bundled() -> VisionBase:
+    """The bundled vision base, converted once per environment."""
+    folder = ensure_vision_base(DEFAULT_VISION_BASE, [], Path(sys.prefix) / "share" / "spolia" / "models")
+    return load_vision_base(folder)

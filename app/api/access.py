@@ -14,13 +14,13 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
 from app.house import House
-from app.identity.caller import Caller, Scope
+from app.identity.caller import EVERYWHERE, Caller, Scope
 from store.actor import become
 
 
 async def house(request: Request) -> House:
-    """The rooms that the lifespan opened. Asynchronous although it waits for nothing: a plain function would be sent to a
-    thread, at each request."""
+    """The rooms that the lifespan opened. Asynchronous although it waits for nothing: a plain function would be sent to
+    a thread, at each request."""
     opened: House = request.app.state.house
     return opened
 
@@ -31,15 +31,17 @@ class Needs(SecurityBase):
     model = HTTPBearer(description="An API key: `Authorization: Bearer spolia_…`. Open services need none.")
     scheme_name = "key"
 
-    def __init__(self, scope: Scope | None, *, anywhere: bool) -> None:
+    def __init__(self, scope: Scope | None, *, anywhere: bool, everywhere: bool) -> None:
         self.scope = scope
         self.anywhere = anywhere or scope == "read"
+        self.everywhere = everywhere
 
     async def __call__(self, request: Request) -> Caller:
         """The caller, who may do this. A coroutine, so that what it sets holds for the handler too."""
         caller: Caller = request.state.caller
         if self.scope is not None:
-            caller.check(self.scope, None if self.anywhere else request.path_params.get("namespace"))
+            namespace = None if self.anywhere else request.path_params.get("namespace")
+            caller.check(self.scope, EVERYWHERE if self.everywhere else namespace)
         become(caller.actor(self.scope))
         return caller
 
@@ -51,12 +53,13 @@ class Public:
         """Nothing is asked."""
 
 
-def needs(scope: Scope | None, *, anywhere: bool = False) -> fastapi_params.Depends:
+def needs(scope: Scope | None, *, anywhere: bool = False, everywhere: bool = False) -> fastapi_params.Depends:
     """The declaration of a route: the scope it needs, None for any valid key.
 
-    `anywhere`: holding the scope in some namespace is enough, whatever namespace the address names.
+    `anywhere`: holding the scope in some namespace is enough, whatever namespace the address names. `everywhere`: it
+    must be held in `*`, for what belongs to nobody's namespace.
     """
-    guard: fastapi_params.Depends = Depends(Needs(scope, anywhere=anywhere))
+    guard: fastapi_params.Depends = Depends(Needs(scope, anywhere=anywhere, everywhere=everywhere))
     return guard
 
 

@@ -11,6 +11,7 @@ from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
 from app.revoked import in_force
 from app.schemas import AliasBody, Body, TagsBody, Text
+from app.veil import Veil
 from store.records import Version
 from store.registry import Registry
 
@@ -67,7 +68,8 @@ def get_report(house: HouseDep, namespace: str, name: str, version: str) -> dict
     report = house.registry.report(found)
     if report is None:
         raise Refusal(404, "no-report", f"{found.ref} was uploaded, not merged: it has no report.")
-    return report
+    covered: dict[str, Any] = Veil.over(found)(report)
+    return covered
 
 
 @router.delete("/{namespace}/{name}/versions/{version}", status_code=204, dependencies=[needs("write")])

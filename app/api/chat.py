@@ -5,6 +5,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
+from app.answer_docs import STREAMED
 from app.api.access import HouseDep, needs
 from app.api.streaming import answer_stream, answer_whole
 from app.asking import addressed
@@ -19,7 +20,7 @@ from serving.engine import Generation
 router = APIRouter(prefix="/v1", tags=["generation"])
 
 
-@router.post("/chat/completions", dependencies=[needs("generate")])
+@router.post("/chat/completions", responses=STREAMED, dependencies=[needs("generate")])
 async def chat_completions(house: HouseDep, request: Request, body: ChatBody) -> Response:
     """Go on with a conversation, with the base model, an adapter, or a weighted set of adapters."""
     chosen, generations = await to_thread.run_sync(_prepare, house, body)

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/compare", tags=["merges"])
 
 @router.get("", dependencies=[needs("read")])
 def get_comparison(
-    house: HouseDep, refs: Annotated[str, Query(min_length=1, max_length=20_000, description="refs, comma between")]
+    house: HouseDep, refs: Annotated[str, Query(min_length=1, max_length=4096, description="refs, comma between")]
 ) -> dict[str, Any]:
     """Norms, cosines, sign agreement and shared subspaces, in all and layer by layer; duplicates by name."""
     asked = [ref.strip() for ref in refs.split(",") if ref.strip()]

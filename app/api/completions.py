@@ -6,6 +6,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
+from app.answer_docs import STREAMED
 from app.api.access import HouseDep, needs
 from app.api.streaming import answer_stream, answer_whole
 from app.asking import addressed
@@ -31,7 +32,7 @@ class Work:
     echoed: list[str]
 
 
-@router.post("/completions", dependencies=[needs("generate")])
+@router.post("/completions", responses=STREAMED, dependencies=[needs("generate")])
 async def completions(house: HouseDep, request: Request, body: CompletionBody) -> Response:
     """Continue prompts (texts or token ids), with the base model, an adapter, or a weighted set of adapters."""
     work = await to_thread.run_sync(_prepare, house, body)

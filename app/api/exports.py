@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from app.answer_docs import MADE_FILE
 from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.api.files import etag_matches
@@ -48,7 +49,12 @@ def get_compatibility(house: HouseDep, namespace: str, name: str, version: str) 
     return compatibility_json(found, house.exporter.verdicts(found))
 
 
-@router.get("/{namespace}/{name}/versions/{version}/export", response_class=FileResponse, dependencies=[needs("read")])
+@router.get(
+    "/{namespace}/{name}/versions/{version}/export",
+    response_class=FileResponse,
+    responses=MADE_FILE,
+    dependencies=[needs("read")],
+)
 async def get_export(
     house: HouseDep,
     namespace: str,

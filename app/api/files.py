@@ -6,11 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from fastapi.responses import FileResponse, Response
 
+from app.answer_docs import FILE
 from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
+from app.house import House
 from app.problems import Refusal, problem_response
 from app.revoked import readable
-from store.records import VersionFile
+from store.records import BlobRef
 
 router = APIRouter(prefix="/v1/adapters", tags=["files"])
 
@@ -19,7 +21,10 @@ _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
 @router.get(
-    "/{namespace}/{name}/versions/{version}/files/{filename}", response_class=FileResponse, dependencies=[needs("read")]
+    "/{namespace}/{name}/versions/{version}/files/{filename}",
+    response_class=FileResponse,
+    responses=FILE,
+    dependencies=[needs("read")],
 )
 @router.head(
     "/{namespace}/{name}/versions/{version}/files/{filename}", include_in_schema=False, dependencies=[needs("read")]
@@ -41,13 +46,20 @@ def get_file(
         known = [file.name for file in found.files]
         detail = f"{found.ref} has no file {filename[:80]!r}; it has {', '.join(known)}."
         raise Refusal(404, "unknown-file", detail, known=known)
-    etag = f'"sha256:{file.digest}"'
+    return blob_response(house, filename, BlobRef(file.digest, file.size_bytes), if_none_match, range_)
+
+
+def blob_response(
+    house: House, filename: str, blob: BlobRef, if_none_match: str | None, range_: str | None, mark: str = "sha256:"
+) -> Response:
+    """A stored file, whole or in part, or the word that the client has it. `mark`: what the ETag begins with."""
+    etag = f'"{mark}{blob.digest}"'
     headers = {"etag": etag, "cache-control": "no-cache"}
     if if_none_match is not None and etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
-    if range_ is not None and not _satisfiable(range_, file.size_bytes):
-        return _no_such_range(file)
-    path = house.shelves.blobs.path(file.digest)
+    if range_ is not None and not _satisfiable(range_, blob.size_bytes):
+        return _no_such_range(blob)
+    path = house.shelves.blobs.path(blob.digest)
     suffix = filename[filename.rfind(".") :]
     return FileResponse(path, headers=headers, media_type=MEDIA_TYPES.get(suffix, "application/octet-stream"))
 
@@ -69,7 +81,7 @@ def _satisfiable(header: str, size: int) -> bool:
     return int(first) < size and (not last or int(last) >= int(first))
 
 
-def _no_such_range(file: VersionFile) -> Response:
+def _no_such_range(file: BlobRef) -> Response:
     detail = f"The file has {file.size_bytes} bytes; ask for one range inside it, such as bytes=0-99."
     headers = {"content-range": f"bytes */{file.size_bytes}"}
     return problem_response(416, "range-not-satisfiable", detail, {"size_bytes": file.size_bytes}, headers)

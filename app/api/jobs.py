@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
+from app.answer_docs import FOLLOWED
 from app.api.access import HouseDep, needs
 from app.house import House
 from app.presenting import job_json, line_json, page_json
@@ -65,7 +66,7 @@ def job_log(house: HouseDep, job_id: str, query: Annotated[LogQuery, Query()]) -
     return {"items": [line_json(line) for line in lines], "next_after": lines[-1].number if lines else query.after}
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse, dependencies=[needs(None)])
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=FOLLOWED, dependencies=[needs(None)])
 async def job_events(house: HouseDep, job_id: str) -> StreamingResponse:
     """The job as it changes, as server-sent events, until it has ended.
 

@@ -4,10 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from app.answer_docs import at_once
 from app.api.access import HouseDep, needs
 from app.api.idempotent import IdempotentRoute
 from app.errors import sentence
-from app.merging_service import answer_from_registry, draft_merge, result_json
+from app.identity.caller import current
+from app.merging_service import answer_from_registry, draft_merge, result_json, target_name
 from app.observing.origin import with_origin
 from app.presenting import job_json
 from app.priorities import allowed_priority
@@ -35,9 +37,12 @@ def get_method(name: str) -> dict[str, Any]:
     return {**methods()[name].describe(), "notes": notes_on(name)}
 
 
-@router.post("/merges", status_code=202, dependencies=[needs("merge")])
+@router.post(
+    "/merges", status_code=202, responses=at_once("What exists already, or a plan"), dependencies=[needs("merge")]
+)
 def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bool = False) -> dict[str, Any]:
     """Queue a merge; answer at once (200) with what exists already, or with the plan if it is a dry run."""
+    current().check("merge", target_name(body.name)[0])
     priority = allowed_priority(house.settings, body.priority)
     draft = draft_merge(house.shelves, body)
     if dry_run:

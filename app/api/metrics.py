@@ -13,7 +13,7 @@ from app.identity.caller import current
 from app.observing.metrics import REGISTRY
 from app.observing.page import labelled, render, visible
 from app.observing.states import build_info, engine_states, job_states
-from app.observing.worker_page import read
+from app.observing.worker_page import FOLDER, read
 from store.job_counts import active_jobs
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,11 @@ async def get_metrics(house: HouseDep, request: Request) -> Response:
         families += labelled(found or (), "api")
         up.add_metric([name], found is not None)
     settings = house.settings
-    told = await _asked(house, "worker-metrics", lambda: read(settings.data_dir, settings.probe_timeout_s))
-    families += told or ()
-    up.add_metric(["worker"], told is not None)
+    if settings.jobs == "embedded":
+        page_of = settings.data_dir / FOLDER / "worker"
+        told = await _asked(house, "worker", lambda: read(page_of, settings.probe_timeout_s))
+        families += told or ()
+        up.add_metric(["worker"], told is not None)
     families = [*visible(families, current().sight("read")), *labelled([up], "api")]
     page, content_type = render(families, request.headers.get("accept", ""))
     return Response(page, headers={"content-type": content_type, "cache-control": "no-store"})

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from app.api.access import HouseDep, needs
 from app.generation import model_version
 from app.house import House
+from app.identity.caller import current
 from store.records import AdapterEntry, Version
 
 router = APIRouter(prefix="/v1/models", tags=["generation"])
@@ -16,15 +17,21 @@ _PAGE = 200
 
 @router.get("", dependencies=[needs("generate")])
 def list_models(house: HouseDep) -> dict[str, Any]:
-    """The base model, and every adapter whose latest version can be served with it (the first max_models of them)."""
+    """The base model, every adapter whose latest version can be served with it (the first max_models of them), and the
+    names that vLLM's load call gave."""
     models = [_base_json(house)]
     cursor: str | None = None
     while len(models) < house.settings.max_models:
         page = house.registry.list_adapters(base_model=house.base.name, limit=_PAGE, cursor=cursor)
-        models += [_adapter_json(entry) for entry in page.items if entry.latest.servable and not entry.latest.revoked]
+        models += [
+            _adapter_json(entry)
+            for entry in page.items
+            if entry.latest.servable and not entry.latest.revoked and current().may("generate", entry.namespace)
+        ]
         cursor = page.next_cursor
         if cursor is None:
             break
+    models += [_version_json(name, version) for name, version in house.shelves.model_names.all()]
     return {"object": "list", "data": models[: house.settings.max_models]}
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from app.answer_docs import at_once
 from app.api.access import HouseDep, needs
 from app.api.idempotent import IdempotentRoute
 from app.api.merges import post_merge
@@ -13,7 +14,7 @@ from app.schemas import OnlineMergeBody
 router = APIRouter(prefix="/v1/online-merges", tags=["merges"], route_class=IdempotentRoute)
 
 
-@router.post("", status_code=202, dependencies=[needs("merge")])
+@router.post("", status_code=202, responses=at_once("Nothing needs to be computed"), dependencies=[needs("merge")])
 def post_online_merge(
     house: HouseDep, response: Response, body: OnlineMergeBody, dry_run: bool = False
 ) -> dict[str, Any]:

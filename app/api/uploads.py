@@ -6,8 +6,10 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
+from app.answer_docs import NOT_HERE, at_once
 from app.api.access import HouseDep, needs
 from app.api.idempotent import IdempotentRoute
+from app.heads import stored_head
 from app.house import House
 from app.observing.tracing import stage
 from app.presenting import version_json
@@ -46,6 +48,8 @@ _BODY = {
                         "license": {"type": "string"},
                         "tags": {"type": "string", "description": "separated by commas"},
                         "base_model": {"type": "string"},
+                        "head": {**_FILE, "description": "head.safetensors: the classifier trained with the adapter"},
+                        "classes": {"type": "string", "description": "the head's classes, separated by commas"},
                     },
                 }
             },
@@ -55,7 +59,12 @@ _BODY = {
 }
 
 
-@router.put("/v1/uploads/{digest}", status_code=201, dependencies=[needs("write")])
+@router.put(
+    "/v1/uploads/{digest}",
+    status_code=201,
+    responses=at_once("These bytes were here already"),
+    dependencies=[needs("write")],
+)
 async def put_upload(house: HouseDep, request: Request, digest: Hex) -> JSONResponse:
     """Store a weights file under its digest; what arrives is hashed, and kept only if it is what was announced."""
     with house.shelves.blobs.stage() as staging:
@@ -67,7 +76,7 @@ async def put_upload(house: HouseDep, request: Request, digest: Hex) -> JSONResp
     return JSONResponse({"digest": f"sha256:{digest}", "size_bytes": size}, 200 if known else 201)
 
 
-@router.head("/v1/uploads/{digest}", dependencies=[needs("write")])
+@router.head("/v1/uploads/{digest}", responses=NOT_HERE, dependencies=[needs("write")])
 def head_upload(house: HouseDep, digest: Hex) -> Response:
     """Whether these bytes are here already, so that they need not be sent."""
     if not house.shelves.blobs.exists(digest):
@@ -76,7 +85,11 @@ def head_upload(house: HouseDep, digest: Hex) -> Response:
 
 
 @router.post(
-    "/v1/adapters/{namespace}/{name}/versions", status_code=201, openapi_extra=_BODY, dependencies=[needs("write")]
+    "/v1/adapters/{namespace}/{name}/versions",
+    status_code=201,
+    responses=at_once("The same bytes, and the version that is there"),
+    openapi_extra=_BODY,
+    dependencies=[needs("write")],
 )
 async def post_version(house: HouseDep, request: Request, namespace: str, name: str) -> JSONResponse:
     """Publish a version. The same bytes again: 200 and the version that is there."""
@@ -93,13 +106,14 @@ async def post_version(house: HouseDep, request: Request, namespace: str, name: 
 
 async def _from_multipart(house: House, request: Request, namespace: str, name: str) -> tuple[Version, bool]:
     async with read_multipart(request, house.settings) as parts:
-        upload = Upload(namespace, name, parts.config, parts.card, parts.form, parts.tokenizer)
+        upload = Upload(namespace, name, parts.config, parts.card, parts.form, parts.tokenizer, parts.head)
         return await to_thread.run_sync(publish_file, house.shelves, upload, parts.weights)
 
 
 async def _from_json(house: House, request: Request, namespace: str, name: str) -> tuple[Version, bool]:
     body = await read_json_body(request, VersionUpload)
-    form = VersionForm(license=body.license, tags=body.tags, base_model=body.base_model)
+    form = VersionForm(license=body.license, tags=body.tags, base_model=body.base_model, classes=body.classes)
     config = None if body.config is None else config_bytes(body.config)
-    upload = Upload(namespace, name, config, body.card, form, tokenizer_bytes(body.tokenizer))
+    head = None if body.head is None else await to_thread.run_sync(stored_head, house.shelves, body.head)
+    upload = Upload(namespace, name, config, body.card, form, tokenizer_bytes(body.tokenizer), head)
     return await to_thread.run_sync(publish_blob, house.shelves, upload, body.weights.removeprefix("sha256:"))

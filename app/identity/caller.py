@@ -12,9 +12,10 @@ admin      all of these; held in `*` also keys, the audit log and what belongs t
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
 
+from app.identity.limits_of_keys import KeyLimits
 from app.problems import Refusal
 from store.actor import Actor, acting
 
@@ -35,15 +36,30 @@ class Forbidden(Refusal):
         super().__init__(403, "forbidden", detail, scope=scope, namespace=namespace)
 
 
+class Meter(Protocol):
+    """What generations cost a caller."""
+
+    def check(self) -> None:
+        """Raises RateLimited where nothing is left to spend."""
+
+    def spend(self, tokens: int) -> None:
+        """Count what was used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One who asks. `key_id` is None where no key was needed, and for the service itself."""
+    """One who asks. `key_id` is None where no key was needed, and for the service itself.
+
+    `tokens` counts what their generations cost, where that is limited.
+    """
 
     name: str
     grants: Mapping[str, frozenset[Scope]]
     key_id: str | None = None
     address: str | None = None
     request_id: str | None = None
+    limits: KeyLimits = field(default_factory=KeyLimits)
+    tokens: Meter | None = None
 
     def may(self, scope: Scope, namespace: str | None = None) -> bool:
         """Whether the scope is held in the namespace; without one, whether it is held in any."""
@@ -73,6 +89,7 @@ class Caller:
             request_id=self.request_id,
             sight=self.sight(scope),
             all_jobs=self.may("admin", EVERYWHERE),
+            quota=self.limits.quota,
         )
 
     def _held(self, namespace: str) -> frozenset[Scope]:
@@ -86,6 +103,8 @@ def _place(namespace: str) -> str:
 ALL: Mapping[str, frozenset[Scope]] = {EVERYWHERE: frozenset({"admin"})}
 LOCAL = Caller("anonymous", ALL)
 """Whoever reaches a service that needs no keys."""
+NOBODY = Caller("nobody", {})
+"""Whoever asks for what needs no key."""
 SERVICE = Caller("spolia", ALL)
 """The service itself: what happens outside requests."""
 

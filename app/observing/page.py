@@ -26,19 +26,25 @@ def visible(families: Iterable[Metric], sight: Collection[str] | None) -> Iterat
         yield family
 
 
+def joined(families: Iterable[Metric]) -> list[Metric]:
+    """The same samples with every family once, whoever has samples of it."""
+    found: dict[str, Metric] = {}
+    for family in families:
+        known = found.setdefault(family.name, family)
+        if known is not family:
+            known.samples += family.samples
+    return list(found.values())
+
+
 class _Joined(CollectorRegistry):
-    """Families by name: a name comes once in a page, whoever has samples of it."""
+    """Families of any origin, as one page."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         super().__init__()
-        self._families: dict[str, Metric] = {}
-        for family in families:
-            known = self._families.setdefault(family.name, family)
-            if known is not family:
-                known.samples += family.samples
+        self._families = joined(families)
 
     def collect(self) -> Iterable[Metric]:
-        return self._families.values()
+        return self._families
 
 
 def render(families: Iterable[Metric], accept: str) -> tuple[bytes, str]:

@@ -24,7 +24,9 @@ from store.database import Database
 from store.registry import Registry
 
 
-def client_process(kind: str, url: str, count: int, clients: int, seconds: float, rate: float, seed: int) -> list[float]:
+def client_process(
+    kind: str, url: str, count: int, clients: int, seconds: float, rate: float, seed: int
+) -> list[float]:
     """Seconds that each answer took, of `clients` threads at `rate` questions a second in all; 0: without a pause."""
     database = Database(url, connections=clients)
     registry = Registry(database, LocalBlobs(Path("/nowhere")))

@@ -37,7 +37,17 @@ TARGETS = (
 )
 WORD_COUNT = 40_000
 CARDS, CARD_WORDS = 20_000, 40  # so many different cards, of so many words on average
-COPIED = ("adapters", "recipes", "versions", "version_files", "version_targets", "tags", "aliases", "lineage", "listings")
+COPIED = (
+    "adapters",
+    "recipes",
+    "versions",
+    "version_files",
+    "version_targets",
+    "tags",
+    "aliases",
+    "lineage",
+    "listings",
+)
 BATCH = 50_000
 DROPPED = ("ix_listings_found_by", "ix_listings_ranks")
 
@@ -136,7 +146,10 @@ def version_rows(
     if merged:
         yield "recipes", (recipe, json.dumps({"method": "sum", "rank": 16}), at)
         leaves = json.dumps(
-            [[f"{parent.namespace}/{parent.name}@{VERSIONS}", weight, ["sum"], ["source"]] for parent, weight in zip(parents, weights, strict=True)]
+            [
+                [f"{parent.namespace}/{parent.name}@{VERSIONS}", weight, ["sum"], ["source"]]
+                for parent, weight in zip(parents, weights, strict=True)
+            ]
         )
     yield "versions", (
         version_id, one.id, number, digest(i, number), at + timedelta(milliseconds=number), "lora", one.base, None, "name",
@@ -196,7 +209,9 @@ def fill(url: str, count: int, processes: int) -> dict[str, float]:
     took: dict[str, float] = {}
     began = time.perf_counter()
     with psycopg.connect(connection_url(url), autocommit=True) as connection:
-        made_by = dict(connection.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'listings'").fetchall())
+        made_by = dict(
+            connection.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'listings'").fetchall()
+        )
         for index in DROPPED:
             connection.execute(f"DROP INDEX {index}")
         for base in BASES:

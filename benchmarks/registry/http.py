@@ -112,7 +112,9 @@ def main() -> None:
                     "database_cpu_ms": 1000 * (spent(postmaster) - other) / count,
                 }
                 rows.append(row)
-                print("  ".join(f"{name} {value:.2f}" if name != "read" else f"{value:28}" for name, value in row.items()))
+                print(
+                    "  ".join(f"{name} {value:.2f}" if name != "read" else f"{value:28}" for name, value in row.items())
+                )
         finally:
             service.terminate()
             service.wait(20)

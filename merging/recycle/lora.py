@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from deltas.adapter import Adapter
 from deltas.factors import Factors, cat, scaled
 from merging.recycle.errors import BadDistillation, SourceUnusable
-from merging.recycle.vision_base import PREFIX, VisionBase
+from merging.recycle.vision_base import VisionBase, VisionInfo, own_name
 from merging.recycle.vit import Lora
 
 PEFT_PREFIX = "base_model.model."
 
 
-def check_targets(base: VisionBase, targets: Sequence[str]) -> None:
+def check_targets(base: VisionBase | VisionInfo, targets: Sequence[str]) -> None:
     """Raises BadDistillation where a target is no ending of a linear layer's name."""
     for end in targets:
         if not any(name.endswith(f".{end}") for name in base.modules):
@@ -42,11 +42,11 @@ def new_lora(base: VisionBase, targets: Sequence[str], rank: int, rng: torch.Gen
 
 
 def module_names(adapter: Adapter) -> dict[str, str]:
-    """The adapter's name of each module -> the base's: a classifier's file has the network below `dinov2.`."""
-    return {name: name.removeprefix(PREFIX) for name in adapter.modules}
+    """The adapter's name of each module -> the base's."""
+    return {name: own_name(name) for name in adapter.modules}
 
 
-def read_lora(ref: str, adapter: Adapter, base: VisionBase) -> dict[str, Factors]:
+def read_lora(ref: str, adapter: Adapter, base: VisionBase | VisionInfo) -> dict[str, Factors]:
     """All of an adapter's factors in float32, under the base's names.
 
     Raises:

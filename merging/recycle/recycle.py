@@ -33,7 +33,7 @@ from merging.recycle.randomness import generator
 from merging.recycle.source import Source
 from merging.recycle.statistics import Moments, expected_moments
 from merging.recycle.surrogates import Pool, Surrogates, ask_teacher
-from merging.recycle.vision_base import VisionBase
+from merging.recycle.vision_base import VisionBase, VisionInfo
 from merging.recycle.vit import VisionTransformer
 
 VERSION = 1  # of what a distillation computes; part of every file's identity
@@ -72,7 +72,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", self.base.network.to(getattr(torch, self.params.precision)))
-        check(self.base, self.sources, self.params)
+        check(self.base.info, [source.ways for source in self.sources], self.params)
 
     def run(self) -> Distilled:
         """All phases. Raises DistillationCancelled, OSError."""
@@ -204,10 +204,14 @@ def distil(
     return Distillation(base, sources, params, folder, moments, on_progress, cancelled).run()
 
 
-def check(base: VisionBase, sources: Sequence[Source], params: RecycleParams) -> None:
-    """Everything that would stop a distillation in its middle. Raises BadDistillation."""
-    patch, blocks = base.network.sizes.patch_px, base.network.sizes.blocks
-    if not sources:
+def check(base: VisionInfo, ways: Sequence[int], params: RecycleParams) -> None:
+    """Everything that would stop a distillation in its middle; `ways`: how many classes each source has.
+
+    Raises:
+        BadDistillation: with what does not go together.
+    """
+    patch, blocks = base.sizes.patch_px, base.sizes.blocks
+    if not ways:
         raise BadDistillation("a distillation needs at least one source")
     if params.image_px % patch:
         raise BadDistillation(
@@ -222,7 +226,7 @@ def check(base: VisionBase, sources: Sequence[Source], params: RecycleParams) ->
                 f"tokens are pruned in blocks 0 to {blocks - 1} (or −1 to −{blocks}), asked: {asked}"
             ) from None
     check_targets(base, params.targets)
-    classes = sum(source.ways for source in sources)
+    classes = sum(ways)
     if params.meta.interpolation > 0 and params.meta.ways > classes:
         raise BadDistillation(
             f"an interpolated task of {params.meta.ways} classes needs as many; the sources have {classes}"

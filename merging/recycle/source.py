@@ -1,42 +1,20 @@
-"""A source of a distillation: an adapter with the classification head that was trained with it.
-
-The head is one linear layer, either among the adapter's own tensors (modules_to_save, under the name "classifier",
-"head" or "score") or in a safetensors file beside it with `weight` [ways, width] and perhaps `bias` [ways]. A head
-twice as wide as the base reads class token and mean patch, as `Dinov2ForImageClassification` does.
-"""
+"""A source of a distillation: an adapter with the classification head that was trained with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from deltas.factors import Factors
-from merging.recycle.errors import HeadMismatch, HeadMissing
+from merging.recycle.head import Head, built_in_head, read_head_file
 from merging.recycle.lora import read_lora
 from merging.recycle.vision_base import VisionBase
-from merging.recycle.vit import Seen, VisionTransformer
+from merging.recycle.vit import VisionTransformer
 
-HEADS = ("classifier", "head", "score")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Head:
-    """A linear classifier: weight [ways, width or twice the width], bias [ways]; float32."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def logits(self, seen: Seen) -> Tensor:
-        """[N, ways]."""
-        features = seen.embedding if self.weight.shape[1] == seen.embedding.shape[1] else seen.pooled
-        return F.linear(features, self.weight.to(features.dtype), self.bias.to(features.dtype))
+__all__ = ["Head", "Source", "open_source"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,46 +39,16 @@ class Source:
 def open_source(
     ref: str, adapter: Adapter, base: VisionBase, *, head: Path | None = None, classes: tuple[str, ...] = ()
 ) -> Source:
-    """Read a source. `head`: a file with its head, where the adapter does not hold one.
+    """Read a source. `head`: a file with its head, where the adapter does not hold one; `classes` take the place of
+    what the file calls them.
 
     Raises:
         SourceUnusable, HeadMissing, HeadMismatch, NonFiniteTensor.
     """
     based = adapter.with_base(FolderWeights(base.name, base.folder))
-    own = {name: based.extra(name).float() for name in based.extras} if not based.obstacles else {}
     lora = read_lora(ref, based, base)
-    return Source(ref, lora, _fitting(ref, _read_file(ref, head) if head else _find(ref, own), base), classes)
-
-
-def _find(ref: str, extras: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weight and perhaps bias of the one module that the adapter saves whole."""
-    modules = {name.rpartition(".")[0] for name in extras}
-    named = [module for module in sorted(modules) if module.rpartition(".")[2] in HEADS]
-    if not named:
-        raise HeadMissing(ref)
-    if len(named) > 1 or len(modules) > 1:
-        raise HeadMismatch(ref, f"is one of several whole modules ({', '.join(sorted(modules))}); one head is wanted")
-    return {name.rpartition(".")[2]: tensor for name, tensor in extras.items()}
-
-
-def _read_file(ref: str, path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise HeadMismatch(ref, f"cannot be read as safetensors ({str(error)[:200]})") from error
-    return {name.rpartition(".")[2]: tensor.float() for name, tensor in tensors.items()}
-
-
-def _fitting(ref: str, tensors: Mapping[str, Tensor], base: VisionBase) -> Head:
-    weight, bias = tensors.get("weight"), tensors.get("bias")
-    if weight is None or tensors.keys() - {"weight", "bias"}:
-        raise HeadMismatch(ref, f"must hold weight and perhaps bias, found {', '.join(sorted(tensors)) or 'nothing'}")
-    if weight.ndim != 2 or weight.shape[0] < 2 or weight.shape[1] not in (base.width, 2 * base.width):
-        wanted = f"[2 or more classes, {base.width} or {2 * base.width}]"
-        raise HeadMismatch(ref, f"has a weight of shape {list(weight.shape)}; for '{base.name}' it must be {wanted}")
-    bias = torch.zeros(len(weight)) if bias is None else bias
-    if bias.shape != (len(weight),):
-        raise HeadMismatch(ref, f"has a bias of shape {list(bias.shape)} beside {len(weight)} classes")
-    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-        raise HeadMismatch(ref, "holds NaN or infinite numbers")
-    return Head(weight, bias)
+    widths = (base.width, 2 * base.width)
+    if head is None:
+        return Source(ref, lora, built_in_head(ref, based, base.name, widths), classes)
+    found, named = read_head_file(ref, head, base.name, widths)
+    return Source(ref, lora, found, classes or named)

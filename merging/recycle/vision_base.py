@@ -41,6 +41,17 @@ _FINGERPRINTED = ("model_type", "hidden_size", "num_hidden_layers", "num_attenti
                   "image_size", "num_channels", "hidden_act", "layer_norm_eps")  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class VisionInfo:
+    """What can be known of a vision base without loading it. `modules`: its linear layers with (out, in)."""
+
+    name: str
+    fingerprint: str
+    modules: dict[str, tuple[int, int]]
+    sizes: Sizes
+    folder: Path
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class VisionBase:
     """A loaded vision base. `modules`: its linear layers with (out, in); `mean`, `std` [C]: what pixels from 0 to 1 are
@@ -57,6 +68,11 @@ class VisionBase:
     @property
     def width(self) -> int:
         return self.network.sizes.width
+
+    @property
+    def info(self) -> VisionInfo:
+        """What `vision_info` reads from the same folder."""
+        return VisionInfo(self.name, self.fingerprint, self.modules, self.network.sizes, self.folder)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Pixels from 0 to 1 [N, C, height, width] as the network takes them, in float32."""
@@ -105,6 +121,41 @@ def ensure_vision_base(name: str, search: Sequence[Path], target: Path) -> Path:
         return publish_folder(staging, target / folder_name(name))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def vision_info(folder: Path) -> VisionInfo:
+    """What can be known of a vision base from its folder's small files. Raises VisionBaseUnsupported."""
+    card = read_card(folder)
+    try:
+        sizes = Sizes.of(json.loads((folder / "config.json").read_text("utf-8")))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise VisionBaseUnsupported(card["name"], f"its config.json cannot be read ({error})") from error
+    modules = {module: (shape[0], shape[1]) for module, shape in card["modules"].items()}
+    return VisionInfo(card["name"], card["fingerprint"], modules, sizes, folder)
+
+
+def own_name(module: str) -> str:
+    """The base's name of a module, as an adapter calls it: below `dinov2.` in a classifier, or as earlier transformers
+    named it.
+
+    >>> own_name("dinov2.encoder.layer.0.attention.attention.query")
+    'encoder.layer.0.attention.q_proj'
+    """
+    module = module.removeprefix(PREFIX)
+    for old, new in RENAMED:
+        module = module.replace(old, new)
+    return module
+
+
+def adapted_names(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Every name that adapters may have for these modules, which `own_name` leads back."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, shape in modules.items():
+        earlier = name
+        for old, new in RENAMED:
+            earlier = earlier.replace(new, old)
+        found |= dict.fromkeys((name, earlier, f"{PREFIX}{name}", f"{PREFIX}{earlier}"), shape)
+    return found
 
 
 def load_vision_base(folder: Path, *, device: str = "cpu") -> VisionBase:
@@ -166,9 +217,7 @@ def _read(name: str, folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]
         raise VisionBaseUnsupported(name, "its blocks end in another MLP than two layers with GELU between")
     weights = {}
     for key, weight in stored.items():
-        key = key.removeprefix(PREFIX)
-        for old, new in RENAMED:
-            key = key.replace(old, new)
+        key = own_name(key)
         if not key.startswith("classifier.") and key != "embeddings.mask_token":
             weights[key] = weight
     try:

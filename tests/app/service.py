@@ -49,6 +49,8 @@ class Service:
             files = {"config": (folder / "adapter_config.json").read_bytes(), "weights": weights}
             if (folder / "tokenizer.json").is_file():
                 files["tokenizer"] = (folder / "tokenizer.json").read_bytes()
+            if (folder / "head.safetensors").is_file():
+                files["head"] = (folder / "head.safetensors").read_bytes()
             return self.http.post(f"/v1/adapters/{ref}/versions", files=files, data=fields)
 
     def push(self, ref: str, folder: Path, **fields: str) -> dict[str, Any]:

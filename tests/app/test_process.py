@@ -13,11 +13,15 @@ import pytest
 from pydantic import ValidationError
 
 from app.data_folder import DataFolderInUse, only_service
+from app.identity.exposure import RemoteRefused, check_exposure
 from app.jobs import EmbeddedJobEngine, open_job_engine
-from app.main import RemoteRefused, is_loopback, serve
+from app.loopback import is_loopback
+from app.main import serve
+from app.readiness import check_all
 from app.settings import Settings
+from app.shelves import open_shelves
 from serving.engine import Engine
-from tests.app.service import Service, small_adapter
+from tests.app.service import Service, small_adapter, soon
 from tests.e2e.process import SPOLIA, worker_of
 
 
@@ -44,9 +48,24 @@ def test_loopback_is_recognised(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", "", "127.0.0.1.example.org"])
 def test_nobody_listens_beyond_loopback_by_accident(host: str, tmp_path: Path) -> None:
     assert not is_loopback(host)
-    with pytest.raises(RemoteRefused, match="no API keys yet"):
+    with pytest.raises(RemoteRefused, match="no API key is needed"):
         serve(Settings(host=host, data_dir=tmp_path / "untouched"))
     assert not (tmp_path / "untouched").exists()
+
+
+def test_beyond_loopback_it_listens_once_there_is_a_key(tmp_path: Path) -> None:
+    settings = Settings(host="0.0.0.0", data_dir=tmp_path)
+    check_exposure(settings.model_copy(update={"require_keys": True}))
+    check_exposure(settings.model_copy(update={"allow_remote": True}))
+    shelves = open_shelves(settings)
+    shelves.database.migrate()
+    with pytest.raises(RemoteRefused):
+        check_exposure(settings)
+    key, _ = shelves.keys.create("root", {"*": ["admin"]})
+    check_exposure(settings)
+    shelves.keys.revoke(key.id)
+    shelves.database.close()
+    check_exposure(settings)  # it still asks: a door that was shut does not open by itself
 
 
 def test_ready_says_what_was_checked(service: Service) -> None:

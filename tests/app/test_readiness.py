@@ -17,7 +17,7 @@ from app.api import health
 from app.house import House
 from app.identity.caller import Caller
 from app.observing.patience import Patience
-from app.observing.worker_page import FILE
+from app.observing.worker_page import FOLDER
 from app.readiness import check_all
 from app.settings import Settings
 from serving.engine import Engine
@@ -118,9 +118,11 @@ def test_an_engine_that_hangs_in_a_step(house: House) -> None:
 def test_a_worker_that_does_not_answer(house: House, tmp_path: Path) -> None:
     said: Callable[[], str] = lambda: failing(with_settings(house, data_dir=tmp_path))["worker"]  # noqa: E731
     assert said() == "the worker is starting"
-    (tmp_path / FILE).write_text(f"{2**22 - 1} 9 127.0.0.1\n")
+    file = tmp_path / FOLDER / "worker"
+    file.parent.mkdir()
+    file.write_text(f"{2**22 - 1} 9 127.0.0.1\n")
     assert said() == "the worker has ended and is being started again"
-    (tmp_path / FILE).write_text("1 9 127.0.0.1\n")
+    file.write_text("1 9 127.0.0.1\n")
     assert said() == "the worker does not answer: ConnectError"
 
 

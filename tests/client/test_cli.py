@@ -130,7 +130,7 @@ def test_jobs_and_methods(shell: Shell, pushed: list[str]) -> None:
 
 
 def test_a_job_is_followed_read_and_cancelled(shell: Shell, pushed: list[str]) -> None:
-    job = shell.json("merge", "shell/job", *pushed, "--method", "cat", "--priority", 3, "--no-wait")
+    job = shell.json("merge", "shell/job", *pushed, "--method", "cat", "--seed", 5, "--priority", 3, "--no-wait")
     assert job["priority"] == 3
     assert "shell/job@1" in shell.text("job", "wait", job["id"])
     log = shell.text("job", "log", job["id"])
@@ -298,3 +298,13 @@ def test_revoke_and_undo(shell: Shell, tmp_path: Path) -> None:
     assert "revoked" not in shell.text("show", "shell/revocable")
     assert shell.fails("revoke", "shell/leaky", "--reason", "x")[0] == 2
     assert shell.fails("revoke", leaky)[0] == 2
+
+
+def test_without_keys_one_is_anonymous_and_changes_are_logged(shell: Shell, pushed: list[str]) -> None:
+    assert shell.json("whoami")["name"] == "anonymous"
+    assert "anonymous" in shell.text("whoami")
+    latest = shell.json("audit", "--adapter", "shell/a", "--action", "version.publish", "--limit", 1)
+    assert [(one["action"], one["actor"], one["address"]) for one in latest] == [
+        ("version.publish", "anonymous", "127.0.0.1")
+    ]
+    assert "version.publish" in shell.text("audit", "--namespace", "shell", "--action", "version.publish")

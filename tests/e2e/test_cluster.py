@@ -73,7 +73,7 @@ def test_they_are_one_service(
     ]
     for promotion in promotions:
         ended = two.wait_job(promotion)
-        assert (ended["state"], ended["attempts"]) == ("succeeded", 1), ended
+        assert (ended["state"], ended["attempts"]) == ("succeeded", 1), ended["error"]
 
     # An API process that is killed takes nothing with it.
     job = one.http.post("/v1/merges", json={**recipe, "name": "w/later", "seed": 7}).json()

@@ -44,6 +44,12 @@ def test_the_same_work_is_queued_once_while_it_is_under_way(jobs: JobTable) -> N
     assert again.id != first.id
 
 
+def test_a_key_may_be_of_any_length(jobs: JobTable) -> None:
+    first, _ = jobs.enqueue("merge", {}, "k" * 1000)
+    assert jobs.enqueue("merge", {}, "k" * 1000) == (first, False)
+    assert jobs.enqueue("merge", {}, "k" * 1001)[1]
+
+
 def test_a_result_that_existed_is_a_job_that_succeeded(jobs: JobTable) -> None:
     job = jobs.record_cached("merge", {"a": 1}, {"ref": "team/m@1"}, "key")
     assert (job.state, job.cached, job.result, job.attempts) == ("succeeded", True, {"ref": "team/m@1"}, 0)

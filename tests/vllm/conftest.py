@@ -14,13 +14,20 @@ from app.settings import Settings
 from serving.base_model import DEFAULT_BASE, load_base
 from serving.engine import Engine
 from tests.app.service import Service
-from tests.vllm.servers import MAX_RANK, SLOTS, VllmServer, start_server
+from tests.vllm.servers import MAX_RANK, SLOTS, VllmServer, free_port, start_server
 
 
 @pytest.fixture(scope="session")
-def servers(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[VllmServer]]:
+def port() -> int:
+    """Where the service will listen: its servers are told before it starts."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def servers(base_folder: Path, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[VllmServer]]:
     logs = tmp_path_factory.mktemp("vllm")
-    started = [start_server(base_folder, DEFAULT_BASE, logs / f"server{index}.log") for index in range(2)]
+    hub = f"http://127.0.0.1:{port}"
+    started = [start_server(base_folder, DEFAULT_BASE, logs / f"server{index}.log", hub) for index in range(2)]
     try:
         yield [server.wait() for server in started]
     finally:
@@ -29,7 +36,7 @@ def servers(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def service(servers: list[VllmServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(servers: list[VllmServer], port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("service"),
         engine="vllm",
@@ -41,13 +48,12 @@ def service(servers: list[VllmServer], tmp_path_factory: pytest.TempPathFactory)
         merge_workers=1,
     )
     app = create_app(settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the service did not start"
         time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
         yield Service(app.state.house, http, port)
     server.should_exit = True

@@ -64,18 +64,23 @@ class VllmServer:
         return sum(float(line.rsplit(" ", 1)[1]) for line in counts)
 
 
-def start_server(base: Path, name: str, log: Path) -> VllmServer:
-    """Start a server for the base model in folder `base`, in float32; it is ready after `wait`."""
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def start_server(base: Path, name: str, log: Path, hub: str) -> VllmServer:
+    """Start a server for the base model in folder `base`, in float32; it is ready after `wait`. `hub`: HF_ENDPOINT."""
+    port = free_port()
     options = {
         "model": base, "served-model-name": name, "host": "127.0.0.1", "port": port, "dtype": "float32",
         "max-model-len": 512, "max-num-seqs": 16, "max-loras": 2, "max-cpu-loras": SLOTS, "max-lora-rank": MAX_RANK,
     }  # fmt: skip
     arguments = [text for option, value in options.items() for text in (f"--{option}", str(value))]
     environment = {
-        "PATH": os.environ["PATH"], "HOME": str(log.parent), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        "PATH": os.environ["PATH"], "HOME": str(log.parent), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "OMP_WAIT_POLICY": "PASSIVE",
     }  # fmt: skip

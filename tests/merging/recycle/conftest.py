@@ -1,34 +1,19 @@
-"""A tiny random vision base with transformers' own model of it, and the bundled one."""
+"""A tiny random vision base with transformers' own model of it."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Model
 
-from merging.recycle.vision_base import DEFAULT_VISION_BASE, VisionBase, ensure_vision_base, load_vision_base
+from merging.recycle.vision_base import VisionBase, ensure_vision_base, load_vision_base
+from tests.merging.recycle.tiny import write_tiny_vision
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformers folder: 3 blocks of width 24, patches of 4 pixels, 5×5 of them when it was made."""
-    folder = tmp_path_factory.mktemp("vision") / "plain"
-    torch.manual_seed(0)
-    model = Dinov2Model(
-        Dinov2Config(
-            hidden_size=24, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=20, patch_size=4,
-            initializer_range=0.3,
-        )
-    )  # fmt: skip
-    for name, weight in model.named_parameters():
-        if "lambda1" in name or "norm" in name:
-            torch.nn.init.uniform_(weight, 0.5, 1.5)
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
-    return folder
+    """The transformers folder of the tiny base."""
+    return write_tiny_vision(tmp_path_factory.mktemp("vision") / "plain")
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +25,3 @@ def tiny(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> VisionB
 def oracle(tiny_folder: Path) -> Any:
     """transformers' own model of the tiny base."""
     return Dinov2Model.from_pretrained(tiny_folder).eval()
-
-
-@pytest.fixture(scope="session")
-def bundled() -> VisionBase:
-    """The bundled vision base, converted once per environment."""
-    folder = ensure_vision_base(DEFAULT_VISION_BASE, [], Path(sys.prefix) / "share" / "spolia" / "models")
-    return load_vision_base(folder)

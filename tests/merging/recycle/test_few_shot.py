@@ -6,24 +6,20 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from deltas.adapter import Adapter
-from deltas.factors import Factors
 from merging.recycle.evaluate import embed, few_shot_accuracy
-from merging.recycle.lora import new_lora, read_lora
+from merging.recycle.lora import read_lora
 from merging.recycle.params import InversionParams, MetaParams, RecycleParams
 from merging.recycle.predict import predict
 from merging.recycle.randomness import generator
 from merging.recycle.recycle import distil
-from merging.recycle.source import Head, Source
 from merging.recycle.vision_base import VisionBase
 from merging.recycle.vit import Lora
-from tests.merging.recycle.textures import CLASSES, textures
+from tests.merging.recycle.teachers import PX, TEST, train_teacher
+from tests.merging.recycle.textures import textures
 
-PX, WAYS, CHANCE = 42, 5, 0.2
-ORDER = torch.randperm(len(CLASSES), generator=generator(0, "classes")).tolist()
-TRAINING, TEST = ORDER[:10], ORDER[10:]
+CHANCE = 0.2
 PARAMS = RecycleParams(
     image_px=PX,
     images_per_class=4,
@@ -41,26 +37,6 @@ class Outcome:
     lora: Lora
     images: Tensor
     labels: Tensor
-
-
-def train_teacher(base: VisionBase, number: int, steps: int = 10) -> Source:
-    """A LoRA and a head on five classes, by Adam."""
-    rng = generator(0, "teacher", number)
-    classes = [TRAINING[i] for i in torch.randperm(len(TRAINING), generator=rng)[:WAYS].tolist()]
-    pixels, labels = textures(classes, 12, PX, rng)
-    images = base.normalised(pixels)
-    lora = new_lora(base, ("q_proj", "v_proj"), 4, rng)
-    head = Head(torch.zeros(WAYS, base.width, requires_grad=True), torch.zeros(WAYS, requires_grad=True))
-    weights = [side for f in lora.values() for side in (f.A, f.B)] + [head.weight, head.bias]
-    optimiser = torch.optim.Adam(weights, lr=5e-3)
-    for _ in range(steps):
-        batch = torch.randperm(len(images), generator=rng)[:20]
-        loss = F.cross_entropy(head.logits(base.network(images[batch], lora)), labels[batch])
-        for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-            weight.grad = slope
-        optimiser.step()
-    finished = {name: Factors(f.A.detach(), f.B.detach()) for name, f in lora.items()}
-    return Source(f"me/teacher-{number}@1", finished, Head(head.weight.detach(), head.bias.detach()))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,29 @@
+"""Answers that routes describe beside the usual one."""
+
+from typing import Any
+
+Described = dict[int | str, dict[str, Any]]
+
+_OBJECT: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+
+
+def at_once(what: str) -> Described:
+    """A 200 beside 201 or 202: nothing had to be made."""
+    return {200: {"description": what, "content": _OBJECT}}
+
+
+EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAMED: Described = {200: {"description": "The answer, or with `stream` its pieces as they come", "content": EVENTS}}
+FOLLOWED: Described = {200: {"description": "Server-sent events until the job has ended", "content": EVENTS}}
+_FILE: dict[str, Any] = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+_PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+UNCHANGED: Described = {304: {"description": "The client has these bytes: its If-None-Match names them"}}
+FILE: Described = {
+    200: {"description": "The file", "content": _FILE},
+    206: {"description": "The part that was asked for", "content": _FILE},
+    416: {"description": "The file has no such part", "content": _PROBLEM},
+    **UNCHANGED,
+}
+MADE_FILE: Described = {200: {"description": "The file", "content": _FILE}, **UNCHANGED}
+NOT_HERE: Described = {404: {"description": "These bytes are not here"}}
+"""HEAD has no body, so neither has its refusal."""

@@ -1,0 +1,39 @@
+"""How the Hub's clients are told: error codes and sentences in headers, warnings that they print."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CODES = {
+    "unknown-repository": "RepoNotFound",
+    "unknown-reference": "RepoNotFound",
+    "unknown-revision": "RevisionNotFound",
+    "unknown-file": "EntryNotFound",
+}
+_PLACES = re.compile(r"/api/|/xet/|/[^/]+(?:/[^/]+)?/resolve/|/[^/]+/[^/]+\.git/")
+
+
+def is_hub(path: str) -> bool:
+    """Whether an address belongs to the Hub's protocol."""
+    return _PLACES.match(path) is not None
+
+
+def error_headers(slug: str, detail: str, members: Mapping[str, Any]) -> dict[str, str]:
+    """What the client makes its exception of. A sentence that no header can hold stays in the body."""
+    headers = {"x-error-code": CODES[slug]} if slug in CODES else {}
+    if detail.isascii():
+        headers["x-error-message"] = detail.replace("\n", " ")
+    if isinstance(commit := members.get("commit"), str):
+        headers["x-repo-commit"] = commit  # lets the client remember that this commit has no such file
+    return headers
+
+
+def commit_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """Sentences that the client prints, once each."""
+    said = " ".join(" ".join(warnings).replace(";", ",").split())
+    if not said:
+        return {}
+    text = said.encode("ascii", "replace").decode()
+    topic = hashlib.sha256(text.encode()).hexdigest()[:16]  # the client prints one warning a topic
+    return {"x-hf-warning": f"{topic}; {text}"}
