@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from fastapi import Request
+from opentelemetry import propagate
 
 from app.identity.caller import current
 from app.settings import Settings
@@ -27,8 +28,12 @@ class Asking(Protocol):
 def addressed(
     settings: Settings, request: Request, body: Asking, generations: Sequence[Generation]
 ) -> list[Generation]:
-    """The generations of one request, with caller, lane and time limit."""
+    """The generations of one request, with caller, lane, time limit and trace."""
     caller = current().key_id or (request.client.host if request.client else "")
     longest = settings.max_generation_s
     timeout_s = longest if body.timeout_s is None else min(body.timeout_s, longest)
-    return [replace(one, caller=caller, lane=body.user or "", timeout_s=timeout_s) for one in generations]
+    trace: dict[str, str] = {}
+    propagate.inject(trace)
+    known = tuple(trace.items())
+    lane = body.user or ""
+    return [replace(one, caller=caller, lane=lane, timeout_s=timeout_s, trace=known) for one in generations]

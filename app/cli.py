@@ -23,6 +23,7 @@ from app.cli_pool import pool
 from app.cli_promote import promote
 from app.cli_recycle import consent, distil, predict
 from app.cli_registry import alias, ls, pull, push, rm, show, tag
+from app.cli_revoke import revoke
 from app.cli_serve import serve
 from app.cli_worker import worker
 from app.client_http import SpoliaError
@@ -56,6 +57,7 @@ for verb in (
     methods,
     alias,
     tag,
+    revoke,
     rm,
     gc,
     fsck,

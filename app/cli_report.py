@@ -55,7 +55,7 @@ def version_page(version: Json) -> RenderableType:
         "targets": f"{', '.join(version['target_modules'])} ({version['modules']} modules)",
         "parameters": f"{version['parameters']:,} in {version['dtype']}",
         "files": ", ".join(f"{file['name']} ({size(file['size_bytes'])})" for file in version["files"]),
-        "licence": version["license"],
+        "licence": _licence(version),
         "tags": ", ".join(version["tags"]),
         "aliases": ", ".join(version["aliases"]),
         "merge": "yes" if version["mergeable"] else "no",
@@ -70,8 +70,18 @@ def version_page(version: Json) -> RenderableType:
         for source in version["sources"]:
             sources.add_row(source["ref"], setting(asked.get(source["ref"], source["weight"])))
         parts.append(sources)
-    parts += [Text(f"! {note}", style="yellow") for note in version["notes"]]
+    for mark in version["revoked"]:
+        whose = "" if mark["ancestor"] == version["ref"] else f" for the sake of {mark['ancestor']}"
+        parts.append(Text(f"! revoked{whose}: {mark['reason']}", style="red"))
+    notes = [*version["licensing"]["notes"], *version["notes"]]
+    parts += [Text(f"! {note}", style="yellow") for note in notes]
     return Group(*parts)
+
+
+def _licence(holder: Json) -> str:
+    """A licence with its kind."""
+    licensing = holder["licensing"]
+    return f"{holder.get('license') or licensing['license'] or 'not stated'} ({licensing['kind']})"
 
 
 def _pattern(pattern: Json) -> str:
@@ -90,13 +100,14 @@ def plan_page(plan: Json) -> RenderableType:
         "modules": f"{plan['total_modules']}" + (f", {len(plan['left_out'])} left out" if plan["left_out"] else ""),
         "size": size(plan["size_bytes"]),
         "peak memory": f"{size(plan['peak_memory_bytes'])} a worker",
+        "licence": _licence(plan),
     }
     sources = table(None, "source", ">weight", ">modules", ">ranks")
     for source in plan["sources"]:
         mine = {module["source_ranks"].get(source["ref"]) for module in plan["modules"]} - {None}
         shown = f"{min(mine)}–{max(mine)}" if len(mine) > 1 else f"{min(mine, default=0)}"
         sources.add_row(source["ref"], setting(source["weight"]), str(source["modules"]), shown)
-    warnings = [Text(f"! {warning}", style="yellow") for warning in plan["warnings"]]
+    warnings = [Text(f"! {one}", style="yellow") for one in (*plan["warnings"], *plan["licensing"]["notes"])]
     varying = [_by_kind(plan)] if _varies(plan) else []
     return Group(sheet(rows), sources, *varying, *warnings)
 

@@ -229,6 +229,14 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
         params = {"force": "true"} if force else {}
         self._http.json("DELETE", version_path(ref), params=params)
 
+    def revoke(self, ref: str, reason: str) -> Json:
+        """Stop the use of a version and of all that was made from it; the answer lists them under `revoked`."""
+        return self._http.json("POST", f"{version_path(ref)}/revoke", json={"reason": reason})
+
+    def reinstate(self, ref: str) -> Json:
+        """Take a revocation back; what was revoked for another version's sake, too, stays so."""
+        return self._http.json("DELETE", f"{version_path(ref)}/revoke")
+
     # --- merges and jobs
 
     def methods(self) -> Sequence[Json]:

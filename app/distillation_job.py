@@ -16,9 +16,11 @@ from torch import Tensor
 from app.distilling import DistillationDraft, check_consent, draft_resolved
 from app.facts import content_facts, modality_of, use_notes
 from app.heads import head_path
-from app.merging_service import common_license, result_json
+from app.licences import inherited
+from app.merging_service import result_json
 from app.phases import PhaseReport
 from app.problems import Refusal
+from app.revoked import in_force
 from app.shelves import Shelves
 from app.sketching import sketch_of
 from app.uploading import keep_bytes
@@ -47,7 +49,7 @@ def run_distillation_job(shelves: Shelves, job: Job, work: Work) -> dict[str, An
         Refusal: a source has changed, or its owner has taken consent back.
     """
     payload = job.payload
-    versions = tuple(shelves.registry.resolve(source["ref"]) for source in payload["sources"])
+    versions = tuple(in_force(shelves.registry.resolve(source["ref"])) for source in payload["sources"])
     for version, source in zip(versions, payload["sources"], strict=True):
         if version.digest != source["digest"]:
             raise Refusal(409, "source-changed", f"{version.ref} no longer has the content that was to be distilled.")
@@ -134,6 +136,7 @@ def _publish(
     report: dict[str, Any] | None,
 ) -> Version:
     linears, modality = frozenset(draft.base.modules), modality_of(draft.base)
+    licensing = inherited([(version.ref, version.license) for version in draft.versions])
     new = NewVersion(
         **content_facts(adapter, linears, modality),
         notes=use_notes(adapter, linears, modality),
@@ -144,7 +147,8 @@ def _publish(
         base_model=draft.base.name,
         base_fingerprint=draft.base.fingerprint,
         base_matched_by="its sources, which all have this base",
-        license=common_license(draft.versions),
+        license=licensing.licence.name,
+        licensing=licensing.as_json,
         lineage=[(version.id, 1 / len(draft.versions), ROLE) for version in draft.versions],
         recipe=draft.recipe,
         recipe_digest=draft.recipe_digest,

@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from app.complaints import invalid_request
 from app.facts import built_in_head_json, predicts
 from app.identity.caller import current
+from app.licences import inherited
 from app.merging_service import target_name
 from app.problems import Refusal
+from app.revoked import in_force
 from app.schemas_recycle import DistillationBody
 from app.shelves import Shelves
 from app.vision import image_base, info_of, know_vision_base
@@ -92,7 +94,8 @@ def draft_distillation(shelves: Shelves, body: DistillationBody) -> Distillation
     if len(body.sources) > most:
         detail = f"The distillation has {len(body.sources)} sources; at most {most} are distilled."
         raise Refusal(422, "too-many-sources", detail, field="sources")
-    versions = tuple(shelves.registry.resolve(ref) for ref in body.sources)
+    versions = tuple(in_force(shelves.registry.resolve(ref)) for ref in body.sources)
+    inherited([(version.ref, version.license) for version in versions])  # refuses what forbids derivatives
     params = resolved_params(PROFILES[body.profile], body.params)
     return draft_resolved(shelves, namespace, name, versions, body.base, params)
 

@@ -17,6 +17,7 @@ from app.errors import BROKEN, DISK_FULL, ROOTS, describe, is_disk_full, sentenc
 from app.hub.answers import error_headers, is_hub
 from app.limits import BodyTooLarge
 from app.lorax_answers import LORAX, error_type
+from app.observing.failures import count_storage_error
 from app.problems import Refusal, problem_response, slug_of
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ UNPARSED = "There was an error parsing the body"  # the framework's words for by
 async def on_known(request: Request, error: Exception) -> Response:
     """Errors that a room, or this one, raised on purpose."""
     status, slug, detail, extras = describe(error)
+    count_storage_error(error)
     if status == 503:  # passes by itself
         log.warning("%s %s: %s", request.method, request.url.path, error)
     elif status >= 500 and status != 504:  # a deadline was the client's own
@@ -76,6 +78,7 @@ def methods_at(request: Request) -> list[str]:
 
 async def on_storage(request: Request, error: Exception) -> Response:
     """A full disk is the operator's to mend and the client's to hear of; anything else is a bug."""
+    count_storage_error(error)
     if not is_disk_full(error):
         raise error
     log.error("%s %s: the disk is full", request.method, request.url.path)

@@ -2,7 +2,7 @@
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,7 +13,9 @@ from starlette.requests import ClientDisconnect
 
 from app.house import House
 from app.identity.caller import current
+from app.observing.meter import Meter
 from app.problems import Refusal
+from app.revoked import in_force
 from app.schemas import SourceBody
 from app.schemas_openai import GenerateBody
 from serving.generation import BARE_BASE, Combine, Event, FailEvent, FinishEvent, Generation, TokenEvent
@@ -123,6 +125,7 @@ def _member(version: Version, weight: float) -> Member:
 
 def _checked(house: House, version: Version) -> Version:
     current().check("generate", version.namespace)
+    in_force(version)
     if not version.servable:
         detail = f"{version.ref} cannot be served. {' '.join(version.notes)}"
         raise Refusal(422, "not-servable", detail, reference=version.ref, reasons=list(version.notes))
@@ -167,12 +170,13 @@ def sampling_of(
 
 
 class Run:
-    """Several continuations at once. Leaving the context cancels whatever has not ended, and counts what was used
-    against the caller's tokens a minute."""
+    """Several continuations at once, with these adapters (references, for metrics). Leaving the context cancels
+    whatever has not ended, and counts what was used against the caller's tokens a minute."""
 
-    def __init__(self, engine: Engine, generations: Sequence[Generation]) -> None:
+    def __init__(self, engine: Engine, generations: Sequence[Generation], adapters: Sequence[str] = ()) -> None:
         self._engine = engine
         self._generations = generations
+        self._adapters = adapters
         self._tickets: list[Ticket] = []
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -219,9 +223,9 @@ class Run:
         if self._meter is not None:
             self._meter.check()
         for index, generation in enumerate(self._generations):
-            self._tickets.append(self._engine.submit(generation, self._listener(index)))
+            self._tickets.append(self._engine.submit(generation, Meter(self._adapters, self._listener(index))))
 
-    def _listener(self, index: int) -> Any:
+    def _listener(self, index: int) -> Callable[[Event], None]:
         def on_event(event: Event) -> None:
             # The engine's thread calls this; at shutdown the loop may be gone before it.
             if not self._loop.is_closed():

@@ -1,6 +1,6 @@
 """All rooms, opened: what the API's handlers are given to work with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.engine_jobs import EngineJobs
 from app.exploring import Explorer
@@ -9,6 +9,7 @@ from app.hub.trees import Trees
 from app.identity.keyring import Keyring
 from app.job_watch import JobWatch
 from app.jobs import JobEngine
+from app.observing.patience import Patience
 from app.predictor import Predictor
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
@@ -37,6 +38,7 @@ class House:
     keyring: Keyring
     trees: Trees
     predictor: Predictor
+    patience: Patience = field(default_factory=lambda: Patience(2.0))
 
     @property
     def settings(self) -> Settings:

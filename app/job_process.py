@@ -1,11 +1,10 @@
-"""One process of a `spolia worker`: runs the jobs that the worker claimed. `python -m app.job_process NAME`
+"""One process of a `spolia worker`: runs the jobs that the worker claimed. `python -m app.job_process NAME PLACE`
 
 It says `ready`, hears the worker on standard input, a line a job (`ID ATTEMPT`), and says `ended ID` on what was its
 standard output once it is through with it, whatever came of it. `stop` lets it hand the job back between two modules.
 When the worker is gone, also by kill -9, the pipe ends, and with it this process, at once: no job goes on unsupervised.
 """
 
-import logging
 import os
 import sys
 import threading
@@ -15,6 +14,9 @@ from queue import Empty, SimpleQueue
 import torch
 
 from app.job_runner import JobRunner
+from app.observing import worker_page
+from app.observing.logs import configure_logs
+from app.observing.tracing import start_tracing
 from app.settings import Settings
 from app.shelves import open_shelves
 from app.worker import KINDS, Chores
@@ -42,10 +44,12 @@ def claimed(jobs: JobTable, job_id: str, attempt: int) -> Job | None:
     return job if job.state == "running" and job.attempts == attempt else None
 
 
-def main(worker: str) -> None:
-    """Run jobs for the worker of this name until told to stop, or until standard input ends."""
+def main(worker: str, place: str) -> None:
+    """Run jobs for the worker of this name, in this place of it, until told to stop, or until standard input ends."""
     settings = Settings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logs(settings)
+    start_tracing(settings, "worker")
+    worker_page.listen(settings.data_dir, f"{os.getppid()}.{place}", place)
     torch.set_num_threads(1)
     # What a library prints must not be taken for an answer.
     answers = os.dup(1)
@@ -73,4 +77,4 @@ def main(worker: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 
 from app.errors import as_problem
 from app.identity.owners import working_for
+from app.observing import metrics
+from app.observing.failures import count_storage_error
+from app.observing.origin import on_behalf_of
 from app.passing import passes
 from app.queues import timeout_of
 from app.scratch import clear, scratch
@@ -74,8 +77,15 @@ class JobRunner:
 
     def run_one(self, job: Job) -> None:
         """Run a claimed job to its end, whatever it is; a runner that is told to stop leaves it to the next."""
+        with on_behalf_of(job):
+            self._run_one(job)
+
+    def _run_one(self, job: Job) -> None:
         settings, began = self.shelves.settings, time.monotonic()
         log.info("job %s (%s) begins, attempt %d", job.id, job.kind, job.attempts)
+        if job.attempts == 1 and job.started_at is not None:
+            waited_s = (job.started_at - job.created_at).total_seconds()
+            metrics.job_waiting_seconds.labels(job.kind).observe(max(0.0, waited_s))
         with scratch(settings.work_dir, job, alone=self.shelves.jobs.lease_s is None) as folder:
             work = Work(self.shelves.jobs, job, folder, self.stop, timeout_of(settings, job.kind))
             with work:
@@ -107,16 +117,17 @@ class JobRunner:
                 return False
             lines = [*work.last_lines(), ("info", "Cancelled.")]
             clear(self.shelves.settings.work_dir, job.id)
-            return self._insist(lambda: jobs.cancelled(job.id, attempt, lines))
+            return self._insist(lambda: jobs.cancelled(job.id, attempt, lines)) and _counted(job, work, "cancelled")
         except (JobNotRunning, JobTakenOver):
             raise
         except Exception as error:  # whatever it is, the job must end and say so
             return self._failed(job, work, error)
         lines = [*work.last_lines(), ("info", "Done.")]
-        return self._insist(lambda: jobs.succeed(job.id, result, attempt, lines))
+        return self._insist(lambda: jobs.succeed(job.id, result, attempt, lines)) and _counted(job, work, "succeeded")
 
     def _failed(self, job: Job, work: Work, error: Exception) -> bool:
         jobs, problem = self.shelves.jobs, as_problem(error)
+        count_storage_error(error)
         lines = [*work.last_lines(), ("error", str(problem["detail"]))]
         if passes(error) and job.failures < self.shelves.settings.max_job_failures:
             wait_s = min(_FIRST_RETRY_S * 2**job.failures, _LONGEST_RETRY_S)
@@ -128,7 +139,7 @@ class JobRunner:
         level = logging.ERROR if broken else logging.INFO
         log.log(level, "job %s failed: %s", job.id, error, exc_info=error if broken else None)
         clear(self.shelves.settings.work_dir, job.id)  # first: the disk may be full
-        return self._insist(lambda: jobs.fail(job.id, problem, job.attempts, lines))
+        return self._insist(lambda: jobs.fail(job.id, problem, job.attempts, lines)) and _counted(job, work, "failed")
 
     def _insist(self, write: Callable[[], Job]) -> bool:
         """Write how an attempt ended, also if the database comes back only after a while; whether it was written.
@@ -156,3 +167,10 @@ class JobRunner:
         for interrupted in jobs.requeue_interrupted(settings.max_interruptions, as_problem, kinds=self._kinds):
             log.info("job %s was interrupted and is now %s", interrupted.id, interrupted.state)
         self._recovered_at = now
+
+
+def _counted(job: Job, work: Work, outcome: str) -> bool:
+    """Count a job that has ended; True."""
+    metrics.jobs_finished.labels(job.kind, outcome).inc()
+    metrics.job_seconds.labels(job.kind).observe(work.seconds)
+    return True

@@ -23,6 +23,8 @@ from app.child_environment import child_environment
 from app.errors import as_problem
 from app.job_tables import open_database, open_jobs
 from app.lanes import Lane
+from app.observing import worker_page
+from app.observing.logs import configure_logs
 from app.passing import passes
 from app.queues import QUEUES, limits_of
 from app.scratch import sweep_scratch
@@ -52,8 +54,10 @@ class JobWorker:
             Lane(
                 queue,
                 [
-                    Slot(self._jobs, environment, self.name, limits[queue], settings.max_interruptions)
-                    for _ in range(count)
+                    Slot(
+                        self._jobs, environment, (self.name, f"{queue}-{at}"), limits[queue], settings.max_interruptions
+                    )
+                    for at in range(count)
                 ],
                 self._jobs,
                 worker=self.name,
@@ -115,8 +119,9 @@ class JobWorker:
 
 def work(settings: Settings, concurrency: Mapping[str, int]) -> None:
     """Run a worker in the foreground until it is told to stop."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    configure_logs(settings)
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    own = str(os.getpid())
+    worker_page.listen(settings.data_dir, own, "worker", settings.metrics_host, settings.metrics_port, below=own)
     asyncio.run(JobWorker(settings, concurrency).run())

@@ -39,6 +39,7 @@ from app.api import (
     lora_names,
     lorax,
     merges,
+    metrics,
     models,
     nearest,
     online,
@@ -47,6 +48,7 @@ from app.api import (
     promotions,
     provenance,
     resumable,
+    revocations,
     uploads,
     what_if,
 )
@@ -65,6 +67,11 @@ from app.job_watch import open_job_watch
 from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
+from app.observing.logs import configure_logs
+from app.observing.metrics import bound_adapters
+from app.observing.patience import Patience
+from app.observing.requests import Observed
+from app.observing.tracing import flush_traces, start_tracing, trace_requests
 from app.openapi_document import DescribedApi
 from app.opening import open_engine
 from app.predictor import Predictor
@@ -78,9 +85,9 @@ from store.rate_counts import RateCounts
 log = logging.getLogger("spolia")
 
 ROUTERS = (
-    health, models, chat, completions, adapters, uploads, resumable, direct_uploads, files, exports,
+    health, metrics, models, chat, completions, adapters, uploads, resumable, direct_uploads, files, exports,
     provenance, merges, online, what_if, compare,
-    nearest, jobs, pool, promotions, keys, audit,
+    nearest, jobs, pool, promotions, revocations, keys, audit,
     lorax, lora_names, hub_repos, hub_commits, hub_objects, hub_xet, hub_models, hub_files,
     bases, consent, distillations, predictions,
 )  # fmt: skip
@@ -92,6 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.callback(flush_traces)
             app.state.house = await to_thread.run_sync(open_house, settings, stack)
             yield
 
@@ -102,7 +110,11 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimits, settings=settings)
-    app.add_middleware(Door)  # added last: the outermost
+    app.add_middleware(Door)
+    app.add_middleware(Observed)  # added last: the outermost
+    if settings.otlp_endpoint is not None:
+        trace_requests(app)
+    bound_adapters(settings.metrics_adapters)
     install_error_handlers(app)
     for module in ROUTERS:
         app.include_router(module.router)
@@ -146,6 +158,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         Keyring(shelves.keys, settings, Rates(shared_counts(shelves))),
         Trees(shelves.blobs, settings),
         predictor,
+        Patience(settings.probe_timeout_s),
     )
 
 
@@ -172,8 +185,8 @@ def serve(settings: Settings) -> None:
         DataFolderInUse: another service has this data folder, with SQLite in it.
     """
     check_exposure(settings)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    configure_logs(settings)
+    start_tracing(settings, "api")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     spool_in(settings.spool_dir)
     with only_service(settings):
@@ -181,8 +194,8 @@ def serve(settings: Settings) -> None:
             create_app(settings),
             host=settings.host,
             port=settings.port,
-            log_level=settings.log_level,
-            access_log=settings.log_level == "debug",
+            log_config=None,  # its loggers write as all others do
+            access_log=False,  # app.observing.requests has the line
             timeout_graceful_shutdown=5,
             server_header=False,
         )

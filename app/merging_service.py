@@ -13,7 +13,11 @@ from pydantic import ValidationError
 
 from app.complaints import invalid_request
 from app.facts import content_facts, modality_of, use_notes
+from app.licences import Inherited, inherited
+from app.observing.merges import merging
+from app.observing.tracing import stage
 from app.problems import Refusal
+from app.revoked import in_force
 from app.schemas import MergeBody
 from app.shelves import Shelves
 from app.sketching import sketch_of
@@ -52,6 +56,11 @@ class Draft:
         return tuple(f"{version.digest}:{fingerprint}:{adapter.conversion_rank}" for version, adapter in pairs)
 
     @property
+    def licensing(self) -> Inherited:
+        """What the result inherits of its sources' licences. Raises NoDerivatives."""
+        return inherited([(version.ref, version.license) for version in self.versions])
+
+    @property
     def linears(self) -> Collection[str]:
         """The base model's linear layers, where it is known."""
         return self.base.modules if self.base else ()
@@ -80,7 +89,7 @@ def draft_merge(shelves: Shelves, body: MergeBody) -> Draft:
     """
     namespace, name = target_name(body.name)
     sources = weighted_sources(body, shelves.settings.max_sources)
-    versions = tuple(shelves.registry.resolve(ref) for ref, _ in sources)
+    versions = tuple(in_force(shelves.registry.resolve(ref)) for ref, _ in sources)
     pinned = [{"ref": version.ref, "weight": weight} for version, (_, weight) in zip(versions, sources, strict=True)]
     asked = {"method", "rank", "params", "space", "conversion_rank", "export", "dtype", "seed"}
     fields = {name: value for name, value in body.model_dump(include=asked).items() if value is not None}
@@ -88,6 +97,7 @@ def draft_merge(shelves: Shelves, body: MergeBody) -> Draft:
         recipe = Recipe.model_validate({**fields, "sources": pinned})
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False, include_input=False)) from None
+    inherited([(version.ref, version.license) for version in versions])  # refuses what forbids derivatives
     return draft_stored(shelves, namespace, name, recipe, versions)
 
 
@@ -172,13 +182,17 @@ def _difference(shelves: Shelves, left: Version, right: Version) -> str:
 
 
 def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
-    """The version that this recipe already made; under another name, the same bytes are published there at once."""
+    """The version that this recipe already made; under another name, the same bytes are published there at once.
+
+    Raises Revoked: what it made must not be used any more.
+    """
     same = shelves.registry.find_by_recipe(draft.recipe_digest, draft.namespace, draft.name)
     if same is not None:
-        return same
+        return in_force(same)
     other = shelves.registry.find_by_recipe(draft.recipe_digest)
     if other is None:
         return None
+    in_force(other)
     adapter = shelves.open_adapter(other)
     new = NewVersion(
         **content_facts(adapter, draft.linears, draft.modality),
@@ -199,27 +213,31 @@ def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:
     """
     payload = job.payload
     recipe = Recipe.model_validate(payload["recipe"])
-    versions = tuple(shelves.registry.resolve(source.ref) for source in recipe.sources)
+    versions = tuple(in_force(shelves.registry.resolve(source.ref)) for source in recipe.sources)
     for version, digest in zip(versions, payload["digests"], strict=True):
         if version.digest != digest:
             raise Refusal(409, "source-changed", f"{version.ref} no longer has the content that was to be merged.")
-    draft = draft_stored(shelves, payload["namespace"], payload["name"], recipe, versions)
+    with stage("merge plan"):
+        draft = draft_stored(shelves, payload["namespace"], payload["name"], recipe, versions)
     known = answer_from_registry(shelves, draft)
     if known is not None:
         work.say(f"{known.ref} was made by this recipe before.")
         return result_json(known)
     work.say(f"Merging {draft.plan.total} modules of {len(versions)} sources by {recipe.method}.")
-    result = run_merge(
-        draft.plan,
-        work.folder,
-        workers=shelves.settings.merge_workers,
-        on_progress=work.progress,
-        cancelled=work.cancelled,
-        cache=ModuleCache(shelves.cache, draft.identities),
-    )
+    with merging(recipe.method, versions) as tell:
+        result = run_merge(
+            draft.plan,
+            work.folder,
+            workers=shelves.settings.merge_workers,
+            on_progress=work.progress,
+            cancelled=work.cancelled,
+            cache=ModuleCache(shelves.cache, draft.identities),
+        )
+        tell(result)
     if (resumed := result.report["modules_resumed"]) > 0:
         work.say(f"{resumed} of the modules were finished by an earlier attempt on this machine.")
-    version = publish_merge(shelves, draft, result)
+    with stage("merge publish"):
+        version = publish_merge(shelves, draft, result)
     work.say(f"Published {version.ref}.")
     return result_json(version)
 
@@ -250,7 +268,7 @@ def publish_merge(shelves: Shelves, draft: Draft, result: MergeResult) -> Versio
         **_origin(draft),
         notes=use_notes(adapter, draft.linears, draft.modality),
         files=files,
-        report=result.report,
+        report={**result.report, "licensing": draft.licensing.as_json},
         sketch=sketch_of(adapter),
     )
     return shelves.registry.publish(draft.namespace, draft.name, new)[0]
@@ -272,7 +290,8 @@ def _origin(draft: Draft) -> dict[str, Any]:
         "base_model": first.base_model,
         "base_fingerprint": first.base_fingerprint,
         "base_matched_by": "its sources, which all have this base" if first.base_fingerprint else None,
-        "license": common_license(draft.versions),
+        "license": draft.licensing.licence.name,
+        "licensing": draft.licensing.as_json,
         "lineage": [
             (version.id, mean, "source" if isinstance(source.weight, float) else VARYING)
             for version, source, mean in zip(draft.versions, draft.recipe.sources, draft.plan.mean_weights, strict=True)
@@ -280,12 +299,6 @@ def _origin(draft: Draft) -> dict[str, Any]:
         "recipe": recipe,
         "recipe_digest": draft.recipe_digest,
     }
-
-
-def common_license(versions: Sequence[Version]) -> str | None:
-    """The licence of a merge is stated only where all sources state the same one."""
-    licenses = {version.license for version in versions}
-    return licenses.pop() if len(licenses) == 1 else None
 
 
 def result_json(version: Version) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class Shape:
     id: str = field(default_factory=lambda: str(ULID()))
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def adapters(self) -> list[str]:
+        """The references of the adapters that it is made with."""
+        return [adapter["ref"] for adapter in self.made_with.get("adapters", ())]
+
     def envelope(self, choices: list[Json], *, kind: str | None = None, **more: Any) -> Json:
         """The outer object around choices."""
         return {

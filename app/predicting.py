@@ -17,6 +17,7 @@ from app.identity.caller import current
 from app.pictures import Resizing, read_picture
 from app.predictor import Members
 from app.problems import Refusal
+from app.revoked import in_force
 from app.schemas_recycle import PredictionForm
 from app.vision import image_base, info_of
 from merging.recycle.errors import BadEpisode
@@ -136,7 +137,7 @@ def _member(house: House, base: Base, ref: str, weight: float | None, combine: s
 
 def _version(house: House, ref: str) -> Version:
     try:
-        version = house.registry.resolve(ref)
+        version = in_force(house.registry.resolve(ref))
     except (BadReference, UnknownReference) as error:
         near = getattr(error, "near", [])
         hint = f"; did you mean {', '.join(near)}?" if near else "."

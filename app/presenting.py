@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from app.licences import licence
 from app.veil import Veil
 from merging.method import methods
 from store.jobs import Job, LogLine
@@ -49,11 +50,16 @@ def version_json(version: Version) -> Json:
         "size_bytes": version.size_bytes,
         "files": [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.digest} for file in version.files],
         "license": version.license,
+        "licensing": veil(licensing_json(version)),
         "card": version.card,
         "tags": list(version.tags),
         "aliases": list(version.aliases),
-        "mergeable": version.mergeable,
-        "servable": version.servable and version.base_known,
+        "mergeable": version.mergeable and not version.revoked,
+        "servable": version.servable and version.base_known and not version.revoked,
+        "revoked": [
+            veil({"ancestor": mark.ancestor, "reason": mark.reason, "revoked_at": time_json(mark.revoked_at)})
+            for mark in version.revoked
+        ],
         "predictable": version.predictable and version.base_known,
         "head": version.head,
         "notes": veil(notes),
@@ -63,6 +69,14 @@ def version_json(version: Version) -> Json:
         "recipe_digest": version.recipe_digest and f"sha256:{version.recipe_digest}",
         "metrics": version.metrics,
     }
+
+
+def licensing_json(version: Version) -> Json:
+    """What kind of licence a version has, and of one that was made from others how that came about."""
+    if version.licensing is not None:
+        return version.licensing
+    stated = licence(version.license)
+    return {"license": stated.name, "kind": stated.kind.said, "sources": [], "notes": []}
 
 
 def leaf_json(leaf: Leaf) -> Json:

@@ -10,7 +10,9 @@ from typing import Any
 from app.jobs import JobEngine
 from app.likeness import Generator, Likeness, compare
 from app.merging_service import result_json
+from app.observing.origin import with_origin
 from app.problems import Refusal
+from app.revoked import in_force
 from app.shelves import Shelves
 from app.work import Work
 from merging.errors import MergeCancelled
@@ -53,6 +55,7 @@ def run_promotion_job(
     met = meets(likeness, payload["bar"])
     before = shelves.registry.get_adapter(version.namespace, version.name).aliases.get(payload["alias"])
     if met:
+        in_force(shelves.registry.resolve(version.ref))
         shelves.registry.set_alias(version.namespace, version.name, payload["alias"], version.number)
     work.progress(total, total)
     return {
@@ -70,7 +73,7 @@ def merged_version(
 ) -> Version:
     """The version that the set's merge makes, by a merge job of its own. Raises Refusal, MergeCancelled."""
     key = f"promotion:{payload['namespace']}/{payload['name']}:{payload['digests']}:{payload['recipe']}"
-    merge, _ = shelves.jobs.enqueue("merge", payload, key, priority)
+    merge, _ = shelves.jobs.enqueue("merge", with_origin(payload), key, priority)
     job_engine.wake()
     while not (merge := shelves.jobs.get(merge.id)).finished:
         if work.cancelled():

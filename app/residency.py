@@ -82,6 +82,13 @@ def forget_deleted(house: House, version: Version | None) -> None:
         _embedded(house).pool.unload(version.digest)
 
 
+def forget_revoked(house: House, version: Version) -> None:
+    """Unload a version that was revoked; requests that run with it keep it to their end."""
+    if isinstance(house.engine, Engine):
+        with contextlib.suppress(NotResident):
+            house.engine.pool.unload(version.digest)
+
+
 def follow_alias(house: House, before: Version | None, now: Version) -> None:
     """Load where an alias points now, if what it pointed to before is in use: the next request finds it there.
 

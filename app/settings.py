@@ -51,6 +51,29 @@ class Settings(BaseSettings):
     )
 
     log_level: str = Field("info", description="Level of the log on stderr: debug, info, warning, error.")
+    log_format: Literal["json", "text"] | None = Field(
+        None, description="Form of the log: json or text; default: text on a terminal, json elsewhere."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address at which a worker serves its own /metrics.")
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of a worker's own /metrics; 0 takes any free one, which the service beside it reads.",
+    )
+    metrics_adapters: int = Field(
+        20, ge=0, description="Adapters with metrics of their own: the most used ones; the others count as one."
+    )
+    otlp_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        description="Where traces are sent (OTLP over HTTP); default: OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere.",
+    )
+    probe_timeout_s: float = Field(
+        2.0, gt=0, description="Longest that one check of /readyz, or one part of /metrics, may take."
+    )
+    min_free_bytes: int = Field(
+        64 * MIB, ge=0, description="Free disk in data_dir below which the service says that it is not ready."
+    )
 
     database_url: SecretStr | None = Field(
         None,

@@ -30,9 +30,15 @@ class Slot:
     """One process at a time, `python -m app.job_process`."""
 
     def __init__(
-        self, jobs: JobTable, environment: Mapping[str, str], worker: str, limits: Limits, max_interruptions: int
+        self,
+        jobs: JobTable,
+        environment: Mapping[str, str],
+        names: tuple[str, str],
+        limits: Limits,
+        max_interruptions: int,
     ) -> None:
-        self._jobs, self._environment, self._worker = jobs, environment, worker
+        """`names`: of the worker, and of this place in it."""
+        self._jobs, self._environment, self._names = jobs, environment, names
         self._limits, self._max_interruptions = limits, max_interruptions
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
@@ -44,7 +50,7 @@ class Slot:
         if process is None or process.returncode is not None:
             # A session of its own: Ctrl-C at the terminal reaches the worker, which then tells its processes.
             process = self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "app.job_process", self._worker,
+                sys.executable, "-P", "-m", "app.job_process", *self._names,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=self._environment,

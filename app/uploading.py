@@ -12,6 +12,9 @@ from typing import Any, BinaryIO
 
 from app.facts import content_facts, match_base, use_notes
 from app.heads import checked_head
+from app.licences import card_licence
+from app.observing import metrics
+from app.observing.tracing import stage
 from app.problems import Refusal
 from app.schemas import VersionForm
 from app.shelves import Shelves
@@ -77,13 +80,19 @@ def keep_blob(shelves: Shelves, staging: Staging, expected: str) -> str:
 def publish_file(shelves: Shelves, upload: Upload, weights: BinaryIO) -> tuple[Version, bool]:
     """Publish an upload whose weights come as an open file. Returns the version and whether it is new."""
     with shelves.blobs.stage() as staging:
-        while piece := weights.read(_CHUNK_BYTES):
-            staging.write(piece)
-            if staging.size > shelves.settings.max_upload_bytes:  # what is left of the body's limit is for other parts
-                raise _too_large("weights", shelves.settings.max_upload_bytes)
-        upload, new = _check(shelves, upload, staging.path)
+        with stage("upload stage"):
+            _copy(weights, staging, shelves.settings.max_upload_bytes)
+        with stage("upload check"):
+            upload, new = _check(shelves, upload, staging.path)
         size = staging.size
         return _publish(shelves, upload, new, (staging.commit(), size))
+
+
+def _copy(weights: BinaryIO, staging: Staging, most: int) -> None:
+    while piece := weights.read(_CHUNK_BYTES):
+        staging.write(piece)
+        if staging.size > most:  # what is left of the body's limit is for other parts
+            raise _too_large("weights", most)
 
 
 def _too_large(part: str, limit: int) -> Refusal:
@@ -99,7 +108,8 @@ def publish_blob(shelves: Shelves, upload: Upload, digest: str) -> tuple[Version
     """
     path = shelves.blobs.path(digest)
     shelves.blobs.renew(digest)
-    upload, new = _check(shelves, upload, path)
+    with stage("upload check"):
+        upload, new = _check(shelves, upload, path)
     return _publish(shelves, upload, new, (digest, shelves.blobs.size(digest)))
 
 
@@ -150,7 +160,7 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
         "base_fingerprint": match.fingerprint,
         "base_matched_by": match.matched_by,
         "notes": [*spelling_notes(adapter), *use_notes(adapter, match.linears, match.modality), *match.notes],
-        "license": upload.form.license,
+        "license": upload.form.license or card_licence(upload.card),
         "tags": upload.form.tags,
         "card": upload.card,
         # A conversion may take minutes: its sketch is made later, by an idle worker.
@@ -185,7 +195,11 @@ def _publish(shelves: Shelves, upload: Upload, new: dict[str, Any], weights: tup
         files[TOKENIZER_FILE] = keep_bytes(shelves, upload.tokenizer)
     if upload.head is not None:
         files[HEAD_FILE] = keep_bytes(shelves, upload.head)
-    return shelves.registry.publish(upload.namespace, upload.name, NewVersion(**new, files=files))
+    with stage("upload publish"):
+        version, created = shelves.registry.publish(upload.namespace, upload.name, NewVersion(**new, files=files))
+    if created:
+        metrics.upload_bytes.inc(weights[1])
+    return version, created
 
 
 def keep_bytes(shelves: Shelves, data: bytes) -> tuple[str, int]:

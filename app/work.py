@@ -114,6 +114,11 @@ class Work:
         """Whether the run was broken off for the worker's sake, not the user's."""
         return self._stop.is_set() and not self._cancel
 
+    @property
+    def seconds(self) -> float:
+        """How long the attempt has taken."""
+        return time.monotonic() - self._began
+
     def last_lines(self) -> list[tuple[str, str]]:
         """The lines that are not written yet, for whoever writes how the job ended."""
         with self._lock:

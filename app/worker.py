@@ -20,6 +20,9 @@ from app.distillation_job import run_distillation_job
 from app.job_runner import JobRunner, Runs
 from app.jobs import STOP
 from app.merging_service import run_merge_job
+from app.observing import worker_page
+from app.observing.logs import configure_logs
+from app.observing.tracing import start_tracing
 from app.scratch import sweep_scratch
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
@@ -79,7 +82,9 @@ def hold_lock(path: Path) -> BinaryIO:
 def main() -> None:
     """Run the worker of the service that SPOLIA_* describes, until standard input ends."""
     settings = Settings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logs(settings)
+    start_tracing(settings, "worker")
+    worker_page.listen(settings.data_dir, "worker", "worker", settings.metrics_host, settings.metrics_port)
     torch.set_num_threads(1)
     shelves = open_shelves(settings)
     runner = JobRunner(shelves, KINDS, Chores(shelves).do_one)

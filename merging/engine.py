@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,14 @@ ZERO = 1e-9  # of the sources' norms: below it a singular value is rounding
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MergeResult:
-    """The merged adapter: its adapter_config.json, the path of its weights, its report, a tokenizer if it has one."""
+    """The merged adapter: its adapter_config.json, the path of its weights, its report, a tokenizer if it has one.
+    `phases`: the seconds that its stages took, in their order."""
 
     config: dict[str, Any]
     weights: Path
     report: dict[str, Any]
     tokenizer: bytes | None = None  # tokenizer.json, where sources' tokens were united
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_merge(
@@ -76,6 +78,7 @@ def run_merge(
         OSError: as the file system says (a full disk, for example).
     """
     started = time.perf_counter()
+    phases: dict[str, float] = {}
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / "modules.journal", _plan_id(plan))
     try:
@@ -84,14 +87,17 @@ def run_merge(
             spent = None
             if isinstance(plan.rank, Budget):
                 _run_modules(plan, journal, journal.spectra, _find_spectra, workers, on_progress, cancelled)
+                phases["spectra"] = time.perf_counter() - started
                 own = [unpack(*journal.read_spectra(m.name)).own for m in plan.modules]
                 spent = spend(plan, plan.rank, own)
                 plan = plan.with_ranks(spent.ranks)
             work = partial(_do_module, cache=cache)
             _run_modules(plan, journal, journal.records, work, workers, on_progress, cancelled)
+        phases["modules"] = time.perf_counter() - started - sum(phases.values())
         weights = folder / "adapter_model.safetensors"
         family = write_family(plan, weights) if plan.recipe.export == "family" else None
         extras = [] if family else write_result(plan, journal, weights)
+        phases["write"] = time.perf_counter() - started - sum(phases.values())
         reports = {m.name: journal.records[m.name].head["report"] for m in plan.modules}
         details = {m.name: journal.records[m.name].head["details"] for m in plan.modules}
         reused = sum("reused" in record.head for record in journal.records.values())
@@ -106,7 +112,7 @@ def run_merge(
     }
     ranks = {name: module["rank"] for name, module in reports.items()}
     tokenizer = plan.vocabulary.file() if plan.vocabulary else None
-    return MergeResult(family or peft_config(plan, file_ranks(plan, ranks)), weights, report, tokenizer)
+    return MergeResult(family or peft_config(plan, file_ranks(plan, ranks)), weights, report, tokenizer, phases)
 
 
 def compose_report(

@@ -69,8 +69,8 @@ _AHEAD = 2  # of max_rows: so many waiting requests have their adapters loaded
 @dataclass(frozen=True, slots=True)
 class EngineState:
     """A look at the engine: requests waiting, rows running (or on their way in), adapters resident (digest -> leases)
-    and their bytes, bytes of kept prefixes; whether its thread lives; how many callers wait; rates of the last ten
-    seconds."""
+    and their bytes, bytes of kept prefixes; whether its thread lives, and how long its present turn takes already (0
+    while there is nothing to do); how many callers wait; rates of the last ten seconds."""
 
     waiting: int
     running: int
@@ -78,6 +78,7 @@ class EngineState:
     resident_bytes: int
     prefix_bytes: int
     alive: bool
+    turn_s: float
     callers: int
     tokens_per_s: float
     requests_per_s: float
@@ -147,6 +148,7 @@ class Engine:
         self._waiting = self._new_line()
         self._steps = Steps(self._batch, self._joining, self._limits, self._next_rows, self._end)
         self._ended = Pace()
+        self._turn_began: float | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
@@ -203,6 +205,7 @@ class Engine:
                 resident_bytes=self.pool.used_bytes,
                 prefix_bytes=self._batch.prefixes.used_bytes,
                 alive=self._thread is not None and self._thread.is_alive() and not self._closed,
+                turn_s=0.0 if self._turn_began is None else time.monotonic() - self._turn_began,
                 callers=self._waiting.callers,
                 tokens_per_s=self._steps.tokens.per_second,
                 requests_per_s=self._ended.per_second,
@@ -248,11 +251,13 @@ class Engine:
     def _has_work(self) -> bool:
         """Wait for something to do; False when closed."""
         with self._changed:
+            self._turn_began = None
             while not (self._closed or self._batch.rows or self._joining.rows):
                 if any(row.can_move for row in self._waiting):
                     break
                 first = min((row.deadline for row in self._waiting), default=math.inf)
                 self._changed.wait(None if first == math.inf else max(0.0, first - time.monotonic()))
+            self._turn_began = time.monotonic()
             return not self._closed
 
     def _turn(self) -> None:
@@ -282,7 +287,10 @@ class Engine:
                 log.exception("Choosing a group failed")
                 waiting, failure = self._waiting.remove(lambda row: True), failed("scheduling", error)
             else:
-                return [member for row in group for member in row.members]
+                members = [member for row in group for member in row.members]
+                for member in members:
+                    member.clock.begin()
+                return members
         for row in waiting:
             self._end(row, failure)
         return []

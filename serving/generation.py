@@ -23,7 +23,8 @@ class Generation:
     members' distributions.
 
     Requests of different `caller`s take turns, and within a caller those of different `lane`s. `timeout_s`: how long
-    the request may take, waiting included; None for as long as it takes.
+    the request may take, waiting included; None for as long as it takes. `trace`: headers that go along to servers
+    which generate for this process.
     """
 
     prompt_ids: tuple[int, ...]
@@ -33,6 +34,7 @@ class Generation:
     caller: str = ""
     lane: str = ""
     timeout_s: float | None = None
+    trace: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,24 @@ class AppliedSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, in seconds, stage after stage. `waited_s`: until its prompt's turn came, of
+    which `loading_s` went into having its adapters in memory; `prefill_s`: from there to the first token; `decode_s`:
+    from there to the end."""
+
+    waited_s: float
+    loading_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class FinishEvent:
     """The last event of a request that ended well. "stop": end token, stop string, or a constraint that lets nothing
     follow; "length": max_tokens, context. `end`: the end token, if one was drawn.
 
     `uncertainty`: of an ensemble, the means over all its tokens, the one that ended the text included. `applied`: None
-    where the set was applied as it is.
+    where the set was applied as it is. `timings`: when what happened; None if its turn never came.
     """
 
     reason: FinishReason
@@ -91,6 +105,7 @@ class FinishEvent:
     uncertainty: Uncertainty | None = None
     end: TokenEvent | None = None
     applied: AppliedSet | None = None
+    timings: Timings | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ with the first.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -42,24 +43,31 @@ class LeaseState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A claim on adapters. `adapters` is filled once granted; `error` says why it failed."""
+    """A claim on adapters. `adapters` is filled once granted, after `pending_s`; `error` says why it failed."""
 
     digests: tuple[str, ...]
     state: LeaseState = LeaseState.PENDING
     adapters: Mapping[str, ResidentAdapter] = field(default_factory=dict)
     error: ServingError | None = None
     held: tuple[Resident, ...] = ()
+    asked_at: float = field(default_factory=time.monotonic)
+    pending_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """A look at the pool. `loading`: leases and loads that wait for the loader."""
+    """A look at the pool. `loading`: leases and loads that wait for the loader. Since the start: `loads` that went
+    well and their seconds, `failures`, `evictions` to make room."""
 
     budget_bytes: int
     used_bytes: int
     pinned_bytes: int
     loading: int
     adapters: tuple[ResidentInfo, ...]
+    loads: int
+    load_s: float
+    failures: int
+    evictions: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +103,7 @@ class AdapterPool:
         self._wishes: deque[_Wish] = deque()
         self._blocked = False
         self._closed = False
+        self._loads, self._load_s, self._failures = 0, 0.0, 0
         self._thread = threading.Thread(target=self._run, name="spolia-adapter-loader", daemon=True)
         self._thread.start()
 
@@ -114,7 +123,17 @@ class AdapterPool:
         with self._changed:
             held = self._residents
             loading = len(self._pending) + len(self._wishes)
-            return PoolState(self.budget_bytes, held.used_bytes, held.pinned_bytes, loading, held.infos())
+            return PoolState(
+                self.budget_bytes,
+                held.used_bytes,
+                held.pinned_bytes,
+                loading,
+                held.infos(),
+                self._loads,
+                self._load_s,
+                self._failures,
+                held.evictions,
+            )
 
     def request(self, digests: Sequence[str]) -> Lease:
         """Ask for a lease; it is granted at once if all adapters are resident."""
@@ -192,8 +211,10 @@ class AdapterPool:
                 try:
                     self._fulfil(work)
                 except ServingError as error:
+                    self._failures += 1
                     work.done.set_exception(error)
                 except Exception as error:
+                    self._failures += 1
                     work.done.set_exception(AdapterLoadFailed(work.digest, f"{type(error).__name__}: {error}"))
             with self._changed:
                 self._grant_ready()
@@ -229,10 +250,13 @@ class AdapterPool:
 
     def _hold(self, digest: str, adapter: Adapter) -> None:
         """Read an adapter for which there is room."""
+        began = time.monotonic()
         with _naming(digest):
             made = self._make(digest, adapter)
         with self._changed:
             self._residents.add(made)
+            self._loads += 1
+            self._load_s += time.monotonic() - began
 
     def _wait_for_room(self, lease: Lease, size_bytes: int, total_bytes: int) -> bool:
         """Evict until `size_bytes` fit; wait for releases if need be. False when the lease is no longer wanted.
@@ -300,11 +324,13 @@ class AdapterPool:
                 lease.held = self._residents.lease(lease.digests)
                 lease.adapters = {one.adapter.digest: one.adapter for one in lease.held}
                 lease.state = LeaseState.GRANTED
+                lease.pending_s = time.monotonic() - lease.asked_at
 
     def _fail(self, lease: Lease, error: ServingError) -> None:
         """Fail this lease, and those that wait for the same broken adapter."""
         broken = error.digest if isinstance(error, AdapterError) and not isinstance(error, SetTooLarge) else None
         with self._changed:
+            self._failures += 1
             for other in list(self._pending):
                 if other is lease or (broken is not None and broken in other.digests):
                     self._pending.remove(other)

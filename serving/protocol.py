@@ -18,7 +18,7 @@ class Ticket(Protocol):
 
 class Load(Protocol):
     """How busy an engine is, which adapters it holds (version or served name -> requests that use it), and whether it
-    can generate at all."""
+    can generate at all. `turn_s`: how long it has been at its present step, 0 while idle."""
 
     @property
     def waiting(self) -> int: ...
@@ -30,6 +30,8 @@ class Load(Protocol):
     def resident_bytes(self) -> int: ...
     @property
     def alive(self) -> bool: ...
+    @property
+    def turn_s(self) -> float: ...
 
 
 class Engine(Protocol):

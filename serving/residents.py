@@ -47,11 +47,13 @@ class ResidentInfo:
 
 
 class Residents:
-    """The adapters in memory, least recently used first. `used_bytes` counts those that drain, too."""
+    """The adapters in memory, least recently used first. `used_bytes` counts those that drain, too; `evictions` those
+    that left to make room."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
+        self.evictions = 0
         self._held: OrderedDict[str, Resident] = OrderedDict()
         self._draining: list[Resident] = []
         self._pins: dict[str, int] = {}  # digest -> bytes; promised before the adapter is read
@@ -112,6 +114,7 @@ class Residents:
             if self.budget_bytes - self.used_bytes >= size_bytes:
                 break
             self.used_bytes -= self._held.pop(digest).adapter.size_bytes
+            self.evictions += 1
         return True
 
     def pin(self, digest: str, size_bytes: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from serving.adapter_set import adapter_set
 from serving.admission import check_prompt
 from serving.base_model import BaseModel
+from serving.clock import Clock
 from serving.detokenize import Detokenizer, StopStrings
 from serving.ensemble import Uncertainty
 from serving.errors import DeadlineExceeded, ServingError
@@ -49,6 +50,7 @@ class Row:
         self.sampler = Sampler(sampling, base.vocabulary, prompt_ids=prompt, ends=self._ends)
         self.lease: Lease | None = None
         self._cancelled = False
+        self.clock = Clock()
         self.deadline = math.inf if generation.timeout_s is None else time.monotonic() + generation.timeout_s
         self.last_token = prompt[-1]
         self.cached_tokens = 0  # of the prompt, those whose keys and values were there already
@@ -161,6 +163,8 @@ class Row:
         """Take the next token and report what it makes visible; the reason, if it was the last one."""
         self.last_token = choice.token
         self._produced += 1
+        if self._produced == 1:
+            self.clock.answer()
         ended = choice.token in self._ends
         if ended:
             self._end = TokenEvent("", *choice)
@@ -180,7 +184,9 @@ class Row:
 
     def finish(self, reason: FinishReason) -> None:
         usage = Usage(self.prompt_length, self._produced, self.cached_tokens)
-        self._emit(FinishEvent(reason, usage, self.uncertainty, self._end))
+        loading_s = 0.0 if self.lease is None else self.lease.pending_s
+        timings = self.clock.timings(loading_s)
+        self._emit(FinishEvent(reason, usage, self.uncertainty, self._end, timings=timings))
 
     def fail(self, error: ServingError) -> None:
         self._emit(FailEvent(error))

@@ -175,12 +175,17 @@ def retried(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     return attempts
 
 
-def migration_config(connection: Connection) -> Config:
-    """Alembic's configuration for this connection; the scripts lie inside the wheel, or beside ``store``."""
+def migration_folder() -> Path:
+    """Where the migration scripts lie: inside the wheel, or beside ``store``."""
     here = Path(__file__).parent
     packaged = here / "migrations"
+    return packaged if packaged.is_dir() else here.parent / "alembic"
+
+
+def migration_config(connection: Connection) -> Config:
+    """Alembic's configuration for this connection."""
     config = Config()
-    config.set_main_option("script_location", str(packaged if packaged.is_dir() else here.parent / "alembic"))
+    config.set_main_option("script_location", str(migration_folder()))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config

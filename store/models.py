@@ -6,6 +6,7 @@ base_models                            adapters ─┬─ tags
 recipes ── versions                                           ├─ version_targets
                                                               ├─ aliases
                                                               ├─ sketches
+                                                              ├─ revocations
 jobs ── job_log                                               └─ lineage ── versions (the parent)
 idempotency_keys
                                        adapters ─┬─ consents
@@ -211,6 +212,9 @@ class VersionRow(Model):
     # Large and rarely asked for: loaded only by name.
     report: Mapped[JsonDict | None] = mapped_column(OptionalJson, deferred=True)
 
+    # Of versions made from others: what their licences were, and what follows.
+    licensing: Mapped[JsonDict | None] = mapped_column(OptionalJson)
+
     adapter: Mapped[AdapterRow] = relationship()
     recipe: Mapped[RecipeRow | None] = relationship()
     files: Mapped[list["VersionFileRow"]] = relationship(
@@ -226,6 +230,19 @@ class VersionRow(Model):
         cascade="all, delete-orphan",
         passive_deletes=True,
     )
+
+
+class RevocationRow(Model):
+    """A version that must not be used any more, because ``ancestor_ref`` (it itself, or what it was made from) was
+    revoked. By reference, so that it outlives an ancestor deleted by force."""
+
+    __tablename__ = "revocations"
+    __table_args__ = (Index(None, "ancestor_ref"),)
+
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
+    ancestor_ref: Mapped[str] = mapped_column(String(210), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    revoked_at: Mapped[datetime]
 
 
 class VersionFileRow(Model):

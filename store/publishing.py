@@ -22,6 +22,7 @@ from store.models import (
     now,
 )
 from store.records import TOKENIZER_FILE, NewVersion, version_digest
+from store.revoking import inherit_marks
 
 LONGEST_INDEXED = 512
 
@@ -72,6 +73,7 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
         dtype=new.dtype,
         size_bytes=sum(file.size_bytes for file in files),
         license=new.license,
+        licensing=None if new.licensing is None else dict(new.licensing),
         card=new.card,
         mergeable=new.mergeable,
         servable=new.servable,
@@ -99,6 +101,7 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
     session.add(row)
     session.flush()
     if new.lineage:
+        inherit_marks(session, row)
         ref = f"{adapter.namespace}/{adapter.name}@{row.number}"
         row.leaves = [list(astuple(leaf)) for leaf in leaves(read_lineage(session, [row.id]), ref)]
     if new.sketch is not None:

@@ -75,6 +75,7 @@ class NewVersion:
     parameters: int
     dtype: str
     license: str | None = None
+    licensing: Mapping[str, Any] | None = None
     card: str | None = None
     tags: Sequence[str] = ()
     mergeable: bool = True
@@ -154,9 +155,19 @@ class Leaf:
     roles: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Why a version must not be used any more. ``ancestor``: the version that was revoked, itself or an ancestor."""
+
+    ancestor: str
+    reason: str
+    revoked_at: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """An immutable published version; ``aliases``, ``tags`` and ``base_known`` are as of the moment it was read."""
+    """An immutable published version; ``aliases``, ``tags``, ``revoked`` and ``base_known`` are as of the moment it was
+    read. ``licensing``: of one that was made from others, their licences and what follows."""
 
     id: str
     namespace: str
@@ -185,6 +196,7 @@ class Version:
     size_bytes: int
     files: tuple[VersionFile, ...]
     license: str | None
+    licensing: dict[str, Any] | None
     card: str | None
     tags: tuple[str, ...]
     aliases: tuple[str, ...]
@@ -199,6 +211,7 @@ class Version:
     leaves: tuple[Leaf, ...]
     recipe: dict[str, Any] | None
     recipe_digest: str | None
+    revoked: tuple[Revocation, ...] = ()
 
     @property
     def ref(self) -> str:

@@ -6,6 +6,7 @@ round trip, and no objects of the mapper are built on the way.
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import JSON, ColumnElement, FunctionElement, Row, ScalarSelect, Select, String, select
@@ -19,12 +20,13 @@ from store.models import (
     BaseModelRow,
     LineageRow,
     RecipeRow,
+    RevocationRow,
     TagRow,
     VersionFileRow,
     VersionRow,
     VersionTargetRow,
 )
-from store.records import Leaf, Origin, Source, Version, VersionFile
+from store.records import Leaf, Origin, Revocation, Source, Version, VersionFile
 
 
 class JsonLists(FunctionElement[Any]):
@@ -88,7 +90,7 @@ _PLAIN: tuple[Attribute, ...] = (
     VersionRow.use_rslora, VersionRow.modules, VersionRow.parameters, VersionRow.dtype, VersionRow.size_bytes,
     VersionRow.license, VersionRow.card, VersionRow.mergeable, VersionRow.servable, VersionRow.predictable,
     VersionRow.head, VersionRow.notes,
-    VersionRow.metrics, VersionRow.origin, VersionRow.recipe_digest,
+    VersionRow.metrics, VersionRow.origin, VersionRow.recipe_digest, VersionRow.licensing,
 )  # fmt: skip
 """Columns that a Version has under the same name; `notes` is made a tuple and `origin` is one of three words."""
 
@@ -120,6 +122,12 @@ COLUMNS: tuple[Any, ...] = (
         LineageRow.role,
         LineageRow.parent_id,
     ).label("parents"),
+    _hanging(
+        RevocationRow.version_id == VersionRow.id,
+        RevocationRow.revoked_at,
+        RevocationRow.ancestor_ref,
+        RevocationRow.reason,
+    ).label("revocations"),
 )
 
 
@@ -136,7 +144,8 @@ def found(row: Row[Any]) -> Found:
     plain = dict(zip(_NAMES, row, strict=False))
     plain["notes"] = tuple(plain["notes"])
     plain["origin"] = cast("Origin", plain["origin"])
-    leaves, namespace, name, recipe, base_known, files, targets, tags, aliases, parents = row[len(_NAMES) : _WIDTH]
+    hanging = row[len(_NAMES) : _WIDTH]
+    leaves, namespace, name, recipe, base_known, files, targets, tags, aliases, parents, marks = hanging
     sources = tuple(
         Source(ref, float(weight), role, parent_id) for _, ref, weight, role, parent_id in sorted(parents or ())
     )
@@ -152,8 +161,15 @@ def found(row: Row[Any]) -> Found:
         sources=sources,
         leaves=tuple(Leaf(ref, weight, tuple(methods), tuple(roles)) for ref, weight, methods, roles in leaves or ()),
         recipe=recipe,
+        revoked=tuple(Revocation(ancestor, reason, _moment(at)) for at, ancestor, reason in sorted(marks or ())),
     )
     return Found(version, bool(sources) and leaves is None)
+
+
+def _moment(text: str) -> datetime:
+    """A time as the databases write it inside JSON; SQLite's has no zone, and means UTC."""
+    time = datetime.fromisoformat(text)
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _column(lists: Sequence[Sequence[str]] | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from app.api.access import HouseDep, needs
 from app.presenting import adapter_json, page_json, version_json
 from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
+from app.revoked import in_force
 from app.schemas import AliasBody, Body, TagsBody, Text
 from app.veil import Veil
 from store.records import Version
@@ -87,6 +88,7 @@ def delete_version(house: HouseDep, namespace: str, name: str, version: int, for
 @router.put("/{namespace}/{name}/aliases/{alias}", dependencies=[needs("write")])
 def set_alias(house: HouseDep, namespace: str, name: str, alias: str, body: AliasBody) -> dict[str, Any]:
     """Point an alias to a version, from one moment to the next."""
+    in_force(house.registry.resolve(f"{namespace}/{name}@{body.version}"))
     before = meant(house, f"{namespace}/{name}:{alias}")
     now = house.registry.set_alias(namespace, name, alias, body.version)
     follow_alias(house, before, now)

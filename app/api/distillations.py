@@ -9,6 +9,7 @@ from app.api.idempotent import IdempotentRoute
 from app.distillation_job import answer_from_registry
 from app.distilling import draft_distillation, plan_json
 from app.merging_service import result_json
+from app.observing.origin import with_origin
 from app.presenting import job_json
 from app.priorities import allowed_priority
 from app.schemas_recycle import DistillationBody
@@ -33,6 +34,6 @@ def post_distillation(
     if version is not None:
         response.status_code = 200
         return job_json(house.jobs.record_cached("distillation", draft.payload, result_json(version), key))
-    job, _ = house.jobs.enqueue("distillation", draft.payload, key, priority)
+    job, _ = house.jobs.enqueue("distillation", with_origin(draft.payload), key, priority)
     house.job_engine.wake()
     return job_json(job)

@@ -15,6 +15,7 @@ from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.api.files import etag_matches
 from app.exporting import compatibility_json
+from app.revoked import in_force
 
 router = APIRouter(prefix="/v1/adapters", tags=["exports"])
 
@@ -71,7 +72,7 @@ async def get_export(
     updates' energy that `max_rank` cost. The same version gives the same bytes, whose sha256 is the ETag.
     """
     limiter = house.exporter.limiter
-    found = await to_thread.run_sync(resolve_version, house.registry, namespace, name, version)
+    found = in_force(await to_thread.run_sync(resolve_version, house.registry, namespace, name, version))
     made = await to_thread.run_sync(house.exporter.export, found, target, max_rank, limiter=limiter)
     headers = {"etag": f'"sha256:{made.digest}"', "cache-control": "no-cache", SUMMARY_HEADER: json.dumps(made.summary)}
     if if_none_match is not None and etag_matches(if_none_match, headers["etag"]):

@@ -11,6 +11,7 @@ from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.house import House
 from app.problems import Refusal, problem_response
+from app.revoked import readable
 from app.sending import send_file
 from store.records import BlobRef
 
@@ -36,11 +37,12 @@ def get_file(
     name: str,
     version: str,
     filename: str,
+    audit: bool = False,
     if_none_match: Annotated[str | None, Header()] = None,
     range_: Annotated[str | None, Header(alias="range")] = None,
 ) -> Response:
-    """One file of a version, or the part of it that is asked for."""
-    found = resolve_version(house.registry, namespace, name, version)
+    """One file of a version, or the part of it that is asked for; of a revoked one for audits by administrators."""
+    found = readable(resolve_version(house.registry, namespace, name, version), audit=audit)
     file = found.file(filename)
     if file is None:
         known = [file.name for file in found.files]

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from app.api.access import PUBLIC, HouseDep
-from app.house import House
+from app.identity.caller import Caller
+from app.loopback import is_loopback
+from app.readiness import OK, check_all
 
 router = APIRouter(tags=["operations"])
 
@@ -18,39 +20,19 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", dependencies=[PUBLIC])
-def readyz(house: HouseDep) -> JSONResponse:
-    """Database, blobs, engine and worker, each tried; 503 if one fails."""
-    checks = {name: _try(check, house) for name, check in CHECKS.items()}
-    ready = all(found == "ok" for found in checks.values())
-    return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
+async def readyz(house: HouseDep, request: Request) -> JSONResponse:
+    """Database, migrations, blobs, disk, engine and worker, each tried for a limited time; 503 if one fails.
+
+    What was found is told to callers on this machine, and to those whose key may read.
+    """
+    checks = await check_all(house)
+    ready = all(found == OK for found in checks.values())
+    answer: dict[str, Any] = {"ready": ready}
+    if _may_see_details(request):
+        answer["checks"] = checks
+    return JSONResponse(answer, 200 if ready else 503, headers={"cache-control": "no-store"})
 
 
-def _database(house: House) -> None:
-    with house.shelves.database.session() as session:
-        session.connection()
-
-
-def _blobs(house: House) -> None:
-    with house.shelves.blobs.stage() as staging:
-        staging.write(b"ready?")
-
-
-def _generation(house: House) -> None:
-    if not house.engine.state().alive:
-        raise RuntimeError("nothing can generate now: the engine's thread has ended, or no vLLM server is up")
-
-
-def _worker(house: House) -> None:
-    if not house.job_engine.alive():
-        raise RuntimeError("the worker process is being started again")
-
-
-CHECKS = {"database": _database, "blobs": _blobs, "generation": _generation, "worker": _worker}
-
-
-def _try(check: Any, house: House) -> str:
-    try:
-        check(house)
-    except Exception as error:  # any failure is the answer here
-        return f"{type(error).__name__}: {error}"
-    return "ok"
+def _may_see_details(request: Request) -> bool:
+    caller: Caller = request.state.caller
+    return caller.may("read") or (request.client is not None and is_loopback(request.client.host))

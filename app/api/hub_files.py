@@ -8,6 +8,7 @@ from fastapi.responses import FileResponse, Response
 from app.api.access import HouseDep, needs
 from app.api.files import blob_response
 from app.hub.revisions import file_of, resolve, unknown_repository
+from app.revoked import in_force
 
 router = APIRouter(tags=["hub"], include_in_schema=False)
 
@@ -28,6 +29,8 @@ def resolve_file(
 ) -> Response:
     """One file of a repository at a revision, or the part of it that is asked for."""
     commit = resolve(house, namespace, name, revision)
+    if commit.version is not None:
+        in_force(commit.version)
     blob = file_of(commit, f"{namespace}/{name}", path)
     answer = blob_response(house, path, blob, if_none_match, range_, mark="", body=request.method == "GET")
     answer.headers["x-repo-commit"] = commit.oid

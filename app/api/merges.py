@@ -10,6 +10,7 @@ from app.api.idempotent import IdempotentRoute
 from app.errors import sentence
 from app.identity.caller import current
 from app.merging_service import answer_from_registry, draft_merge, result_json, target_name
+from app.observing.origin import with_origin
 from app.presenting import job_json
 from app.priorities import allowed_priority
 from app.problems import Refusal
@@ -48,12 +49,13 @@ def post_merge(house: HouseDep, response: Response, body: MergeBody, dry_run: bo
         response.status_code = 200
         existing = house.registry.find_by_recipe(draft.recipe_digest)
         digest = f"sha256:{draft.recipe_digest}"
-        return {"plan": draft.plan.to_dict(), "recipe_digest": digest, "existing": existing and existing.ref}
+        plan = {**draft.plan.to_dict(), "licensing": draft.licensing.as_json}
+        return {"plan": plan, "recipe_digest": digest, "existing": existing and existing.ref}
     key = f"merge:{draft.recipe_digest}:{draft.namespace}/{draft.name}"
     version = answer_from_registry(house.shelves, draft)
     if version is not None:
         response.status_code = 200
         return job_json(house.jobs.record_cached("merge", draft.payload, result_json(version), key))
-    job, _ = house.jobs.enqueue("merge", draft.payload, key, priority)
+    job, _ = house.jobs.enqueue("merge", with_origin(draft.payload), key, priority)
     house.job_engine.wake()
     return job_json(job)

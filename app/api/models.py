@@ -26,7 +26,7 @@ def list_models(house: HouseDep) -> dict[str, Any]:
         models += [
             _adapter_json(entry)
             for entry in page.items
-            if entry.latest.servable and current().may("generate", entry.namespace)
+            if entry.latest.servable and not entry.latest.revoked and current().may("generate", entry.namespace)
         ]
         cursor = page.next_cursor
         if cursor is None:

@@ -9,6 +9,7 @@ from app.api.access import HouseDep, needs
 from app.api.idempotent import IdempotentRoute
 from app.identity.caller import current
 from app.merging_service import target_name
+from app.observing.origin import with_origin
 from app.presenting import job_json
 from app.priorities import allowed_priority
 from app.promotion_draft import draft_promotion
@@ -27,7 +28,8 @@ def post_promotion(house: HouseDep, response: Response, body: PromotionBody, dry
     draft = draft_promotion(house, body)
     if dry_run:
         response.status_code = 200
-        return {"plan": draft.merge.plan.to_dict(), "prompts": len(draft.prompts), "bar": body.bar.model_dump()}
-    job, _ = house.jobs.enqueue("promotion", draft.payload, priority=priority)
+        plan = {**draft.merge.plan.to_dict(), "licensing": draft.merge.licensing.as_json}
+        return {"plan": plan, "prompts": len(draft.prompts), "bar": body.bar.model_dump()}
+    job, _ = house.jobs.enqueue("promotion", with_origin(draft.payload), priority=priority)
     house.engine_jobs.wake()
     return job_json(job)

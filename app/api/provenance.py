@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from app.api.access import HouseDep, needs
 from app.api.adapters import resolve_version
 from app.api.idempotent import IdempotentRoute
+from app.observing.origin import with_origin
 from app.presenting import job_json, lineage_json
 from app.priorities import allowed_priority
 from app.verifying import draft_replay
@@ -32,6 +33,6 @@ def post_verify(house: HouseDep, namespace: str, name: str, version: str, priori
     if found.origin == "merge":
         draft_replay(house.shelves, found)  # refused now, not in the job, where its sources are gone
     payload = {"ref": found.ref, "digest": found.digest}
-    job, _ = house.jobs.enqueue("verify", payload, f"verify:{found.id}", priority)
+    job, _ = house.jobs.enqueue("verify", with_origin(payload), f"verify:{found.id}", priority)
     house.job_engine.wake()
     return job_json(job)

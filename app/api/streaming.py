@@ -29,7 +29,7 @@ async def answer_whole(
 ) -> Response:
     """Wait for all choices, then answer. A client that hangs up cancels them."""
     house.prompt_log.keep(generations)
-    async with Run(house.engine, generations) as run:
+    async with Run(house.engine, generations, shape.adapters) as run:
         answers = await while_connected(request, collect(run.events(), len(generations)))
 
     def render() -> Response:
@@ -54,7 +54,7 @@ async def answer_stream(
     """Answer with server-sent events. What fails before the first token is still an ordinary problem."""
     house.prompt_log.keep(generations)
     async with AsyncExitStack() as stack:
-        run = await stack.enter_async_context(Run(house.engine, generations))
+        run = await stack.enter_async_context(Run(house.engine, generations, shape.adapters))
         events = run.events()
         first = await while_connected(request, anext(events))
         held = stack.pop_all()

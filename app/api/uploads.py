@@ -11,6 +11,7 @@ from app.api.access import HouseDep, needs
 from app.api.idempotent import IdempotentRoute
 from app.heads import stored_head
 from app.house import House
+from app.observing.tracing import stage
 from app.presenting import version_json
 from app.problems import Refusal
 from app.receiving import receive
@@ -67,7 +68,8 @@ _BODY = {
 async def put_upload(house: HouseDep, request: Request, digest: Hex) -> JSONResponse:
     """Store a weights file under its digest; what arrives is hashed, and kept only if it is what was announced."""
     with house.shelves.blobs.stage() as staging:
-        await receive(request.stream(), staging.write)
+        with stage("upload receive"):
+            await receive(request.stream(), staging.write)
         known = await to_thread.run_sync(house.shelves.blobs.exists, digest)
         size = staging.size
         await to_thread.run_sync(keep_blob, house.shelves, staging, digest)

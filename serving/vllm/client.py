@@ -102,7 +102,9 @@ class VllmClient:
         if answer.status_code not in (200, 404):
             raise ServerRefused(_reason(answer))
 
-    async def complete(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def complete(
+        self, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a streamed completion; leaving the iteration closes the connection, which ends it there too.
 
         Raises Unreachable (also when the stream breaks off), UnknownModel, ServerRefused.
@@ -111,7 +113,9 @@ class VllmClient:
         # and its health, not by silence here.
         timeout = httpx.Timeout(self._patience_s, read=None)
         with _as_unreachable():
-            async with self._http.stream("POST", "/v1/completions", json=body, timeout=timeout) as answer:
+            async with self._http.stream(
+                "POST", "/v1/completions", json=body, headers=headers, timeout=timeout
+            ) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                     raise UnknownModel(body["model"]) if answer.status_code == 404 else ServerRefused(_reason(answer))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -57,7 +58,7 @@ class Dispatcher:
             raise DeadlineExceeded(limit, request.stream.produced) from error
 
     async def _serve(self, request: Request) -> FinishReason:
-        name = None
+        name, began = None, time.monotonic()
         if request.adapters or self._zeros:
             shelved = await self._shelved(request.adapters)
             name = shelved.name
@@ -65,6 +66,8 @@ class Dispatcher:
         for _ in range(len(self._fleet.servers) + 1):
             try:
                 async with self._fleet.place(name, anywhere=not request.adapters) as server:
+                    request.loading_s = time.monotonic() - began
+                    request.clock.begin()
                     return await self._attempt(request, server, name)
             except (Unreachable, UnknownModel) as error:
                 if request.started:
@@ -98,7 +101,7 @@ class Dispatcher:
             await asyncio.gather(reading, down, return_exceptions=True)
 
     async def _read(self, request: Request, server: Server, body: dict[str, Any]) -> FinishReason:
-        async with aclosing(server.client.complete(body)) as chunks:
+        async with aclosing(server.client.complete(body, dict(request.generation.trace))) as chunks:
             async for chunk in chunks:
                 request.stream.take(chunk)
                 if request.cancelled:  # its listener raised

@@ -189,7 +189,10 @@ class VllmEngine:
             request.fail(StepFailed("vLLM", f"{type(error).__name__}: {error}"))
 
     async def _look(self) -> tuple[ServerState, ...]:
-        return tuple(ServerState(one.url, one.up, one.running, one.slots.uses) for one in self._fleet.servers)
+        return tuple(
+            ServerState(one.url, one.up, one.running, one.slots.uses, one.loads, one.evictions)
+            for one in self._fleet.servers
+        )
 
     async def _end(self) -> None:
         """End every request, then the fleet."""

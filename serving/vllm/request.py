@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from serving.adapter_set import adapter_set
+from serving.clock import Clock
 from serving.errors import ServingError
 from serving.generation import (
     AppliedSet,
@@ -30,6 +31,8 @@ class Request:
         self.adapters = adapter_set(generation.adapters)
         self.applied: AppliedSet | None = None
         self.cancelled = False
+        self.clock = Clock()
+        self.loading_s = 0.0  # bringing the set into vLLM's form and onto a server
         self.task: asyncio.Task[FinishReason] | None = None
         self.stream = self._new_stream()
         self._on_event = on_event
@@ -52,7 +55,8 @@ class Request:
 
     def finish(self, reason: FinishReason) -> None:
         usage = Usage(len(self.generation.prompt_ids), self.stream.produced, self.stream.cached_tokens)
-        self._emit(FinishEvent(reason, usage, end=self.stream.end, applied=self.applied))
+        timings = self.clock.timings(self.loading_s)
+        self._emit(FinishEvent(reason, usage, end=self.stream.end, applied=self.applied, timings=timings))
 
     def fail(self, error: ServingError) -> None:
         self._emit(FailEvent(error))
@@ -62,6 +66,7 @@ class Request:
 
     def _tell(self, event: TokenEvent | PromptEvent) -> None:
         self._said += 1
+        self.clock.answer()
         self._emit(event)
 
     def _emit(self, event: Event) -> None:

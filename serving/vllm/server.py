@@ -23,6 +23,7 @@ class Server:
         self.client = client
         self.slots = Slots(slots)
         self.running = 0
+        self.loads = self.evictions = 0
         self.up = False
         self.context_length = 0
         self.went_down = asyncio.Event()
@@ -116,9 +117,11 @@ class Server:
             if claim.evicted is not None:
                 try:
                     await self.client.unload(claim.evicted)
+                    self.evictions += 1
                 except ServerRefused as error:  # it will drop one by itself then; the request need not fail for it
                     log.warning("vLLM server %s does not unload an adapter: %s", self.url, error.reason)
             await self.client.load(claim.name, str(self._folder / claim.name))
+            self.loads += 1
 
     def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
         if self._loads.get(name) is task:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,14 @@ class Service:
             assert answer.status_code == 200
             (folder / file).write_bytes(answer.content)
         return folder
+
+
+def soon(holds: Callable[[], bool]) -> None:
+    """Wait for what happens off the hot path."""
+    until = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def small_adapter(folder: Path, **options: Any) -> Path:

@@ -1,8 +1,7 @@
 """Adapters in memory over HTTP: loads, pins, two-phase unloading, moving aliases, deletion; deadlines; turns."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.app.service import BASE, LAYERS, Service, problem, small_adapter
+from tests.app.service import BASE, LAYERS, Service, problem, small_adapter, soon
 
 PROMPT = "The capital of France is"
 GREEDY = {"prompt": PROMPT, "temperature": 0}
@@ -40,14 +39,6 @@ class Stream:
 def held(service: Service) -> dict[str, dict[str, Any]]:
     """The adapters in memory, by reference."""
     return {one["ref"]: one for one in service.http.get("/v1/pool").json()["adapters"]}
-
-
-def soon(holds: Callable[[], bool]) -> None:
-    """Wait for what happens off the hot path."""
-    until = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def answer_of(service: Service, model: str, **body: Any) -> httpx.Response:
