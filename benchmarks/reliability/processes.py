@@ -42,16 +42,21 @@ class SpoliaProcess:
 
     def start(self) -> None:
         """Start the process; it is not ready yet."""
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._prefix, str(_SPOLIA), *self._words],
                 cwd=_ROOT,
-                env={**os.environ, **self._settings, "PYTHONPATH": path},
+                env={**os.environ, **self._settings, "PYTHONPATH": str(_ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        environment = {**os.environ, **self._settings, "PYTHONPATH": str(_ROOT)}
+        words = [*self._prefix, str(_SPOLIA), *self._words]
+        return subprocess.run(words, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
 
     def kill(self) -> None:
         """kill -9."""

@@ -121,11 +121,12 @@ def fuzz(name: str, runs: int, seed: int, folder: Path) -> None:
         (corpus / str(number)).write_bytes(data)
 
     def one(data: bytes) -> None:
+        sentence = "read"
         try:
             parser.read(data, folder)
         except parser.refusal as error:
-            assert 0 < len(str(error)) < 5000
-            str(error).encode()  # an answer has to carry it
+            sentence = str(error)
+        assert 0 < len(sentence.encode()) < 5000  # an answer has to carry it
 
     options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={parser.longest}", f"-timeout={HANG_S}"]
     options += [f"-rss_limit_mb={MEMORY_MIB}", "-verbosity=0", "-print_final_stats=1", str(corpus)]
