@@ -37,6 +37,17 @@ class Cluster:
             SpoliaProcess(f"worker-{n}", ["worker"], self._own(f"worker-{n}"), folder) for n in range(workers)
         ]
 
+    def share(self, **settings: str) -> None:
+        """Before the start: other settings for all processes."""
+        self.settings |= settings
+        for process in self.processes:
+            process.give(settings)
+
+    def move(self, host: str) -> None:
+        """Before the start: let database and store listen on another address of this machine."""
+        self.postgres.host = self.s3.host = host
+        self.share(SPOLIA_DATABASE_URL=self.postgres.url, SPOLIA_S3_ENDPOINT=self.s3.endpoint)
+
     def _own(self, name: str) -> dict[str, str]:
         return {**self.settings, "SPOLIA_DATA_DIR": str(self.folder / name)}
 

@@ -40,6 +40,10 @@ class SpoliaProcess:
         """Start it from now on by another program, such as `ip netns exec …`."""
         self._prefix = list(prefix)
 
+    def give(self, settings: Mapping[str, str]) -> None:
+        """More settings, from the next start on."""
+        self._settings |= settings
+
     def start(self) -> None:
         """Start the process; it is not ready yet."""
         with self.log.open("ab") as log:
