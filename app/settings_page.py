@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 
 from app.settings import GIB, MIB, Settings
 
+_UNITS = (("GiB", GIB), ("MiB", MIB), ("KiB", 1024), ("bytes", 1))
+
 INTRODUCTION = """\
 # Settings
 
@@ -60,7 +62,7 @@ def _default(name: str, field: FieldInfo) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, int) and name.endswith("_bytes") and value:
-        unit, size = next((pair for pair in (("GiB", GIB), ("MiB", MIB), ("KiB", 1024)) if value % pair[1] == 0))
+        unit, size = next(pair for pair in _UNITS if value % pair[1] == 0)
         return f"`{value}` ({value // size} {unit})"
     return f"`{value}`"
 
