@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from alembic import context
 
-from store.models import Model, UtcDateTime
+from store.models import Model, UtcDateTime, is_on
 
 
 def plain_type(kind: str, item: Any, autogen: Any) -> str | Literal[False]:
@@ -13,6 +13,12 @@ def plain_type(kind: str, item: Any, autogen: Any) -> str | Literal[False]:
 
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=Model.metadata, render_as_batch=True, render_item=plain_type)
+context.configure(
+    connection=connection,
+    target_metadata=Model.metadata,
+    render_as_batch=True,
+    render_item=plain_type,
+    include_object=is_on(connection.dialect.name),
+)
 with context.begin_transaction():
     context.run_migrations()

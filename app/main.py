@@ -127,7 +127,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
 def settle(shelves: Shelves) -> None:
     """Bring the tables to date, and remove what crashes and refused uploads left behind."""
     settings = shelves.settings
-    shelves.database.migrate()
+    shelves.database.migrate(allow_newer=settings.allow_newer_schema)
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s)
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
     if staged or orphans:

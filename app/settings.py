@@ -34,7 +34,20 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("info", description="Level of the log on stderr: debug, info, warning, error.")
 
-    database_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in data_dir.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="Where rows are kept: postgresql+psycopg://user:password@host/name, or sqlite:////path; default: SQLite"
+        " in data_dir.",
+    )
+    database_connections: int = Field(
+        20, ge=1, description="Most connections of one process to PostgreSQL; more requests than that wait for one."
+    )
+    database_timeout_s: float = Field(
+        30.0, gt=0, description="Longest wait for a lock or a free connection and, on PostgreSQL, for a statement."
+    )
+    allow_newer_schema: bool = Field(
+        False, description="Run on a database that the next release has brought to date: to roll back by one release."
+    )
     base_model: str = Field(
         "HuggingFaceTB/SmolLM2-135M-Instruct", description="Hub id of the base model that is served."
     )
@@ -161,7 +174,9 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The SQLAlchemy URL in use."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'spolia.db'}"
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir.absolute() / 'spolia.db'}"
 
     @property
     def blobs_dir(self) -> Path:
@@ -202,4 +217,6 @@ class Settings(BaseSettings):
         """These settings as SPOLIA_* variables, for a child process."""
         values = self.model_dump(mode="json", exclude_none=True, exclude={"vllm_api_key"})  # no child needs the key
         values["data_dir"] = str(self.data_dir.absolute())
+        if self.database_url is not None:  # a secret, of which the dump has stars
+            values["database_url"] = self.database_url.get_secret_value()
         return {f"SPOLIA_{name.upper()}": str(value) for name, value in values.items()}

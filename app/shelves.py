@@ -98,6 +98,6 @@ def open_shelves(settings: Settings) -> Shelves:
         StorageFull, UnsupportedDatabase: when they cannot be opened.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database)
+    database = Database(settings.database, settings.database_timeout_s, settings.database_connections)
     blobs = LocalBlobs(settings.blobs_dir)
     return Shelves(settings, database, blobs, Registry(database, blobs), JobTable(database), SketchTable(database))

@@ -1,82 +1,88 @@
-"""The connection to the database: transactions, the settings that keep what was acknowledged, migrations.
+"""The connection to the database: transactions, the names of what can go wrong, migrations.
 
-The only module that knows SQLite by name. There, a write transaction takes the write lock at once (BEGIN
-IMMEDIATE), so that what it reads cannot change before it writes; readers see one snapshot and block nobody (WAL);
-a commit is on the disk before it returns (synchronous = FULL).
+SQLite is the embedded default, PostgreSQL serves several machines. What differs between them is in ``sqlite.py``
+and ``postgresql.py``; here is what everybody relies on: a write is decided by what nobody changes meanwhile, it is on
+the disk when the call returns, and readers block nobody.
 """
 
+import functools
 import json
-import resource
-import sqlite3
-import tempfile
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Executable, Row, create_engine, make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session
 
-from store.errors import FULL_ERRORS, StorageBusy, StorageFull, UnsupportedDatabase
+from store.errors import LostRace, SchemaNewer, SchemaOlder, StorageBusy, StorageUnavailable, UnsupportedDatabase
+from store.postgresql import Postgresql
+from store.sqlite import Sqlite
 
-_SPARE_BYTES = 64 * 1024
-"""With less room than this, an I/O error of SQLite means a full disk: its shared index grows by 32 KiB at a time."""
+_ATTEMPTS = 8
+_FIRST_PAUSE_S = 0.005
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Database:
     """A database by URL; opens connections as needed, from any thread. One instance per process."""
 
-    def __init__(self, url: str, busy_timeout_s: float = 30.0) -> None:
-        """``sqlite:////absolute/path.db``. Raises UnsupportedDatabase for one in memory."""
+    def __init__(self, url: str, busy_timeout_s: float = 30.0, connections: int = 20) -> None:
+        """``sqlite:////absolute/path.db`` or ``postgresql+psycopg://user:password@host/name``.
+
+        ``busy_timeout_s``: the longest wait for a lock or a free connection and, on PostgreSQL, the longest that a
+        statement may take. ``connections``: the most that this process holds to PostgreSQL.
+
+        Raises UnsupportedDatabase for any other kind, and for SQLite in memory.
+        """
         parsed = make_url(url)
         self.busy_timeout_s = busy_timeout_s
-        self.place = parsed.render_as_string(hide_password=True)
-        self._sqlite_file: Path | None = None
+        self._backend: Sqlite | Postgresql
         if parsed.get_backend_name() == "sqlite":
-            if parsed.database in (None, "", ":memory:"):
-                raise UnsupportedDatabase(url)
-            self._sqlite_file = Path(str(parsed.database))
-            self.place = str(self._sqlite_file)
+            self._backend = Sqlite(parsed, busy_timeout_s)
+        elif parsed.get_backend_name() == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+            self._backend = Postgresql(parsed, busy_timeout_s, connections)
+        else:
+            raise UnsupportedDatabase(parsed.render_as_string(hide_password=True))
+        self.place = self._backend.place
         engine = create_engine(
             parsed,
-            pool_size=16,
-            max_overflow=64,
             # NaN is no JSON, and PostgreSQL refuses it: so does SQLite here.
             json_serializer=partial(json.dumps, allow_nan=False, ensure_ascii=False),
+            **self._backend.engine_options,
         )
-        if self._sqlite_file is not None:
-            self._prepare_sqlite(engine)
-        self._readers = engine
+        self._backend.prepare(engine)
+        self._engine = engine
         self._writers = engine.execution_options(spolia_writes=True)
+        self._readers = engine.execution_options(**self._backend.snapshot)
+        self._single = engine.execution_options(**self._backend.single)
 
-    def _prepare_sqlite(self, engine: Engine) -> None:
-        @event.listens_for(engine, "connect")
-        def configure(connection: sqlite3.Connection, record: object) -> None:
-            connection.isolation_level = None  # transactions begin where ``begin`` below says
-            connection.create_function("lower", 1, _lower, deterministic=True)
-            connection.execute(f"PRAGMA busy_timeout = {int(self.busy_timeout_s * 1000)}")
-            _switch_to_wal(connection, self.busy_timeout_s)
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-
-        @event.listens_for(engine, "begin")
-        def begin(connection: Connection) -> None:
-            writes = connection.get_execution_options().get("spolia_writes", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether statements may use what only PostgreSQL has."""
+        return isinstance(self._backend, Postgresql)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
         """A write transaction: committed, and on the disk, when the block ends well; undone when it raises.
 
-        Raises StorageFull, StorageBusy.
+        On PostgreSQL other writers go on meanwhile: lock what you decide by, and let the call be `retried`.
+        Raises StorageFull, StorageBusy, StorageUnavailable, LostRace.
         """
         with self._errors_named(), Session(self._writers, expire_on_commit=False) as session, session.begin():
-            session.connection()  # takes the write lock before anything is read
+            session.connection()  # SQLite: takes the write lock before anything is read
             yield session
 
     @contextmanager
@@ -85,43 +91,84 @@ class Database:
         with self._errors_named(), Session(self._readers, expire_on_commit=False) as session:
             yield session
 
-    def migrate(self) -> None:
-        """Bring the tables to the newest form, creating the file if need be. Safe from two processes at once."""
-        with self._errors_named():
-            if self._sqlite_file is not None:
-                self._sqlite_file.parent.mkdir(parents=True, exist_ok=True)
-            with self._writers.begin() as connection:
-                command.upgrade(migration_config(connection), "head")
+    def fetch(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+        """All rows of one reading statement, in one round trip; tried again if the server went away just before."""
+        for attempt in (1, 2):
+            try:
+                with self._errors_named(), self._single.connect() as connection:
+                    return connection.execute(statement, parameters).all()
+            except StorageUnavailable:
+                if attempt == 2:
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+    def migrate(self, *, allow_newer: bool = False) -> None:
+        """Bring the tables to the newest form, creating an SQLite file if need be. Any number of processes may ask at
+        once: one does it, the others wait.
+
+        Raises SchemaNewer for tables that a newer release made, unless `allow_newer`: a newer schema only adds to an
+        older one, so that the release before it goes on working.
+        """
+        self._backend.before_migration()
+        with self._errors_named(), self._writers.begin() as connection:
+            self._backend.lock_migration(connection)
+            config = migration_config(connection)
+            current, known = _revisions(connection, config)
+            if current is not None and current not in known:
+                if allow_newer:
+                    return
+                raise SchemaNewer(current, known[0])
+            if current != known[0]:
+                command.upgrade(config, "head")
+
+    def check_schema(self, *, allow_newer: bool = False) -> None:
+        """For a process that leaves migrating to others. Raises SchemaOlder, SchemaNewer."""
+        with self._errors_named(), self._engine.connect() as connection:
+            current, known = _revisions(connection, migration_config(connection))
+        if current is None or current in known[1:]:
+            raise SchemaOlder(current, known[0])
+        if current != known[0] and not allow_newer:
+            raise SchemaNewer(current, known[0])
 
     def close(self) -> None:
         """Close every idle connection."""
-        self._readers.dispose()
+        self._engine.dispose()
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:
         try:
             yield
         except DBAPIError as error:
-            name = getattr(error.orig, "sqlite_errorname", "")
-            if name.startswith("SQLITE_BUSY"):
-                raise StorageBusy(self.busy_timeout_s) from error
-            if name == "SQLITE_FULL" or (name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and self._disk_is_full()):
-                raise StorageFull(self.place) from error
+            named = self._backend.named(error)
+            if named is None:
+                raise
+            raise named from error
+        except NoConnectionFree as error:
+            raise StorageBusy(self.busy_timeout_s) from error
+
+
+def retried(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A method that is one write transaction: run it again when another writer got in its way (LostRace).
+
+    What collides again and again is no race: a broken constraint then shows as such, anything else as StorageBusy.
+    """
+
+    @functools.wraps(method)
+    def attempts(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        for attempt in range(_ATTEMPTS - 1):
+            try:
+                return method(*args, **kwargs)
+            except LostRace:
+                # Random, or those who collided would collide again.
+                time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))
+        try:
+            return method(*args, **kwargs)
+        except LostRace as error:
+            if isinstance(error.__cause__, IntegrityError):
+                raise error.__cause__ from None
             raise
 
-    def _disk_is_full(self) -> bool:
-        # SQLite calls a quota, a file size limit or no room for its shared index a mere I/O error: so try.
-        assert self._sqlite_file is not None
-        files = [Path(f"{self._sqlite_file}{suffix}") for suffix in ("", "-wal")]
-        largest = max((file.stat().st_size for file in files if file.exists()), default=0)
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if limit != resource.RLIM_INFINITY and largest + _SPARE_BYTES > limit:
-            return True
-        try:
-            with tempfile.TemporaryFile(dir=self._sqlite_file.parent, buffering=0) as probe:
-                return probe.write(bytes(_SPARE_BYTES)) < _SPARE_BYTES
-        except OSError as error:
-            return error.errno in FULL_ERRORS
+    return attempts
 
 
 def migration_config(connection: Connection) -> Config:
@@ -135,19 +182,7 @@ def migration_config(connection: Connection) -> Config:
     return config
 
 
-def _switch_to_wal(connection: sqlite3.Connection, timeout_s: float) -> None:
-    # The switch needs the file to itself for a moment and does not wait by itself, so two fresh processes may meet.
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-def _lower(text: Any) -> Any:
-    # SQLite's own folds ASCII only.
-    return text.lower() if isinstance(text, str) else text
+def _revisions(connection: Connection, config: Config) -> tuple[str | None, list[str]]:
+    """The revision that the tables have, and those that this code knows, newest first."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    return current, [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]

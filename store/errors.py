@@ -14,6 +14,10 @@ StoreError
 ├── VersionInUse         a version that something still needs
 ├── StorageFull          no space is left for blobs or rows
 ├── StorageBusy          the database stayed locked for longer than the time allowed
+│   └── LostRace         another writer got in the way; the same call, made again, may go through
+├── StorageUnavailable   the database server does not answer
+├── SchemaNewer          the tables were made by a newer release
+├── SchemaOlder          the tables have not been brought to date
 └── UnsupportedDatabase  a database URL that cannot serve several processes
 """
 
@@ -162,20 +166,62 @@ class StorageFull(StoreError):
 
 
 class StorageBusy(StoreError):
-    """Another writer held the database for longer than the busy timeout."""
+    """Another writer held the database, or a statement took, longer than the busy timeout."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         super().__init__(
-            f"The database was locked by another writer for {timeout_s:g} s: nothing was stored; try again."
+            f"The database was busy, or locked by another writer, for {timeout_s:g} s: nothing was stored; try again."
+        )
+
+
+class LostRace(StorageBusy):
+    """Two writers collided and this one was undone; whoever can, tries again."""
+
+
+class StorageUnavailable(StoreError):
+    """The database server went away, is starting, or takes no more connections. Passes by itself, or the operator is
+    needed; the log says what the server, or the system, said."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            "The database does not answer: if this was a change, it may or may not have been stored; try again in "
+            f"{retry_after_s} s (what is stored already is not stored twice)."
+        )
+
+
+class SchemaNewer(StoreError):
+    """The tables have a form that this code does not know; revisions as Alembic counts them."""
+
+    def __init__(self, found: str, newest: str) -> None:
+        self.found = found
+        self.newest = newest
+        super().__init__(
+            f"The database was brought to schema {found} by a newer release, and this one knows schemas up to {newest}: "
+            "start the newer release, or, to roll back by one release, set SPOLIA_ALLOW_NEWER_SCHEMA=true."
+        )
+
+
+class SchemaOlder(StoreError):
+    """The tables have an earlier form than this code needs; ``found`` is None for an empty database."""
+
+    def __init__(self, found: str | None, newest: str) -> None:
+        self.found = found
+        self.newest = newest
+        what = "is empty" if found is None else f"has schema {found}"
+        super().__init__(
+            f"The database {what} and this release needs schema {newest}: start `spolia serve` of this release, "
+            "which brings it to date."
         )
 
 
 class UnsupportedDatabase(StoreError):
-    """A database URL that several threads and processes cannot share."""
+    """A database URL of another kind, or one that several threads and processes cannot share."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         super().__init__(
-            f"The database {shown(url)} lives in one process's memory only: give a file, such as sqlite:///spolia.db."
+            f"The database {shown(url)} is not one that Spolia runs on: give a file that its processes can share, such "
+            "as sqlite:///spolia.db, or a PostgreSQL database, such as postgresql+psycopg://user:password@host/spolia."
         )

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from store.cursors import decode_cursor, encode_cursor
-from store.database import Database
+from store.database import Database, retried
 from store.errors import BadCursor, JobNotRunning, JobStalled, UnknownJob
 from store.models import JobRow, now
 from store.records import Page
@@ -68,6 +68,7 @@ class JobTable:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    @retried
     def enqueue(self, kind: str, payload: Mapping[str, Any], dedupe_key: str | None = None) -> tuple[Job, bool]:
         """A new queued job with True; or, with False, the queued or running one that has the same ``dedupe_key``."""
         with self.database.session() as session:
@@ -78,6 +79,7 @@ class JobTable:
                     return _job(row), False
             return _job(_add(session, kind, payload, dedupe_key, "queued")), True
 
+    @retried
     def record_cached(
         self, kind: str, payload: Mapping[str, Any], result: Mapping[str, Any], dedupe_key: str | None = None
     ) -> Job:
@@ -90,6 +92,7 @@ class JobTable:
             session.flush()
             return _job(row)
 
+    @retried
     def claim_next(self, kinds: Collection[str] | None = None) -> Job | None:
         """Take up the oldest queued job (of these kinds), which no other worker then gets; None if there is none."""
         oldest = select(JobRow.id).where(JobRow.state == "queued").order_by(JobRow.created_at, JobRow.id).limit(1)
@@ -116,6 +119,7 @@ class JobTable:
                     return _job(_get(session, job_id))
             return None
 
+    @retried
     def requeue_interrupted(
         self,
         max_interruptions: int = 5,
@@ -142,6 +146,7 @@ class JobTable:
                     row.state = "queued"
             return tuple(_job(row) for row in rows)
 
+    @retried
     def progress(self, job_id: str, done: int, total: int) -> None:
         """Record that ``done`` of ``total`` steps are finished, and that the worker lives. Raises JobNotRunning."""
         with self.database.session() as session:
@@ -151,6 +156,7 @@ class JobTable:
                 row.stalled = 0
             row.done, row.total, row.heartbeat_at = done, total, now()
 
+    @retried
     def succeed(self, job_id: str, result: Mapping[str, Any]) -> Job:
         """End a running job well. Raises UnknownJob, JobNotRunning."""
         with self.database.session() as session:
@@ -158,6 +164,7 @@ class JobTable:
             row.result = dict(result)
             return _job(row)
 
+    @retried
     def fail(self, job_id: str, error: Mapping[str, Any]) -> Job:
         """End a running job with what went wrong. Raises UnknownJob, JobNotRunning."""
         with self.database.session() as session:
@@ -165,11 +172,13 @@ class JobTable:
             row.error = dict(error)
             return _job(row)
 
+    @retried
     def cancelled(self, job_id: str) -> Job:
         """End a running job that stopped because it was asked to. Raises UnknownJob, JobNotRunning."""
         with self.database.session() as session:
             return _job(_finish(_running(session, job_id), "cancelled"))
 
+    @retried
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, ask a running one to stop, leave a finished one as it is. Raises UnknownJob."""
         with self.database.session() as session:

@@ -1,6 +1,7 @@
-"""The tables. Every list query has an index; nothing here is particular to one database.
+"""The tables. Every list and search query has an index; the last ones below exist on PostgreSQL alone.
 
 base_models                            adapters ─┬─ tags
+                                                 ├─ listings (what lists and searches go by)
                                                  └─ versions ─┬─ version_files ── (blob, by digest)
 recipes ── versions                                           ├─ version_targets
                                                               ├─ aliases
@@ -8,6 +9,7 @@ recipes ── versions                                           ├─ version
 jobs                                                          └─ lineage ── versions (the parent)
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -18,13 +20,16 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     String,
     Text,
     TypeDecorator,
     UniqueConstraint,
+    func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -53,6 +58,8 @@ MAX_INTEGER = 2**31 - 1
 """The largest number that an integer column takes in every database; nothing is ever numbered as high."""
 
 OptionalJson = JSON(none_as_null=True)
+Ordered = String(96).with_variant(String(96, collation="C"), "postgresql")
+"""A name that lists are ordered by: by its code points, as SQLite does, whatever the server's language is."""
 
 
 class Model(DeclarativeBase):
@@ -99,6 +106,33 @@ class AdapterRow(Model):
     aliases: Mapped[list["AliasRow"]] = relationship(order_by="AliasRow.alias", viewonly=True)
 
 
+class ListingRow(Model):
+    """What lists and searches go by: one row for each adapter that has a version, with what its latest one is.
+
+    All of it follows from other tables and is written with them. ``number``: the version that it describes. ``terms``:
+    ``target:q_proj``, ``tag:mail``. ``folded``: reference, base model, tags and card in one case, a line each.
+    ``grams``: its distinct runs of one to three characters, hashed (``store.shelving.grams``); empty on SQLite, where a
+    search reads ``folded``.
+    """
+
+    __tablename__ = "listings"
+    __table_args__ = (
+        UniqueConstraint("namespace", "name"),
+        Index(None, "base_model", "namespace", "name"),
+    )
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
+    namespace: Mapped[str] = mapped_column(Ordered)
+    name: Mapped[str] = mapped_column(Ordered)
+    number: Mapped[int]
+    base_model: Mapped[str | None] = mapped_column(String(255))
+    rank_min: Mapped[int]
+    rank_max: Mapped[int]
+    terms: Mapped[list[str]] = mapped_column(ARRAY(Text).with_variant(JSON(), "sqlite"))
+    folded: Mapped[str] = mapped_column(Text)
+    grams: Mapped[list[int]] = mapped_column(ARRAY(Integer).with_variant(JSON(), "sqlite"))
+
+
 class RecipeRow(Model):
     """What was asked for when a version was merged."""
 
@@ -118,9 +152,9 @@ class VersionRow(Model):
         UniqueConstraint("adapter_id", "number"),
         UniqueConstraint("adapter_id", "digest"),
         Index(None, "base_model"),
-        Index(None, "rank_min", "rank_max"),
         Index(None, "digest"),
         Index(None, "recipe_digest"),
+        Index("ix_versions_refused", "judged", sqlite_where=text("servable = 0"), postgresql_where=text("NOT servable")),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
@@ -192,7 +226,6 @@ class VersionTargetRow(Model):
     """One kind of module that a version changes, by its suffix, such as ``q_proj``."""
 
     __tablename__ = "version_targets"
-    __table_args__ = (Index(None, "suffix"),)
 
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
     suffix: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -280,3 +313,30 @@ class JobRow(Model):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
+
+
+# Inverted lists, for what is rare; what is frequent is found soon by going through the names in their order. Both kinds
+# are part of every PostgreSQL: no extension that an operator would have to install or allow.
+ONLY_POSTGRESQL = {
+    Index(
+        "ix_listings_found_by",
+        ListingRow.terms,
+        ListingRow.grams,
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+    ),
+    Index(
+        "ix_listings_ranks",
+        func.int4range(ListingRow.rank_min, ListingRow.rank_max, text("'[]'")),
+        postgresql_using="gist",
+    ),
+}
+
+
+def is_on(dialect: str) -> Callable[..., bool]:
+    """Alembic's ``include_object``: what of these tables a database of this kind has."""
+
+    def included(item: object, *_: object) -> bool:
+        return dialect == "postgresql" or item not in ONLY_POSTGRESQL
+
+    return included

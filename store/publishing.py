@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from store.blobs import Blobs
-from store.errors import UnknownParent
+from store.errors import InvalidName, UnknownParent
 from store.lineage import leaves, read_lineage
+from store.locks import hold_blobs
 from store.models import (
     AdapterRow,
     LineageRow,
@@ -26,7 +27,7 @@ from store.records import TOKENIZER_FILE, NewVersion, version_digest
 def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVersion) -> VersionRow:
     """Add the version to the session under ``adapter.last_number``.
 
-    A file's size is the blob's own. Raises MissingBlob, UnknownParent; ValueError for half a recipe, for a tokenizer
+    A file's size is the blob's own. Raises MissingBlob, UnknownParent, InvalidName; ValueError for half a recipe, for a tokenizer
     without its identity or for a number that is not finite, which are mistakes of the caller.
     """
     if (new.recipe is None) != (new.recipe_digest is None):
@@ -36,6 +37,10 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
     numbers = (new.alpha_min, new.alpha_max, new.scale_min, new.scale_max, *(link[1] for link in new.lineage))
     if not all(map(math.isfinite, numbers)):
         raise ValueError("alpha, scale and lineage weights must be finite")
+    for kind, value in (("base model", new.base_model), ("licence", new.license), ("card", new.card)):
+        if value is not None and "\x00" in value:
+            raise InvalidName(kind, value, "it must not hold the character NUL")
+    hold_blobs(session, [digest for digest, _ in new.files.values()])
     files = [
         VersionFileRow(filename=filename, digest=digest, size_bytes=blobs.size(digest))
         for filename, (digest, _) in sorted(new.files.items())
@@ -100,10 +105,12 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
 
 
 def _pinned(session: Session, version_id: str) -> str:
+    """The source's reference. Its row is held: who deletes it waits, and then sees that it has a child."""
     found = session.execute(
         select(AdapterRow.namespace, AdapterRow.name, VersionRow.number)
         .join(VersionRow, VersionRow.adapter_id == AdapterRow.id)
         .where(VersionRow.id == version_id)
+        .with_for_update(read=True, key_share=True, of=VersionRow)
     ).first()
     if found is None:
         raise UnknownParent(version_id)

@@ -11,10 +11,11 @@ from sqlalchemy import delete, func, select, update
 from ulid import ULID
 
 from store.blobs import Blobs
-from store.database import Database
+from store.database import Database, retried
 from store.errors import VersionInUse
 from store.lineage import needs, read_lineage
-from store.listing import list_adapters
+from store.listing import Filters, list_adapters, words_of
+from store.locks import hold_version, own_blobs
 from store.models import (
     AdapterRow,
     AliasRow,
@@ -39,8 +40,10 @@ from store.records import (
     version_digest,
 )
 from store.references import Reference, parse_reference, validate_alias, validate_name, validate_tag
-from store.resolving import adapter_row, find_adapter, near_adapters, version_row
-from store.rows import base_record, read_entries, read_version, read_versions
+from store.resolving import adapter_row, find_adapter, lookup, near_adapters, unknown_adapter, version_row
+from store.rows import ENTRY, base_record, entry, read_version, read_versions
+from store.shelving import shelve
+from store.version_query import found
 
 __all__ = ["AdapterEntry", "Base", "BlobRef", "NewVersion", "Page", "Parent", "Registry", "Source", "Version"]
 
@@ -52,6 +55,7 @@ class Registry:
         self.database = database
         self.blobs = blobs
 
+    @retried
     def publish(self, namespace: str, name: str, new: NewVersion) -> tuple[Version, bool]:
         """Add a version and return it with True; or the version of this adapter with the same bytes, with False.
 
@@ -77,11 +81,16 @@ class Registry:
             present = {tag.tag for tag in adapter.tags}
             adapter.tags.extend(TagRow(tag=tag) for tag in dict.fromkeys(tags) if tag not in present)
             row = add_version(session, self.blobs, adapter, new)
+            shelve(session, adapter, indexed=self.database.is_postgresql)
             return read_version(session, row.id), True
 
     def resolve(self, ref: str) -> Version:
         """The version a reference means at this moment. Raises BadReference, UnknownReference (with ``near``)."""
         reference = parse_reference(ref)
+        if rows := self.database.fetch(*lookup(reference)):
+            one = found(rows[0])
+            if not one.leaves_missing:
+                return one.version
         with self.database.reading() as session:
             return read_version(session, version_row(session, reference).id)
 
@@ -107,15 +116,17 @@ class Registry:
         ``rank`` lies within the version's ranks; ``target`` is a module suffix such as ``q_proj``; every word of
         ``q`` must occur, in any case, in the reference, base model, card or tags.
         """
+        filters = Filters(base_model=base_model, rank=rank, target=target, tag=tag, words=words_of(q))
         with self.database.reading() as session:
-            return list_adapters(
-                session, base_model=base_model, rank=rank, target=target, tag=tag, q=q, limit=limit, cursor=cursor
-            )
+            return list_adapters(session, filters, limit=limit, cursor=cursor, indexed=self.database.is_postgresql)
 
     def get_adapter(self, namespace: str, name: str) -> AdapterEntry:
         """One adapter. Raises UnknownReference."""
         with self.database.reading() as session:
-            return read_entries(session, [adapter_row(session, namespace, name).id])[0]
+            row = session.execute(ENTRY, {"namespace": namespace, "name": name}).first()
+            if row is None:
+                raise unknown_adapter(session, namespace, name)
+            return entry(session, row)
 
     def versions(self, namespace: str, name: str) -> list[Version]:
         """Every version of an adapter, newest first. Raises UnknownReference."""
@@ -124,27 +135,31 @@ class Registry:
             of_adapter = select(VersionRow).where(VersionRow.adapter_id == adapter.id)
             return read_versions(session, of_adapter.order_by(VersionRow.number.desc()))
 
+    @retried
     def set_alias(self, namespace: str, name: str, alias: str, version: int) -> Version:
         """Point an alias, new or not, to a version, which is returned. Raises InvalidName, UnknownReference."""
         validate_alias(alias)
         with self.database.session() as session:
-            row = version_row(session, Reference(namespace, name, version=version))
+            row = version_row(session, Reference(namespace, name, version=version), lock=True)
             session.merge(AliasRow(adapter_id=row.adapter_id, alias=alias, version_id=row.id, updated_at=now()))
             return read_version(session, row.id)
 
+    @retried
     def delete_alias(self, namespace: str, name: str, alias: str) -> None:
         """Forget an alias. Raises UnknownReference."""
         with self.database.session() as session:
-            row = version_row(session, Reference(namespace, name, alias=alias))
+            row = version_row(session, Reference(namespace, name, alias=alias), lock=True)
             session.execute(delete(AliasRow).where(AliasRow.adapter_id == row.adapter_id, AliasRow.alias == alias))
 
+    @retried
     def set_tags(self, namespace: str, name: str, tags: Sequence[str]) -> tuple[str, ...]:
         """Replace an adapter's tags; they are returned sorted. Raises InvalidName, UnknownReference."""
         wanted = sorted({validate_tag(tag) for tag in tags})
         with self.database.session() as session:
-            adapter = adapter_row(session, namespace, name)
+            adapter = adapter_row(session, namespace, name, lock=True)
             kept = {tag.tag: tag for tag in adapter.tags}
             adapter.tags = [kept.get(tag) or TagRow(tag=tag) for tag in wanted]
+            shelve(session, adapter, indexed=self.database.is_postgresql)
         return tuple(wanted)
 
     def delete_version(self, namespace: str, name: str, number: int, force: bool = False) -> None:
@@ -153,8 +168,14 @@ class Registry:
         Raises UnknownReference; VersionInUse when an alias or a child needs it. With ``force`` its aliases go too,
         and its children keep its reference as text.
         """
+        self._remove_unneeded(self._delete_rows(namespace, name, number, force))
+
+    @retried
+    def _delete_rows(self, namespace: str, name: str, number: int, force: bool) -> set[str]:
+        """Delete a version's rows; the digests of its files."""
         with self.database.session() as session:
-            row = version_row(session, Reference(namespace, name, version=number))
+            row = version_row(session, Reference(namespace, name, version=number), lock=True)
+            hold_version(session, row)
             reasons = needs(session, row)
             if reasons and not force:
                 raise VersionInUse(f"{namespace}/{name}@{number}", reasons)
@@ -168,7 +189,8 @@ class Registry:
             adapter.latest_number = session.scalar(remaining)
             if adapter.latest_number is None:
                 adapter.tags = []
-        self._remove_unneeded(digests)
+            shelve(session, adapter, indexed=self.database.is_postgresql)
+        return digests
 
     def collect_garbage(self, older_than_s: float) -> int:
         """Remove blobs that no version needs and that nobody stored or renewed for this long; how many."""
@@ -201,10 +223,11 @@ class Registry:
     def refused_before(self, judged: int) -> list[Version]:
         """The versions of known base models that are not served, by rules older than these."""
         refused = select(VersionRow).join(BaseModelRow, BaseModelRow.name == VersionRow.base_model)
-        refused = refused.where(VersionRow.servable.is_(False), VersionRow.judged < judged)
+        refused = refused.where(~VersionRow.servable, VersionRow.judged < judged)
         with self.database.reading() as session:
             return read_versions(session, refused.order_by(VersionRow.id))
 
+    @retried
     def judge_again(
         self, version: Version, *, mergeable: bool, servable: bool, notes: Sequence[str], judged: int
     ) -> None:
@@ -213,6 +236,7 @@ class Registry:
         with self.database.session() as session:
             session.execute(update(VersionRow).where(VersionRow.id == version.id).values(**said))
 
+    @retried
     def upsert_base(
         self, name: str, fingerprint: str, modules: Mapping[str, tuple[int, int]], details: Mapping[str, Any]
     ) -> Base:
@@ -236,8 +260,10 @@ class Registry:
         with self.database.reading() as session:
             return [base_record(row) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
 
+    @retried
     def _remove_unneeded(self, digests: Collection[str]) -> int:
-        # Publishing looks for its blobs under the same write lock, so it never relies on one removed here.
+        # Publishing holds its blobs from the moment it looks for them, so it never relies on one removed here.
         with self.database.session() as session:
+            own_blobs(session, digests)
             needed = set(session.scalars(select(VersionFileRow.digest).where(VersionFileRow.digest.in_(digests))))
             return sum(self.blobs.remove(digest) for digest in digests if digest not in needed)

@@ -1,40 +1,83 @@
-"""From a reference to the row it means, or to an error that names what may have been meant."""
+"""From a reference to the row it means, or to an error that names what may have been meant.
+
+Reading takes one statement (`lookup`). A change first locks the adapter's row (`lock=True`): all changes to one adapter
+happen one after the other, on databases with many writers too.
+"""
 
 import difflib
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from store.errors import UnknownReference
 from store.models import MAX_INTEGER, AdapterRow, AliasRow, VersionRow
 from store.references import Reference
+from store.version_query import Owner, whole
 
 _CANDIDATES = 2000
 _SHOWN = 8
+
+_NAMED = select(VersionRow).where(Owner.namespace == bindparam("namespace"), Owner.name == bindparam("name"))
+_LATEST = whole(_NAMED.where(VersionRow.number == Owner.latest_number))
+_NUMBERED = whole(_NAMED.where(VersionRow.number == bindparam("number")))
+_ALIASED = whole(
+    _NAMED.join(AliasRow, AliasRow.version_id == VersionRow.id).where(
+        AliasRow.adapter_id == Owner.id, AliasRow.alias == bindparam("alias")
+    )
+)
+_DIGEST = whole(
+    select(VersionRow)
+    .where(VersionRow.digest == bindparam("digest"))
+    .order_by(VersionRow.created_at, VersionRow.id)
+    .limit(1)
+)
+
+
+def lookup(reference: Reference) -> tuple[Select[Any], dict[str, Any]]:
+    """The statement, and its parameters, that reads the version a reference means: one row, or none."""
+    if reference.digest is not None:
+        return _DIGEST, {"digest": reference.digest}
+    named = {"namespace": reference.namespace, "name": reference.name}
+    if reference.alias is not None:
+        return _ALIASED, {**named, "alias": reference.alias}
+    if reference.version is not None:
+        return _NUMBERED, {**named, "number": min(reference.version, MAX_INTEGER)}
+    return _LATEST, named
 
 
 def find_adapter(session: Session, namespace: str, name: str) -> AdapterRow | None:
     """The row of this name, also when all its versions are gone; locked against other writers where rows lock."""
     return session.scalar(
-        select(AdapterRow).where(AdapterRow.namespace == namespace, AdapterRow.name == name).with_for_update()
+        select(AdapterRow)
+        .where(AdapterRow.namespace == namespace, AdapterRow.name == name)
+        .with_for_update()
+        .execution_options(populate_existing=True)
     )
 
 
-def adapter_row(session: Session, namespace: str, name: str) -> AdapterRow:
+def adapter_row(session: Session, namespace: str, name: str, *, lock: bool = False) -> AdapterRow:
     """The adapter, which must have a version. Raises UnknownReference."""
-    row = session.scalar(
-        select(AdapterRow).where(
-            AdapterRow.namespace == namespace, AdapterRow.name == name, AdapterRow.latest_number.is_not(None)
-        )
+    statement = select(AdapterRow).where(
+        AdapterRow.namespace == namespace, AdapterRow.name == name, AdapterRow.latest_number.is_not(None)
     )
+    if lock:
+        statement = statement.with_for_update().execution_options(populate_existing=True)
+    row = session.scalar(statement)
     if row is None:
-        ref = f"{namespace}/{name}"
-        raise UnknownReference(ref, f"There is no adapter {ref}", near_adapters(session, namespace, name))
+        raise unknown_adapter(session, namespace, name)
     return row
 
 
-def version_row(session: Session, reference: Reference) -> VersionRow:
-    """The version a reference means now. Raises UnknownReference.
+def unknown_adapter(session: Session, namespace: str, name: str) -> UnknownReference:
+    """What to raise for a name that no adapter has."""
+    ref = f"{namespace}/{name}"
+    return UnknownReference(ref, f"There is no adapter {ref}", near_adapters(session, namespace, name))
+
+
+def version_row(session: Session, reference: Reference, *, lock: bool = False) -> VersionRow:
+    """The version a reference means now; with ``lock``, nobody else changes its adapter until the transaction ends.
+    Raises UnknownReference.
 
     A digest that several adapters share means the one that was published first.
     """
@@ -48,7 +91,7 @@ def version_row(session: Session, reference: Reference) -> VersionRow:
         if row is None:
             raise UnknownReference(str(reference), f"No version has the digest {reference}", ())
         return row
-    adapter = adapter_row(session, reference.namespace, reference.name)
+    adapter = adapter_row(session, reference.namespace, reference.name, lock=lock)
     of_adapter = select(VersionRow).where(VersionRow.adapter_id == adapter.id)
     if reference.alias is not None:
         row = session.scalar(

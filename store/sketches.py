@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import select
 
-from store.database import Database
+from store.database import Database, retried
 from store.models import SketchRow, VersionRow
 from store.records import Version
 from store.rows import read_versions
@@ -22,6 +22,7 @@ class SketchTable:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    @retried
     def put(self, version_id: str, kind: int, data: bytes) -> None:
         """Keep a version's sketch of this kind in place of any other; empty says that none can be made. A version that
         was deleted meanwhile is passed over."""

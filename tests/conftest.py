@@ -1,12 +1,14 @@
-"""What tests of several rooms share: the real base model, converted once per environment."""
+"""What tests of several rooms share: the real base model, converted once per environment; a real PostgreSQL."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from serving.base_model import DEFAULT_BASE, ensure_base
+from tests.postgres import Server, running_server
 
 # Examples are not timed: shared machines are slow at random. A hang is caught by the suite's own time limit.
 settings.register_profile("spolia", deadline=None, print_blob=True)
@@ -17,3 +19,10 @@ settings.load_profile("spolia")
 def base_folder() -> Path:
     """The folder of the bundled base model."""
     return ensure_base(DEFAULT_BASE, [], Path(sys.prefix) / "share" / "spolia" / "models")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server, started when the first test asks for it."""
+    with running_server() as server:
+        yield server

@@ -18,8 +18,9 @@ from app.identity.caller import Caller, Scope
 from store.actor import become
 
 
-def house(request: Request) -> House:
-    """The rooms that the lifespan opened."""
+async def house(request: Request) -> House:
+    """The rooms that the lifespan opened. Asynchronous although it waits for nothing: a plain function would be sent to a
+    thread, at each request."""
     opened: House = request.app.state.house
     return opened
 

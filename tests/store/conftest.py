@@ -1,6 +1,6 @@
-"""A real database file and a real blob folder for each test."""
+"""A real database and a real blob folder for each test: every test here runs on SQLite and on PostgreSQL."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,14 +9,58 @@ from store.blobs import LocalBlobs
 from store.database import Database
 from store.jobs import JobTable
 from store.registry import Registry
+from tests.postgres import Server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which database the test runs on."""
+    return str(request.param)
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'spolia.db'}")
+def database_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The test's own database, without rows; on PostgreSQL its tables are there already."""
+    if kind == "sqlite":
+        yield f"sqlite:///{tmp_path / 'spolia.db'}"
+        return
+    server: Server = request.getfixturevalue("postgres")
+    url = server.create_database(server.migrated)
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+def empty_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without tables."""
+    if kind == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
+        return
+    server: Server = request.getfixturevalue("postgres")
+    url = server.create_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+def open_database(database_url: str) -> Iterator[Callable[..., Database]]:
+    """Opens the test's database, as often and with what limits the test likes."""
+    opened: list[Database] = []
+
+    def open_one(**limits: float) -> Database:
+        opened.append(Database(database_url, **limits))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield open_one
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def database(open_database: Callable[..., Database]) -> Database:
+    database = open_database()
     database.migrate()
-    yield database
-    database.close()
+    return database
 
 
 @pytest.fixture

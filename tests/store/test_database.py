@@ -1,8 +1,9 @@
-"""The database file: settings, migrations, transactions, several processes at once."""
+"""The database: settings, migrations, transactions, several processes at once; on SQLite and on PostgreSQL."""
 
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,21 @@ from store.blobs import LocalBlobs
 from store.database import Database, migration_config
 from store.errors import StorageBusy, UnsupportedDatabase
 from store.jobs import JobTable
-from store.models import Model
+from store.models import Model, is_on
 from store.registry import Registry
+from store.resolving import adapter_row
+from tests.store.making import make_version
 
+OpenDatabase = Callable[..., Database]
 ROOT = Path(__file__).parents[2]
 
 
-def test_nothing_acknowledged_can_be_lost(database: Database) -> None:
+def test_nothing_acknowledged_can_be_lost(database: Database, kind: str) -> None:
+    if kind == "postgresql":  # its own default; the limits are ours
+        with database.reading() as session:
+            assert session.scalar(text("SHOW synchronous_commit")) == "on"
+            assert [session.scalar(text(f"SHOW {name}")) for name in ("lock_timeout", "timezone")] == ["30s", "UTC"]
+        return
     with database.reading() as session:
         settings = {
             name: session.scalar(text(f"PRAGMA {name}"))
@@ -30,14 +39,17 @@ def test_nothing_acknowledged_can_be_lost(database: Database) -> None:
     assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
 
 
+@pytest.mark.filterwarnings("ignore:autogenerate skipping")  # an index that SQLite does not have
 def test_the_migrations_make_the_tables_of_the_models(database: Database) -> None:
     with database.reading() as session:
-        context = MigrationContext.configure(session.connection(), opts={"compare_type": True})
+        connection = session.connection()
+        options = {"compare_type": True, "include_object": is_on(connection.dialect.name)}
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, Model.metadata) == []
 
 
-def test_migrations_go_back_and_forth(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path / 'plain.db'}")
+def test_migrations_go_back_and_forth(empty_url: str) -> None:
+    engine = create_engine(empty_url)
     with engine.begin() as connection:
         config = migration_config(connection)
         command.upgrade(config, "head")
@@ -60,13 +72,16 @@ def test_a_database_in_memory_is_refused(url: str) -> None:
         Database(url)
 
 
-def test_a_writer_that_waits_too_long_says_so(tmp_path: Path, database: Database) -> None:
-    impatient = Database(f"sqlite:///{tmp_path / 'spolia.db'}", busy_timeout_s=0.1)
-    with database.session(), pytest.raises(StorageBusy, match=r"0\.1 s"), impatient.session():
-        raise AssertionError("two writers at once")
-    with impatient.session():
-        pass
-    impatient.close()
+def test_a_writer_that_waits_too_long_says_so(
+    open_database: OpenDatabase, database: Database, registry: Registry, blobs: LocalBlobs
+) -> None:
+    registry.publish("team", "spam", make_version(blobs, "1"))
+    impatient = Registry(open_database(busy_timeout_s=0.1), blobs)
+    with database.session() as session:
+        adapter_row(session, "team", "spam", lock=True)
+        with pytest.raises(StorageBusy, match=r"0\.1 s"):
+            impatient.set_tags("team", "spam", ["late"])
+    assert impatient.set_tags("team", "spam", ["in time"]) == ("in time",)
 
 
 def test_readers_see_a_snapshot_and_wait_for_nobody(jobs: JobTable, database: Database) -> None:
@@ -99,8 +114,8 @@ from store.blobs import LocalBlobs
 from store.database import Database
 from store.registry import Registry
 from tests.store.making import make_version
-folder, who = Path(sys.argv[1]), sys.argv[2]
-database = Database(f"sqlite:///{folder / 'spolia.db'}")
+url, folder, who = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+database = Database(url)
 database.migrate()
 blobs = LocalBlobs(folder / "blobs")
 registry = Registry(database, blobs)
@@ -113,18 +128,16 @@ database.close()
 """
 
 
-def test_processes_that_publish_one_name_get_distinct_numbers(tmp_path: Path) -> None:
-    """Both start on an empty folder, so that they also meet while making the database."""
+def test_processes_that_publish_one_name_get_distinct_numbers(empty_url: str, tmp_path: Path) -> None:
+    """Both start on an empty database, so that they also meet while making the tables."""
+    command_line = [sys.executable, "-W", "error", "-c", PUBLISH, empty_url, str(tmp_path)]
     both = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", PUBLISH, str(tmp_path), who], stdout=subprocess.PIPE, cwd=ROOT
-        )
-        for who in ("one", "two")
+        subprocess.Popen([*command_line, who], stdout=subprocess.PIPE, cwd=ROOT) for who in ("one", "two")
     ]
     numbers = [int(number) for process in both for number in process.communicate()[0].split()]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(numbers) == list(range(1, 31)), "20 of their own, 10 shared, each counted by who made it"
-    database = Database(f"sqlite:///{tmp_path / 'spolia.db'}")
+    database = Database(empty_url)
     assert len(Registry(database, LocalBlobs(tmp_path / "blobs")).versions("team", "spam")) == 30
     database.close()
 
@@ -133,14 +146,14 @@ COUNT = """
 import sys
 from store.database import Database
 from store.jobs import JobTable
-jobs = JobTable(Database(f"sqlite:///{sys.argv[1]}/spolia.db"))
+jobs = JobTable(Database(sys.argv[1]))
 while True:
     print(jobs.enqueue("merge", {})[0].id, flush=True)
 """
 
 
-def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path, jobs: JobTable) -> None:
-    writer = subprocess.Popen([sys.executable, "-c", COUNT, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
+def test_a_killed_writer_loses_nothing_it_acknowledged(database_url: str, jobs: JobTable) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", COUNT, database_url], stdout=subprocess.PIPE, cwd=ROOT)
     assert writer.stdout is not None
     acknowledged = [writer.stdout.readline().decode().strip() for _ in range(20)]
     writer.kill()

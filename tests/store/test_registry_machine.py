@@ -1,17 +1,19 @@
 """The registry against a dictionary: any order of publishing, naming and deleting gives what the model says."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from store.blobs import LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference, VersionInUse
 from store.registry import Registry
+from tests.postgres import Server
 from tests.store.making import make_version
 
 names = st.sampled_from(["spam", "ham"])
@@ -21,11 +23,20 @@ numbers = st.integers(1, 5)
 
 
 class RegistryMachine(RuleBasedStateMachine):
+    def __init__(self, postgres: Server | None) -> None:
+        """On a database of that server, or else on SQLite."""
+        super().__init__()
+        self.postgres = postgres
+
     @initialize()
     def open(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         root = Path(self.folder.name)
-        self.database = Database(f"sqlite:///{root / 'spolia.db'}")
+        if self.postgres is None:
+            self.url = f"sqlite:///{root / 'spolia.db'}"
+        else:
+            self.url = self.postgres.create_database(self.postgres.migrated)
+        self.database = Database(self.url)
         self.database.migrate()
         self.blobs = LocalBlobs(root / "blobs")
         self.registry = Registry(self.database, self.blobs)
@@ -36,6 +47,8 @@ class RegistryMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.database.close()
         self.folder.cleanup()
+        if self.postgres is not None:
+            self.postgres.drop_database(self.url)
 
     @rule(name=names, content=contents)
     def publish(self, name: str, content: str) -> None:
@@ -105,7 +118,11 @@ class RegistryMachine(RuleBasedStateMachine):
         assert {digest for digest, _ in self.blobs.ages()} == needed
 
 
-TestRegistryMachine = RegistryMachine.TestCase
-TestRegistryMachine.settings = settings(
-    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+def test_any_order_of_changes_gives_what_a_dictionary_would(kind: str, request: pytest.FixtureRequest) -> None:
+    server: Server | None = request.getfixturevalue("postgres") if kind == "postgresql" else None
+    run_state_machine_as_test(
+        partial(RegistryMachine, server),
+        settings=settings(
+            max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        ),
+    )

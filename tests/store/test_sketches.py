@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import insert, literal, select
 
 from store.blobs import LocalBlobs
 from store.database import Database
-from store.models import VersionRow
+from store.models import SketchRow, VersionRow
 from store.records import Sketch, Version
 from store.registry import Registry
 from store.sketches import BATCH, SketchTable
@@ -75,7 +76,11 @@ def test_many_come_in_batches(registry: Registry, blobs: LocalBlobs, sketches: S
             f" INSERT INTO versions (id, number, digest, {others})"
             f" SELECT 'v' || i, i, 'd' || i, {others} FROM n, versions"
         )
-        connection.exec_driver_sql(f"INSERT INTO sketches SELECT id, {KIND}, x'00112233' FROM versions")
+        connection.execute(
+            insert(SketchRow).from_select(
+                ["version_id", "kind", "data"], select(VersionRow.id, literal(KIND), literal(b"\x00\x11\x22\x33"))
+            )
+        )
     found = list(sketches.of_base("tiny/base", KIND))
     assert [len(ids) for ids, _ in found] == [BATCH, 11]
     assert all(len(data) == 4 * len(ids) for ids, data in found)
