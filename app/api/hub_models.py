@@ -116,8 +116,8 @@ async def paths_info(house: HouseDep, request: Request, namespace: str, name: st
         paths, expand = body.paths, body.expand
     else:
         async with request.form(max_fields=MOST_PATHS + 1) as form:
-            paths, expand = form.getlist("paths"), str(form.get("expand")).lower() == "true"
-    return await run_in_threadpool(_paths_info, house, namespace, name, revision, [str(path) for path in paths], expand)
+            paths, expand = [str(path) for path in form.getlist("paths")], str(form.get("expand")).lower() == "true"
+    return await run_in_threadpool(_paths_info, house, namespace, name, revision, paths, expand)
 
 
 @router.get("/{namespace}/{name}/refs", dependencies=[needs("read")])

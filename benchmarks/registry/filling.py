@@ -166,8 +166,8 @@ def version_rows(
 
 COLUMNS = {
     "versions": "id adapter_id number digest created_at family base_model base_fingerprint base_matched_by rank_min"
-    " rank_max rank_pattern alpha_min alpha_max alpha_pattern scale_min scale_max use_rslora modules parameters dtype size_bytes"
-    " license card mergeable servable notes judged metrics origin recipe_digest leaves report",
+    " rank_max rank_pattern alpha_min alpha_max alpha_pattern scale_min scale_max use_rslora modules parameters dtype"
+    " size_bytes license card mergeable servable notes judged metrics origin recipe_digest leaves report",
     "adapters": "id namespace name created_at last_number latest_number",
     "recipes": "digest recipe created_at",
     "version_files": "version_id filename digest size_bytes",
