@@ -4,7 +4,7 @@ The name is kept until it is unloaded, across restarts and processes, and means 
 when it was loaded. Status codes are vLLM's: 200 with a sentence, 400 for what it calls InvalidUserInput, 404.
 """
 
-import contextlib
+import asyncio
 from pathlib import Path
 
 from anyio import to_thread
@@ -18,11 +18,9 @@ from app.generation import model_version
 from app.house import House
 from app.identity.caller import current
 from app.problems import Refusal
-from app.residency import load
 from app.schemas import Body
 from app.uploading import CARD_FILE, Upload, publish_file
 from serving.engine import Engine
-from serving.errors import NotResident
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.references import is_name
 
@@ -53,8 +51,7 @@ async def load_lora_adapter(house: HouseDep, body: LoadBody) -> PlainTextRespons
     """Give a name to an adapter, and load it."""
     version = await to_thread.run_sync(_name, house, body)
     if isinstance(house.engine, Engine):
-        with contextlib.suppress(NotResident):  # in and out again: others needed the room
-            await load(house, version.ref, pinned=False)
+        await asyncio.wrap_future(house.engine.pool.load(version.digest, pinned=False))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 

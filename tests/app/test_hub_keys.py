@@ -57,8 +57,8 @@ def test_names_that_a_key_may_not_see_do_not_exist_for_it(owner: Hub, keyed: Ser
     for path in (WEIGHTS, "README.md"):
         with pytest.raises(RepositoryNotFoundError):
             stranger.api.hf_hub_download("hubs/secret", path, cache_dir=owner.home / "hub")
-    nobody = HfApi(endpoint=owner.endpoint, token=False)
-    assert not nobody.repo_exists("hubs/secret")
+    with pytest.raises(HfHubHTTPError, match="This service needs an API key"):
+        HfApi(endpoint=owner.endpoint, token=False).model_info("hubs/secret")
 
 
 def test_other_protocols_ask_for_scopes_too(keyed: Service, tmp_path: Path) -> None:
