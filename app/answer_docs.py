@@ -21,6 +21,7 @@ UNCHANGED: Described = {304: {"description": "The client has these bytes: its If
 FILE: Described = {
     200: {"description": "The file", "content": _FILE},
     206: {"description": "The part that was asked for", "content": _FILE},
+    307: {"description": "The file is to be read from the object store"},
     416: {"description": "The file has no such part", "content": _PROBLEM},
     **UNCHANGED,
 }

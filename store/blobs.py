@@ -22,6 +22,8 @@ from store.references import is_digest
 READ_BYTES = 1 << 20
 """How much of a blob is read at a time."""
 
+_FLUSH_BYTES = 16 << 20
+
 
 class Staging(Protocol):
     """A blob being written. A context manager: leaving it without ``commit`` discards what was written."""
@@ -121,7 +123,7 @@ class LocalStaging:
     def __init__(self, blobs: "LocalBlobs") -> None:
         self._blobs = blobs
         self._hash = hashlib.sha256()
-        self._size = 0
+        self._size = self._flushing = 0
         with full_disk_named(blobs.root):
             self._handle, self._path = self._create(blobs.staging)
         self._open = True
@@ -132,6 +134,7 @@ class LocalStaging:
         staging = cls.__new__(cls)
         staging._blobs, staging._path, staging._handle, staging._open = blobs, path, handle, True
         staging._hash, staging._size = hashlib.sha256(), os.fstat(handle).st_size
+        staging._flushing = staging._size
         with os.fdopen(os.dup(handle), "rb", buffering=0) as file:
             file.seek(0)
             piece = memoryview(bytearray(READ_BYTES))
@@ -171,6 +174,10 @@ class LocalStaging:
                 written = os.write(self._handle, rest)
                 self._size += written
                 rest = rest[written:]
+            if (begun := self._size - self._flushing) >= _FLUSH_BYTES:
+                # The kernel begins to write these pages now, so that fsync has little left to wait for in the end.
+                os.posix_fadvise(self._handle, self._flushing, begun, os.POSIX_FADV_DONTNEED)
+                self._flushing = self._size
 
     def commit(self, expected: str | None = None) -> str:
         digest = self.digest

@@ -23,6 +23,7 @@ from alembic import command
 from sqlalchemy import JSON, Connection, MetaData, Table, create_engine, insert, inspect, make_url, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from store.blob_users import named
 from store.database import Database, migration_config
@@ -48,7 +49,10 @@ def copy_database(url: str, folder: Path) -> tuple[str, set[str], set[str]]:
         if make_url(url).get_backend_name() == "sqlite":
             _copy_sqlite(make_url(url).database or "", folder / f"{SQLITE}.new")
             return _named(folder, SQLITE), *_named_in(folder / SQLITE)
-        engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), isolation_level="REPEATABLE READ")
+        # Without a pool: a connection that is left is closed.
+        engine = create_engine(
+            make_url(url).set(drivername="postgresql+psycopg"), isolation_level="REPEATABLE READ", poolclass=NullPool
+        )
         with engine.connect() as connection:
             snapshot = str(connection.scalar(text("select pg_export_snapshot()")))
             with Session(connection) as session:
@@ -56,7 +60,6 @@ def copy_database(url: str, folder: Path) -> tuple[str, set[str], set[str]]:
             if _pg_dump(url, snapshot, folder / f"{PGDUMP}.new"):
                 return _named(folder, PGDUMP), *digests
             write_lines(connection, folder / f"{LINES}.new")
-        engine.dispose()
         return _named(folder, LINES), *digests
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise BackupFailed(f"The database could not be copied: {error}") from error
@@ -109,7 +112,7 @@ def write_lines(connection: Connection, target: Path) -> None:
 
 def read_lines(source: Path, url: str) -> None:
     """Make the tables of the release that wrote the lines, and fill them, in one transaction."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
     with source.open(encoding="utf-8") as file, engine.begin() as connection:
         word, form, revision = json.loads(file.readline())
         if (word, form) != ("spolia", 1):
@@ -129,7 +132,6 @@ def read_lines(source: Path, url: str) -> None:
             _insert(connection, table, rows)
         for table in tables.values():
             _count_on(connection, table)
-    engine.dispose()
 
 
 def _insert(connection: Connection, table: Table | None, rows: list[Mapping[str, Any]]) -> None:
@@ -208,11 +210,8 @@ def _named(folder: Path, name: str) -> str:
 
 
 def _named_in(file: Path) -> tuple[set[str], set[str]]:
-    engine = create_engine(f"sqlite:///{file}")
-    with Session(engine) as session:
-        found = named(session)
-    engine.dispose()
-    return found
+    with Session(create_engine(f"sqlite:///{file}", poolclass=NullPool)) as session:
+        return named(session)
 
 
 def _pg_dump(url: str, snapshot: str, target: Path) -> bool:

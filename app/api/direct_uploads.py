@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from app.answer_docs import at_once
 from app.api.access import HouseDep, needs
 from app.api.resumable import owner
 from app.api.uploads import Hex
@@ -35,7 +36,12 @@ class DirectUpload(Body):
     size_bytes: Annotated[int, Field(ge=0, description="Bytes of the file.")]
 
 
-@router.post("/{digest}/presigned", status_code=201, dependencies=[needs("write")])
+@router.post(
+    "/{digest}/presigned",
+    status_code=201,
+    responses=at_once("The file is here already"),
+    dependencies=[needs("write")],
+)
 def post_presigned(house: HouseDep, request: Request, digest: Hex, body: DirectUpload) -> JSONResponse:
     """A URL to PUT the file to, and the address to POST the same body to afterwards; 200 if the file is here."""
     blobs = _object_store(house)
@@ -56,7 +62,9 @@ def post_presigned(house: HouseDep, request: Request, digest: Hex, body: DirectU
     return JSONResponse(answer, 201)
 
 
-@router.post("/{digest}/complete", status_code=201, dependencies=[needs("write")])
+@router.post(
+    "/{digest}/complete", status_code=201, responses=at_once("It was kept before"), dependencies=[needs("write")]
+)
 def post_complete(house: HouseDep, request: Request, digest: Hex, body: DirectUpload) -> JSONResponse:
     """Verify what was sent to the presigned URL, and keep it; 200 if that was done before."""
     blobs, upload_id = _object_store(house), _announced(request, digest, body).id

@@ -13,6 +13,7 @@ from typing import Annotated
 from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Header, Path, Request, Response
 
+from app.answer_docs import NOT_HERE
 from app.api.access import PUBLIC, HouseDep, needs
 from app.house import House
 from app.problems import Refusal
@@ -64,7 +65,7 @@ def post_upload(
     return Response(status_code=201, headers=headers)
 
 
-@router.head("/{upload_id}", dependencies=[needs("write")])
+@router.head("/{upload_id}", responses=NOT_HERE, dependencies=[needs("write")])
 def head_upload(house: HouseDep, request: Request, upload_id: UploadId, tus_resumable: TusVersion = None) -> Response:
     """With which byte to go on."""
     _check_version(tus_resumable)
