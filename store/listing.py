@@ -94,7 +94,7 @@ def _find(
     return fetch(select(hits).order_by(hits.c.namespace, hits.c.name).limit(wanted), None)
 
 
-def _places(statement: Select[Any], listing: type[ListingRow]) -> Select[Any]:
+def _places(statement: Select[Any], listing: type[ListingRow]) -> Select[str, str, str]:
     return statement.with_only_columns(listing.adapter_id, listing.namespace, listing.name)
 
 
