@@ -100,7 +100,9 @@ class Adapter:
         self.generation = (i // MERGED_SHARE) % DEPTH if i % MERGED_SHARE == 0 and i > MERGED_SHARE * DEPTH else 0
         self.parents: list[int] = []
         if self.generation:
-            self.parents = [i - MERGED_SHARE, *rng.sample(range(1, i), 3)]
+            # One is the merge before it, which is a generation older; the others are uploads.
+            uploads = (drawn + (drawn % MERGED_SHARE == 0) for drawn in rng.sample(range(1, i), 3))
+            self.parents = [i - MERGED_SHARE, *uploads]
 
 
 def key(kind: str, i: int, number: int = 0) -> str:
