@@ -54,6 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "statistics-none": {"feature_weight": 0.0},
     "statistics-leaves": {"generated": "leaves"},
     "statistics-natural": {},
+    "steps-15": {"steps": 15},
     "meta-squared": {"distance": "squared"},
     "meta-teacher-student": {"divergence": "teacher_student"},
     "meta-temperature-3": {"temperature": 3.0},

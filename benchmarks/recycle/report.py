@@ -63,6 +63,40 @@ def _cell(found: tuple[float, float, int] | None) -> str:
     return f"{100 * found[0]:.1f} ± {100 * found[1]:.1f}" if found else "–"
 
 
+def verdicts(rows: Sequence[Row]) -> str:
+    """What the figures say about the goals, in domain; nothing about what was not measured."""
+    lines = []
+    for shots in SHOTS:
+        cells = {
+            name: united([r for r in rows if (r["candidate"], r["set"], r["shots"]) == (name, "emoji", shots)])
+            for name in candidates()
+        }
+        free = {name: cell[0] for name, cell in cells.items() if cell and name not in FITTED}
+        others = {name: mean for name, mean in free.items() if not name.startswith("recycle")}
+        own = {name: mean for name, mean in free.items() if name.startswith("recycle")}
+        if not own or not others:
+            continue
+        best, rival = max(own, key=own.__getitem__), max(others, key=others.__getitem__)
+        ahead = 100 * (own[best] - others[rival])
+        goal = f" (goal: 5; {'reached' if ahead >= 5 else 'missed'})" if shots == 1 else ""
+        lines.append(
+            f"- {shots}-shot: {best} is {ahead:+.1f} points from {rival}, the best that needs no tuning{goal}."
+        )
+        if {"recycle-0", "recycle-75"} <= own.keys():
+            apart = 100 * (own["recycle-75"] - own["recycle-0"])
+            lines.append(
+                f"- {shots}-shot: masking 75 % of the patches changes Recycle by {apart:+.1f} points (goal: within 1)."
+            )
+    firsts = [row for row in rows if row["candidate"].startswith("recycle") and row["set"] == "emoji"]
+    if firsts:
+        longest = max(firsts, key=lambda row: float(row["processor_seconds"]))
+        cost = (
+            f"{longest['processor_seconds'] / 60:.0f} minutes of one thread, {longest['peak_MB'] / 1000:.1f} GB at most"
+        )
+        lines.append(f"- The longest of these distillations took {cost} (goals: 90 minutes of two, 6 GB).")
+    return "\n".join(lines)
+
+
 def costs(rows: Sequence[Row]) -> str:
     """What each distillation took; of several rows of one the first that did all of it."""
     lines = ["| distillation | seed | minutes | of one thread | peak memory, MB |", "| --- | --- | --- | --- | --- |"]
@@ -126,6 +160,7 @@ def page(rows: Sequence[Row], extras: Mapping[str, Sequence[Row]], remarks: str,
         own = [row for row in rows if (row["sources"], row["count"]) == (sources, count)]
         name, px, steps, seed = sources.rsplit("-", 3)
         parts.append(f"\n## {count} sources: {name}, {px} pixels, {steps} steps each, classes by seed {seed}\n")
+        parts.append(f"\n{verdicts(own)}\n")
         parts += [f"\n{table(own, shots)}\n" for shots in SHOTS]
         parts.append("\n![1-shot accuracy in domain](recycle-accuracy.png)\n")
         parts.append(f"\nA first distillation includes the inversion, later ones reuse its images.\n\n{costs(own)}\n")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.recycle.report import costs, draw, draw_accuracy, page, table, united
+from benchmarks.recycle.report import costs, draw, draw_accuracy, page, table, united, verdicts
 
 
 def row(candidate: str, name: str, shots: int, mean: float, seed: int = 0) -> dict[str, object]:
@@ -38,6 +38,18 @@ def test_seeds_weigh_the_same_and_their_intervals_shrink() -> None:
     mean, interval, seeds = united([row("base", "emoji", 1, 0.5), row("base", "emoji", 1, 0.6)]) or (0, 0, 0)
     assert (mean, interval, seeds) == (pytest.approx(0.55), pytest.approx(0.0085 / 2**0.5), 2)
     assert united([]) is None
+
+
+def test_verdicts_say_whether_goals_are_reached() -> None:
+    rows = [row("base", "emoji", 1, 0.5), row("sum", "emoji", 1, 0.51), row("tuned", "emoji", 1, 0.9)]
+    assert verdicts(rows) == ""
+    said = verdicts([*rows, row("recycle-75", "emoji", 1, 0.57), row("recycle-0", "emoji", 1, 0.565)]).splitlines()
+    assert said[0].startswith(
+        "- 1-shot: recycle-75 is +6.0 points from sum, the best that needs no tuning (goal: 5; reached"
+    )
+    assert "changes Recycle by +0.5 points" in said[1]
+    assert "took 1 minutes of one thread, 0.7 GB" in said[2]
+    assert "missed" in verdicts([*rows, row("recycle-75", "emoji", 1, 0.52)])
 
 
 def test_costs_are_of_distillations_and_said_once() -> None:
