@@ -16,6 +16,7 @@ _WORDS = {
     403: "The key does not hold the scope that is needed there, or its quota is used up",
     404: "There is nothing of this name that the caller may see",
     409: "What is there now stands against it",
+    412: "The client speaks another version of the protocol than the service",
     413: "The body is larger than this address takes",
     415: "The body is of a kind that is not taken here",
     422: "Something that was sent is not as described, or makes no sense together",
@@ -26,6 +27,7 @@ _WORDS = {
     504: "It took longer than it was given",
     507: "The disk is full",
 }
+_TUS = "/v1/resumable-uploads"
 _GENERATION = {"/v1/chat/completions", "/v1/completions"}
 
 
@@ -77,6 +79,8 @@ def problems_of(route: APIRoute, method: str) -> list[int]:
         found.add(415)
     if method not in ("GET", "HEAD"):
         found |= {409, 507}
+    if route.path.startswith(_TUS):
+        found |= {412, 415} if method == "PATCH" else {412}
     if route.path in _GENERATION:
         found |= {502, 504}
     return sorted(found)

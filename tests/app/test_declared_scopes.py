@@ -35,6 +35,8 @@ def test_every_route_says_exactly_once_who_may_use_it(tmp_path: Path) -> None:
 
 # Clients of Git LFS send bytes without their key, to an address that cannot be guessed and was given to whoever may.
 TICKETS = {"/api/objects/{upload_id}", "/api/objects/{upload_id}/parts/{number}"}
+# OPTIONS: what of tus is offered, which its clients ask before they send anything.
+OFFERED = {"/v1/resumable-uploads"}
 # Questions with a body.
 ASKED = {"/api/models/{namespace}/{name}/paths-info/{revision}"}
 
@@ -43,7 +45,7 @@ def test_the_door_lets_by_what_is_declared_as_public_and_nothing_else(tmp_path: 
     declared = {route.path for route in _routes(tmp_path) if isinstance(_declared(route)[0], Public)}
     let_by = {route.path for route in public_routes(create_app(Settings(data_dir=tmp_path)).routes)}
     assert let_by == declared | DESCRIPTIONS
-    assert declared == {"/healthz", "/readyz"} | TICKETS
+    assert declared == {"/healthz", "/readyz"} | TICKETS | OFFERED
 
 
 def test_nothing_but_reading_is_allowed_by_the_scope_to_read(tmp_path: Path) -> None:
