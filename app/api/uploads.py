@@ -106,7 +106,7 @@ async def post_version(house: HouseDep, request: Request, namespace: str, name: 
 
 async def _from_multipart(house: House, request: Request, namespace: str, name: str) -> tuple[Version, bool]:
     async with read_multipart(request, house.settings) as parts:
-        upload = Upload(namespace, name, parts.config, parts.card, parts.form, parts.tokenizer, parts.head)
+        upload = Upload(namespace, name, parts.config, parts.card, parts.form, parts.tokenizer, head=parts.head)
         return await to_thread.run_sync(publish_file, house.shelves, upload, parts.weights)
 
 
@@ -115,5 +115,5 @@ async def _from_json(house: House, request: Request, namespace: str, name: str) 
     form = VersionForm(license=body.license, tags=body.tags, base_model=body.base_model, classes=body.classes)
     config = None if body.config is None else config_bytes(body.config)
     head = None if body.head is None else await to_thread.run_sync(stored_head, house.shelves, body.head)
-    upload = Upload(namespace, name, config, body.card, form, tokenizer_bytes(body.tokenizer), head)
+    upload = Upload(namespace, name, config, body.card, form, tokenizer_bytes(body.tokenizer), head=head)
     return await to_thread.run_sync(publish_blob, house.shelves, upload, body.weights.removeprefix("sha256:"))
