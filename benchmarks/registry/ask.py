@@ -66,7 +66,7 @@ def client_process(
 
 
 def alone(kind: str, url: str, count: int, questions: int) -> dict[str, Any]:
-    """One client by itself: how long answers take, and the processor time of both sides, which no neighbour stretches."""
+    """One client by itself: how long answers take, and what processor time both sides spend on one."""
     database = Database(url, connections=1)
     make = Questions(Registry(database, LocalBlobs(Path("/nowhere"))), count, 77).kinds()[kind]
     for _ in range(6):
