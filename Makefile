@@ -71,9 +71,10 @@ fix: $(VENV)/.dev ## Format and mend what the linter can mend
 	@$(BIN)/ruff format $(TEXT)
 	@$(BIN)/ruff check --fix $(TEXT)
 
-docs: $(VENV)/.run ## Make the pages of all merge methods and of compatibility again (docs/methods, docs/compatibility.md)
+docs: $(VENV)/.run ## Make the pages of methods, compatibility and settings again (docs/methods, docs/compatibility.md, docs/settings.md)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m merging.pages docs/methods
 	@OMP_NUM_THREADS=1 $(BIN)/python -m deltas.runtime_pages docs/compatibility.md
+	@$(BIN)/python -m app.settings_page docs/settings.md
 
 START ?= 0
 COUNT ?= 100000
@@ -90,6 +91,8 @@ bench-quality: $(VENV)/.dev ## Measure what merges keep of eight tasks, or go on
 bench-recycle: $(VENV)/.dev ## Train the sources, distil them and measure few-shot accuracy, or go on with it (hours)
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle.train_sources
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle
+	@nice -n 10 $(BIN)/python -m benchmarks.recycle.remedies
+	@nice -n 10 $(BIN)/python -m benchmarks.recycle.sparse_speed
 	@$(BIN)/python -m benchmarks.recycle.report
 
 image: ## Build the container image and run it (needs a container engine; docker/check.sh says which)

@@ -15,15 +15,19 @@ def at_once(what: str) -> Described:
 EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 STREAMED: Described = {200: {"description": "The answer, or with `stream` its pieces as they come", "content": EVENTS}}
 FOLLOWED: Described = {200: {"description": "Server-sent events until the job has ended", "content": EVENTS}}
-_FILE: dict[str, Any] = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+_FILE: dict[str, Any] = {"*/*": {}}
 _PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 UNCHANGED: Described = {304: {"description": "The client has these bytes: its If-None-Match names them"}}
 FILE: Described = {
     200: {"description": "The file", "content": _FILE},
     206: {"description": "The part that was asked for", "content": _FILE},
+    307: {"description": "The file is to be read from the object store"},
     416: {"description": "The file has no such part", "content": _PROBLEM},
     **UNCHANGED,
 }
 MADE_FILE: Described = {200: {"description": "The file", "content": _FILE}, **UNCHANGED}
+UNKNOWN: Described = {404: {"description": "A reference names nothing that the caller may see", "content": _PROBLEM}}
+THERE_ALREADY: Described = {409: {"description": "There is one already; the answer says where", "content": _OBJECT}}
+UNNAMED: Described = {400: {"description": "A name that is needed is empty", "content": _PROBLEM}}
 NOT_HERE: Described = {404: {"description": "These bytes are not here"}}
 """HEAD has no body, so neither has its refusal."""

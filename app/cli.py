@@ -14,6 +14,7 @@ from app.cli_explore import lineage, nearest, verify, what_if
 from app.cli_exports import compatibility, export
 from app.cli_generate import generate, score
 from app.cli_jobs import job
+from app.cli_keep import backup, fsck, gc, restore
 from app.cli_keys import keys, whoami
 from app.cli_merge import compare, jobs, merge, methods
 from app.cli_online import join
@@ -26,6 +27,7 @@ from app.cli_revoke import revoke
 from app.cli_serve import serve
 from app.cli_worker import worker
 from app.client_http import SpoliaError
+from store.errors import StoreError
 
 cli = typer.Typer(
     name="spolia", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -57,6 +59,10 @@ for verb in (
     tag,
     revoke,
     rm,
+    gc,
+    fsck,
+    backup,
+    restore,
     whoami,
     audit,
 ):
@@ -83,5 +89,7 @@ def main() -> None:
         cli()
     except SpoliaError as error:
         fail(error_sentence(error))
+    except StoreError as error:
+        fail(str(error))
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))

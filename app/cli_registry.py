@@ -2,7 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markdown import Markdown
@@ -27,6 +27,9 @@ def push(
     license: Annotated[str | None, typer.Option("--license", help="Licence, best as an SPDX id.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A word to find it by; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Overrides base_model_name_or_path of the config.")] = None,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Send the weights straight to the service's object store.")
+    ] = False,
     classes: Annotated[
         str | None, typer.Option(help="What the classes of its head are called, in order, joined by commas.")
     ] = None,
@@ -36,9 +39,8 @@ def push(
     given = files[0] if len(files) == 1 else files
     with client(ctx) as spolia, progress(f"push {ref}", data=True, quiet=as_json) as move:
         named = [name.strip() for name in classes.split(",")] if classes else []
-        version = spolia.push(
-            given, ref, license=license, tags=tag or (), base_model=base_model, classes=named, on_progress=move
-        )
+        said: dict[str, Any] = {"license": license, "tags": tag or (), "base_model": base_model, "classes": named}
+        version = spolia.push(given, ref, **said, direct=direct, on_progress=move)
     if as_json:
         return print_json(version)
     out.print(version_page(version))

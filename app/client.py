@@ -37,6 +37,7 @@ from app.client_jobs import JobVerbs
 from app.client_keys import KeyVerbs
 from app.client_pool import PoolVerbs
 from app.client_recycle import RecycleVerbs
+from app.client_uploads import upload_directly, upload_in_parts
 from app.recipe_file import read_recipe
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
@@ -80,6 +81,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
         tags: Sequence[str] = (),
         base_model: str | None = None,
         classes: Sequence[str] = (),
+        direct: bool = False,
         on_progress: Progress | None = None,
     ) -> Json:
         """Upload an adapter: a folder, or its adapter_config.json, safetensors file and (optional) README.md,
@@ -88,25 +90,30 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
 
         Weights in kohya's, LyCORIS' or diffusers' spelling may come alone.
 
-        The answer is the version; the same bytes again give the version that is there. Large weights are streamed by
-        digest, small ones go in one multipart request. `on_progress` counts the bytes of the weights.
+        The answer is the version; the same bytes again give the version that is there. Small weights go in one
+        multipart request, large ones in parts, which go on where they stopped when the connection breaks or the service
+        restarts; or, with `direct`, straight to the service's object store. `on_progress` counts the bytes of the
+        weights.
         """
         config, weights, card, tokenizer, head = adapter_files(files)
         path = f"{adapter_path(ref)}/versions"
         total, done = weights.stat().st_size, 0
 
         def count(size: int) -> None:
+            reach(done + size)
+
+        def reach(offset: int) -> None:
             nonlocal done
-            done = min(total, done + size)
+            done = max(done, min(total, offset))
             if on_progress:
                 on_progress(done, total)
 
         fields: Json = {"license": license, "tags": list(tags) or None, "base_model": base_model}
         fields |= {"classes": list(classes) or None}
         fields = {key: value for key, value in fields.items() if value is not None}
-        with weights.open("rb") as file:
-            counted = CountedFile(file, count)
-            if total < STREAMED_FROM_BYTES:
+        if total < STREAMED_FROM_BYTES and not direct:
+            with weights.open("rb") as file:
+                counted = CountedFile(file, count)
                 parts: Json = {"weights": (weights.name, counted, "application/octet-stream")}
                 if config:
                     parts["config"] = (config.name, config.read_bytes(), "application/json")
@@ -118,9 +125,8 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
                     parts["head"] = (head.name, head.read_bytes(), "application/octet-stream")
                 form = fields | {name: ",".join(fields[name]) for name in ("tags", "classes") if name in fields}
                 return self._http.json("POST", path, data=form, files=parts)
-            digest = sha256_of(weights)
-            headers = {"Content-Length": str(total), "Content-Type": "application/octet-stream"}
-            self._http.json("PUT", f"/v1/uploads/{digest}", content=iter(counted), headers=headers)
+        digest = sha256_of(weights)
+        (upload_directly if direct else upload_in_parts)(self._http, weights, digest, reach)
         body = fields | {"weights": f"sha256:{digest}"}
         if config:
             body["config"] = read_config(config)

@@ -79,6 +79,13 @@ class Transport:
         answer: Json = response.json() if response.content else {}
         return answer
 
+    def headers(self, method: str, path: str, **options: Any) -> Mapping[str, str]:
+        """The headers of one answer. Raises SpoliaError for every status from 400 on."""
+        with self._clear_errors():
+            response = self._http.request(method, path, **options)
+        _check(response)
+        return response.headers
+
     def bytes(self, method: str, path: str) -> bytes:
         """The body of one answer as it came. Raises SpoliaError for every status from 400 on."""
         with self._clear_errors():
@@ -135,11 +142,11 @@ class Transport:
         partial = target.with_name(f".{target.name}.part")
         found = hashlib.sha256()
         try:
-            with self._clear_errors(), self._http.stream("GET", path, params=params) as response:
+            with self._clear_errors(), self._http.stream("GET", path, params=params, follow_redirects=True) as response:
                 if response.is_error:
                     response.read()
                 _check(response)
-                headers = response.headers
+                headers = (response.history or [response])[0].headers
                 digest = digest or headers.get("etag", "").strip('"').removeprefix("sha256:")
                 with partial.open("wb") as file:
                     for chunk in response.iter_bytes(CHUNK_BYTES):

@@ -46,10 +46,12 @@ TABLE: dict[type[Exception], Row] = {
     merging.MergeCancelled: (409, "merge-cancelled"),
     recycle.VisionBaseUnavailable: (503, "base-unavailable"),
     recycle.VisionBaseUnsupported: (503, "base-unsupported"),
+    recycle.TextBaseUnsupported: (503, "base-unsupported"),
     recycle.SourceUnusable: (422, "source-unusable"),
     recycle.HeadMissing: (422, "head-missing"),
     recycle.HeadMismatch: (422, "head-mismatch"),
     recycle.BadImages: (422, "bad-images"),
+    recycle.BadTexts: (422, "bad-texts"),
     recycle.BadEpisode: (422, "bad-episode"),
     recycle.BadDistillation: (422, "bad-distillation"),
     recycle.DistillationCancelled: (409, "distillation-cancelled"),
@@ -71,6 +73,15 @@ TABLE: dict[type[Exception], Row] = {
     job_errors.ProcessDied: (500, "worker-died"),
     store.MissingBlob: (422, "missing-blob"),
     store.DigestMismatch: (422, "digest-mismatch"),
+    store.DamagedBlob: (500, "damaged-blob"),
+    store.UnknownUpload: (404, "unknown-upload"),
+    store.UploadConflict: (409, "upload-conflict"),
+    store.UploadBusy: (423, "upload-busy"),
+    store.UploadTooLong: (413, "body-too-large"),
+    store.ObjectStoreUnavailable: (503, "object-store-unavailable"),
+    store.ObjectStoreDenied: (503, "object-store-denied"),
+    store.BackupRefused: (409, "backup-refused"),
+    store.BackupFailed: (500, "backup-failed"),
     store.VersionInUse: (409, "version-in-use"),
     store.UnknownKey: (404, "unknown-key"),
     store.QuotaExceeded: (403, "quota-exceeded"),
@@ -120,7 +131,7 @@ TABLE: dict[type[Exception], Row] = {
 ROOTS = (deltas.DeltaError, merging.MergeError, store.StoreError, serving.ServingError, job_errors.JobError)
 
 # Fields that are no extras: paths and URLs of this machine are for the operator; the sentence says what is missing.
-PRIVATE = frozenset({"place", "url", "searched", "missing"})
+PRIVATE = frozenset({"place", "url", "searched", "missing", "folder"})
 
 DISK_FULL = (507, "storage-full", "The disk is full; nothing of this request was stored.")
 BROKEN = (500, "internal-error", "Something broke inside the service; its log says what.")

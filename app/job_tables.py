@@ -21,8 +21,8 @@ def open_jobs(settings: Settings, database: Database) -> JobTable:
         # procrastinate takes a quarter of a second to load, which the embedded engine does not need.
         from store.job_hints import JobHints
 
-        hints = JobHints(QUEUES)
         logging.getLogger("procrastinate").setLevel(logging.CRITICAL)  # what matters of it is said here too
+        hints = JobHints(QUEUES)
     return JobTable(
         database,
         hints=hints,

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.problems import problem_response
 from app.settings import Settings
 
-_RAW_UPLOAD = re.compile(r"^/v1/uploads/")
+_RAW_UPLOAD = re.compile(r"^/v1/(?:resumable-)?uploads/")
 _OBJECT = re.compile(r"^/api/objects/")
 _XET = re.compile(r"^/xet/[^/]+/v1/(?:xorbs/|shards$)")
 _COMMIT = re.compile(r"^/api/models/[^/]+/[^/]+/commit/")
@@ -48,6 +48,8 @@ class BodyLimits:
     def limit(self, scope: Scope, headers: Headers) -> int:
         """The most bytes that the body of this request may have."""
         settings, path = self.settings, scope["path"]
+        if scope["method"] == "PATCH" and _RAW_UPLOAD.match(path):
+            return settings.max_upload_bytes
         if scope["method"] == "PUT" and (_RAW_UPLOAD.match(path) or _OBJECT.match(path)):
             return settings.max_upload_bytes
         if scope["method"] == "POST" and _XET.match(path):

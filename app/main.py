@@ -23,6 +23,7 @@ from app.api import (
     compare,
     completions,
     consent,
+    direct_uploads,
     distillations,
     exports,
     files,
@@ -46,6 +47,7 @@ from app.api import (
     predictions,
     promotions,
     provenance,
+    resumable,
     revocations,
     uploads,
     what_if,
@@ -83,8 +85,9 @@ from store.rate_counts import RateCounts
 log = logging.getLogger("spolia")
 
 ROUTERS = (
-    health, metrics, models, chat, completions, adapters, uploads, files, exports, provenance, merges, online, what_if,
-    compare, nearest, jobs, pool, promotions, revocations, keys, audit,
+    health, metrics, models, chat, completions, adapters, uploads, resumable, direct_uploads, files, exports,
+    provenance, merges, online, what_if, compare,
+    nearest, jobs, pool, promotions, revocations, keys, audit,
     lorax, lora_names, hub_repos, hub_commits, hub_objects, hub_xet, hub_models, hub_files,
     bases, consent, distillations, predictions,
 )  # fmt: skip
@@ -168,7 +171,7 @@ def settle(shelves: Shelves) -> None:
     """Bring the tables to date, and remove what crashes and refused uploads left behind."""
     settings = shelves.settings
     shelves.database.migrate(allow_newer=settings.allow_newer_schema)
-    staged = shelves.blobs.sweep_staging(settings.staging_max_age_s)
+    staged = shelves.blobs.sweep_staging(settings.staging_max_age_s) + shelves.uploads.sweep()
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
     if staged or orphans:
         log.info("removed %d unfinished uploads and %d files that no version needs", staged, orphans)

@@ -67,7 +67,7 @@ def problems_of(route: APIRoute, method: str) -> list[int]:
         found |= {401, 429, 503}
     if any(guard.scope is not None for guard in guards):
         found.add(403)
-    if route.param_convertors or method == "POST":
+    if route.param_convertors or method in ("POST", "DELETE"):
         found.add(404)
     if method != "GET" or route.param_convertors or route.dependant.query_params:
         found.add(422)

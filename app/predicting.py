@@ -13,6 +13,7 @@ from torch import Tensor
 from app.facts import modality_of
 from app.generation import LARGEST_WEIGHT, ChosenSet, Member
 from app.house import House
+from app.identity.caller import current
 from app.pictures import Resizing, read_picture
 from app.predictor import Members
 from app.problems import Refusal
@@ -142,6 +143,7 @@ def _version(house: House, ref: str) -> Version:
         hint = f"; did you mean {', '.join(near)}?" if near else "."
         detail = f"There is no vision base and no adapter {ref[:120]!r}{hint}"
         raise Refusal(404, "unknown-reference", detail, reference=ref, near=near) from None
+    current().check("generate", version.namespace)
     if not (version.predictable and version.base_known):
         detail = f"{version.ref} cannot predict from images. {' '.join(version.notes)}".strip()
         raise Refusal(422, "not-predictable", detail, reference=version.ref, reasons=list(version.notes))

@@ -8,6 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from store.s3 import S3Place
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
@@ -289,6 +291,49 @@ class Settings(BaseSettings):
         86400.0, ge=0, description="Files that no version needs and that are older are removed at the start."
     )
 
+    blobs: str = Field(
+        "", description="Where files are kept: s3://bucket/prefix, or empty for the folder blobs in data_dir."
+    )
+    s3_endpoint: str | None = Field(
+        None, description="Address of the object store, such as http://minio:9000; default: that of AWS."
+    )
+    s3_public_endpoint: str | None = Field(
+        None, description="The object store's address as clients reach it, for presigned URLs; default: s3_endpoint."
+    )
+    s3_region: str = Field("us-east-1", description="Region of the bucket.")
+    s3_access_key: SecretStr | None = Field(
+        None, description="Access key; default: AWS_ACCESS_KEY_ID, or the machine's role."
+    )
+    s3_secret_key: SecretStr | None = Field(
+        None, description="Secret key; default: AWS_SECRET_ACCESS_KEY, or the machine's role."
+    )
+    s3_retries: int = Field(5, ge=0, description="How often a failed request to the object store is repeated.")
+    s3_patience_s: float = Field(
+        30.0, gt=0, description="Seconds in which the object store must send something, repetitions included."
+    )
+    s3_cache_bytes: int = Field(
+        10 * GIB,
+        ge=0,
+        description="Disk for local copies of files in the object store; the least recently used leave first.",
+    )
+    presigned_expiry_s: float = Field(
+        3600.0, ge=1, le=604800, description="How long a presigned URL of the object store is valid."
+    )
+    redirect_from_bytes: int = Field(
+        0,
+        ge=0,
+        description="Downloads of files of this size or more are redirected to the object store; 0 redirects none.",
+    )
+    upload_expiry_s: float = Field(
+        172800.0, ge=60, description="An upload in parts that nothing was added to for so long is forgotten."
+    )
+
+    @model_validator(mode="after")
+    def _bucket_is_named(self) -> Self:
+        if self.blobs:
+            S3Place.parse(self.blobs)
+        return self
+
     @model_validator(mode="after")
     def _servers_are_given(self) -> Self:
         if self.engine == "vllm" and not self.vllm_urls:
@@ -326,6 +371,29 @@ class Settings(BaseSettings):
         return self.data_dir / "blobs"
 
     @property
+    def s3(self) -> S3Place | None:
+        """The object store that files are kept in; None for the local folder."""
+        if not self.blobs:
+            return None
+        bucket, prefix = S3Place.parse(self.blobs)
+        return S3Place(
+            bucket,
+            prefix,
+            endpoint=self.s3_endpoint,
+            region=self.s3_region,
+            access_key=revealed(self.s3_access_key),
+            secret_key=revealed(self.s3_secret_key),
+            public_endpoint=self.s3_public_endpoint,
+            retries=self.s3_retries,
+            patience_s=self.s3_patience_s,
+        )
+
+    @property
+    def blob_cache_dir(self) -> Path:
+        """Local copies of files in the object store."""
+        return self.data_dir / "blob-cache"
+
+    @property
     def work_dir(self) -> Path:
         """Scratch folders of running jobs, one each, named by job id."""
         return self.data_dir / "work"
@@ -359,6 +427,16 @@ class Settings(BaseSettings):
         """These settings as SPOLIA_* variables, for a child process."""
         values = self.model_dump(mode="json", exclude_none=True, exclude={"vllm_api_key"})  # no child needs the key
         values["data_dir"] = str(self.data_dir.absolute())
+        values |= {
+            name: secret.get_secret_value()
+            for name, secret in (("s3_access_key", self.s3_access_key), ("s3_secret_key", self.s3_secret_key))
+            if secret is not None
+        }
         if self.database_url is not None:  # a secret, of which the dump has stars
             values["database_url"] = self.database_url.get_secret_value()
         return {f"SPOLIA_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def revealed(secret: SecretStr | None) -> str | None:
+    """What is behind a secret."""
+    return None if secret is None else secret.get_secret_value()

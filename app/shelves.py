@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.job_tables import open_database, open_jobs
 from app.settings import Settings
+from app.storage import open_blobs, open_uploads
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from deltas.header import Limits
@@ -16,7 +17,7 @@ from merging.file_cache import FileCache
 from serving.errors import AdapterGone
 from store.actor import SERVICE, acting
 from store.audit import AuditLog
-from store.blobs import Blobs, LocalBlobs
+from store.blobs import Blobs
 from store.database import Database
 from store.errors import UnknownReference
 from store.hub import HubTable
@@ -25,6 +26,7 @@ from store.hub_uploads import HubUploads
 from store.jobs import JobTable
 from store.keys import KeyTable
 from store.model_names import ModelNames
+from store.partial_uploads import PartialUploads
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.recycling import RecyclingTable
 from store.registry import Registry
@@ -48,6 +50,7 @@ class Shelves:
     hub_uploads: HubUploads
     model_names: ModelNames
     recycling: RecyclingTable
+    uploads: PartialUploads
 
     @property
     def limits(self) -> Limits:
@@ -115,8 +118,7 @@ def open_shelves(settings: Settings) -> Shelves:
         StorageFull, UnsupportedDatabase: when they cannot be opened.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = open_database(settings)
-    blobs = LocalBlobs(settings.blobs_dir)
+    database, blobs = open_database(settings), open_blobs(settings)
     jobs = open_jobs(settings, database)
     registry = Registry(database, blobs)
     return Shelves(
@@ -133,4 +135,5 @@ def open_shelves(settings: Settings) -> Shelves:
         HubUploads(database, blobs),
         ModelNames(database),
         RecyclingTable(database, registry),
+        open_uploads(settings, blobs),
     )

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from app.complaints import invalid_request
 from app.problems import Refusal
-from app.schemas import Body, VersionForm
+from app.schemas import VersionForm
 from app.settings import Settings
 
-Model = TypeVar("Model", bound=Body)
+Model = TypeVar("Model", bound=BaseModel)
 
 FILES = ("config", "weights", "card", "tokenizer", "head")
 FIELDS = ("license", "tags", "base_model", "classes")

@@ -5,12 +5,10 @@ anybody can ask for), the adapter is checked on the staged file, blobs are commi
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from anyio import to_thread
 
 from app.facts import content_facts, match_base, use_notes
 from app.heads import checked_head
@@ -45,8 +43,8 @@ class Upload:
     card: str | None = None
     form: VersionForm = field(default_factory=VersionForm)
     tokenizer: bytes | None = None
-    others: Mapping[str, BlobRef] = field(default_factory=dict)  # files that compute nothing, stored already
     head: bytes | None = None
+    others: Mapping[str, BlobRef] = field(default_factory=dict)  # files that compute nothing, stored already
 
 
 def check_names(namespace: str, name: str) -> None:
@@ -66,18 +64,6 @@ def tokenizer_bytes(tokenizer: dict[str, Any] | str | None) -> bytes | None:
         return None
     text = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer, ensure_ascii=False, indent=2)
     return text.encode(errors="surrogatepass")  # which reading then refuses as no text
-
-
-async def stage_stream(stream: AsyncIterator[bytes], staging: Staging) -> None:
-    """Write a body to a staged blob in pieces of a megabyte, off the event loop."""
-    buffer = bytearray()
-    async for chunk in stream:
-        buffer += chunk
-        if len(buffer) >= _CHUNK_BYTES:
-            await to_thread.run_sync(staging.write, bytes(buffer))
-            buffer.clear()
-    if buffer:
-        await to_thread.run_sync(staging.write, bytes(buffer))
 
 
 def keep_blob(shelves: Shelves, staging: Staging, expected: str) -> str:

@@ -51,7 +51,9 @@ def main() -> int:
             wait_until_ready(url, service)
             client = env | {"SPOLIA_URL": url, "SPOLIA_API_KEY": key}
             subprocess.run([BIN / "spolia", "push", EXAMPLE, "examples/spam"], env=client, check=True)
-            return subprocess.run(command(url, key, options, more), check=False).returncode
+            hooks = os.environ | {"PYTHONPATH": str(HERE.parent)}
+            asking = command(url, key, options, more)
+            return subprocess.run(asking, env=hooks, cwd=folder, check=False).returncode  # it leaves files behind
         finally:
             service.terminate()
             service.wait(60)
@@ -64,6 +66,7 @@ def command(url: str, key: str, options: argparse.Namespace, more: list[str]) ->
     return [
         *(str(BIN / "schemathesis"), "--config-file", str(CONFIG), "run", f"{url}/openapi.json"),
         *("--header", f"Authorization: Bearer {key}", "--checks", "all", "--phases", options.phases),
+        *("--request-timeout", "120"),  # whole answers of a model, on the CPU
         *("--seed", str(options.seed), "--continue-on-failure", "--generation-database", ":memory:", *length, *more),
     ]
 

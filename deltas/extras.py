@@ -38,6 +38,7 @@ ROWS = re.compile(r"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.[
 COPY = re.compile(
     r"^(?P<module>.+?)(?:\.token_adapter)?(?:\.base_layer\.(?P<base>weight)|\.original_module\.(?P<original>weight|bias))$"
 )
+HEADS = ("classifier", "score")  # PEFT asks for both of a classifier, whichever the model has
 WHOLE = re.compile(rf"^(?P<module>.+?)(?:\.base_layer|\.modules_to_save{ADAPTER})?\.(?P<leaf>weight|bias)$")
 FACTOR = re.compile(r"\.lora_[^.]+(?:\.|$)")
 WHAT = {"whole": "a tensor saved whole", "rows": "retrained token embeddings"}
@@ -136,8 +137,11 @@ def extra_obstacles(
         if reason is not None:
             found.append(f"'{extra.key[:200]}' {reason}")
     whole = {extra.module for extra in extras}
-    for name in _modules_to_save(config):
-        if not any(_saves(name, module) for module in whole):
+    asked = _modules_to_save(config)
+    saved = [name for name in asked if any(_saves(name, module) for module in whole)]
+    guessed = HEADS if any(name in HEADS for name in saved) else ()
+    for name in asked:
+        if name not in saved and name not in guessed:
             found.append(f"modules_to_save ({name[:100]}) asks for a module that the weights file does not hold")
     return found
 

@@ -18,10 +18,17 @@ from store.records import Page
 
 Action = Literal[
     "version.publish",
+    "version.describe",
     "version.delete",
     "alias.set",
     "alias.delete",
     "tags.set",
+    "consent.set",
+    "repository.create",
+    "draft.set",
+    "draft.drop",
+    "name.set",
+    "name.delete",
     "job.enqueue",
     "job.cancel",
     "key.create",

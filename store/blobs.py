@@ -19,6 +19,11 @@ from ulid import ULID
 from store.errors import FULL_ERRORS, DigestMismatch, MissingBlob, StorageFull
 from store.references import is_digest
 
+READ_BYTES = 1 << 20
+"""How much of a blob is read at a time."""
+
+_FLUSH_BYTES = 16 << 20
+
 
 class Staging(Protocol):
     """A blob being written. A context manager: leaving it without ``commit`` discards what was written."""
@@ -69,15 +74,25 @@ class Blobs(Protocol):
     def remove(self, digest: str) -> bool:
         """Delete the blob; whether it was there. Readers that hold it open keep reading."""
 
+    def age(self, digest: str) -> float:
+        """Seconds since the blob was stored or renewed. Raises MissingBlob."""
+
     def ages(self) -> Iterator[tuple[str, float]]:
         """Every blob with the seconds since it was stored or renewed."""
 
-    def sweep_staging(self, older_than_s: float) -> int:
+    def read(self, digest: str) -> Iterator[bytes]:
+        """The bytes as they are stored, in pieces, past any local copy. Raises MissingBlob."""
+
+    def set_aside(self, digest: str) -> None:
+        """Take a damaged blob away without destroying it, so that the right bytes can be stored. Raises MissingBlob."""
+
+    def sweep_staging(self, older_than_s: float, dry_run: bool = False) -> int:
         """Remove staged files that nobody writes any more and that are older than this; how many."""
 
 
 @contextmanager
-def _full_disk_named(place: Path) -> Iterator[None]:
+def full_disk_named(place: Path) -> Iterator[None]:
+    """Turns the system's ways to say that there is no room into StorageFull."""
     try:
         yield
     except OSError as error:
@@ -86,7 +101,8 @@ def _full_disk_named(place: Path) -> Iterator[None]:
         raise
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """See the folder's names on the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -94,11 +110,11 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _make_durable_folder(folder: Path) -> None:
+def make_durable_folder(folder: Path) -> None:
     """Create the folder if need be, and see its name on the disk before anything in it is relied upon."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        _fsync_folder(folder.parent)
+        fsync_folder(folder.parent)
 
 
 class LocalStaging:
@@ -107,10 +123,25 @@ class LocalStaging:
     def __init__(self, blobs: "LocalBlobs") -> None:
         self._blobs = blobs
         self._hash = hashlib.sha256()
-        self._size = 0
-        with _full_disk_named(blobs.root):
+        self._size = self._flushing = 0
+        with full_disk_named(blobs.root):
             self._handle, self._path = self._create(blobs.staging)
         self._open = True
+
+    @classmethod
+    def over(cls, blobs: "LocalBlobs", path: Path, handle: int) -> Self:
+        """Stage a file that is there already; ``handle`` is open on it, locked, and closed with the staging."""
+        staging = cls.__new__(cls)
+        staging._blobs, staging._path, staging._handle, staging._open = blobs, path, handle, True
+        staging._hash, staging._size = hashlib.sha256(), os.fstat(handle).st_size
+        staging._flushing = staging._size
+        with os.fdopen(os.dup(handle), "rb", buffering=0) as file:
+            file.seek(0)
+            piece = memoryview(bytearray(READ_BYTES))
+            while count := file.readinto(piece):
+                staging._hash.update(piece[:count])
+        os.utime(path)
+        return staging
 
     @staticmethod
     def _create(folder: Path) -> tuple[int, Path]:
@@ -138,11 +169,15 @@ class LocalStaging:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data).cast("B")
         self._hash.update(rest)
-        with _full_disk_named(self._blobs.root):
+        with full_disk_named(self._blobs.root):
             while rest:
                 written = os.write(self._handle, rest)
                 self._size += written
                 rest = rest[written:]
+            if (begun := self._size - self._flushing) >= _FLUSH_BYTES:
+                # The kernel begins to write these pages now, so that fsync has little left to wait for in the end.
+                os.posix_fadvise(self._handle, self._flushing, begun, os.POSIX_FADV_DONTNEED)
+                self._flushing = self._size
 
     def commit(self, expected: str | None = None) -> str:
         digest = self.digest
@@ -150,7 +185,7 @@ class LocalStaging:
             self._discard()
             raise DigestMismatch(expected, digest, self._size)
         try:
-            with _full_disk_named(self._blobs.root):
+            with full_disk_named(self._blobs.root):
                 os.fsync(self._handle)
                 self._blobs.adopt(self._path, digest, self._size)
         finally:
@@ -178,10 +213,10 @@ class LocalBlobs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.staging = root / "staging"
-        with _full_disk_named(root):
-            _make_durable_folder(root)
-            _make_durable_folder(self.staging)
-            _make_durable_folder(root / "sha256")
+        with full_disk_named(root):
+            make_durable_folder(root)
+            make_durable_folder(self.staging)
+            make_durable_folder(root / "sha256")
 
     def stage(self) -> LocalStaging:
         """Begin a new blob. Raises StorageFull."""
@@ -194,8 +229,8 @@ class LocalBlobs:
         if not (self.renew(digest) and self.size(digest) == size_bytes):
             staged.rename(target)
         # Also for bytes that were here already: their first writer may not have come as far as this yet.
-        _fsync_folder(target.parent)
-        _fsync_folder(target.parent.parent)
+        fsync_folder(target.parent)
+        fsync_folder(target.parent.parent)
 
     def path(self, digest: str) -> Path:
         """A readable local file with these bytes. Raises MissingBlob."""
@@ -231,13 +266,31 @@ class LocalBlobs:
             return False
         return True
 
+    def age(self, digest: str) -> float:
+        """Seconds since the blob was stored or renewed. Raises MissingBlob."""
+        try:
+            return time.time() - self._locate(digest).stat().st_mtime
+        except FileNotFoundError:
+            raise MissingBlob(digest) from None
+
+    def read(self, digest: str) -> Iterator[bytes]:
+        """The bytes as they are stored, in pieces. Raises MissingBlob."""
+        with self.path(digest).open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                yield piece
+
+    def set_aside(self, digest: str) -> None:
+        """Move a damaged blob to ``damaged/``. Raises MissingBlob."""
+        make_durable_folder(self.root / "damaged")
+        self.path(digest).replace(self.root / "damaged" / digest)
+
     def ages(self) -> Iterator[tuple[str, float]]:
         """Every blob with the seconds since it was stored or renewed."""
         for path in sorted((self.root / "sha256").glob("??/*")):
             with suppress(FileNotFoundError):
                 yield path.name, time.time() - path.stat().st_mtime
 
-    def sweep_staging(self, older_than_s: float) -> int:
+    def sweep_staging(self, older_than_s: float, dry_run: bool = False) -> int:
         """Remove staged files older than this whose writer is gone; how many."""
         removed = 0
         for path in sorted(self.staging.iterdir()):
@@ -246,7 +299,8 @@ class LocalBlobs:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if time.time() - os.fstat(handle).st_mtime >= older_than_s:
-                        path.unlink()
+                        if not dry_run:
+                            path.unlink()
                         removed += 1
                 finally:
                     os.close(handle)

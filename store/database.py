@@ -31,6 +31,9 @@ from store.sqlite import Sqlite
 _ATTEMPTS = 8
 _FIRST_PAUSE_S = 0.005
 
+Fetch = Callable[[Executable, Mapping[str, Any] | None], Sequence[Row[Any]]]
+"""All rows of one reading statement: `Database.fetch`."""
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -47,6 +50,7 @@ class Database:
         Raises UnsupportedDatabase for any other kind, and for SQLite in memory.
         """
         parsed = make_url(url)
+        self.url = url
         self.busy_timeout_s = busy_timeout_s
         self._backend: Sqlite | Postgresql
         if parsed.get_backend_name() == "sqlite":

@@ -14,7 +14,14 @@ StoreError
 ├── JobStalled           the worker of a job died again and again without getting further
 ├── UnknownTransfer      an upload of the Hub's protocol that was never opened, or is over
 ├── MissingBlob          bytes that were never stored, or were removed since
+├── DamagedBlob          stored bytes that do not have their digest (any more)
 ├── DigestMismatch       the bytes are not those that were announced
+├── UnknownUpload        no upload in parts has this id (any more)
+├── UploadConflict       a part of an upload that does not begin where the last one ended
+├── UploadBusy           a part of the same upload is still being received
+├── UploadTooLong        more bytes than the upload was announced with
+├── ObjectStoreUnavailable  the object store does not answer, or not as it should
+├── ObjectStoreDenied    the object store refuses our keys
 ├── VersionInUse         a version that something still needs
 ├── UnknownKey           no API key has this id
 ├── QuotaExceeded        a key has used up what it may keep
@@ -28,7 +35,9 @@ StoreError
 ├── SchemaOlder          the tables have not been brought to date
 ├── KeyReused            an Idempotency-Key that came with another request before
 ├── KeyInUse             an Idempotency-Key whose first request is still being answered
-└── UnsupportedDatabase  a database URL that cannot serve several processes
+├── UnsupportedDatabase  a database URL that cannot serve several processes
+├── BackupRefused        a backup or restore that would overwrite something, or whose source is none
+└── BackupFailed         a tool that a backup needs, or what it read, failed
 """
 
 import errno
@@ -196,6 +205,85 @@ class DigestMismatch(StoreError):
             f"The {size_bytes} bytes received have the digest sha256:{actual}, not the announced "
             f"sha256:{expected}: nothing was stored."
         )
+
+
+class DamagedBlob(StoreError):
+    """What is stored under ``digest`` has another sha256, ``actual``; read twice, it was wrong twice."""
+
+    def __init__(self, digest: str, actual: str) -> None:
+        self.digest = digest
+        self.actual = actual
+        super().__init__(
+            f"The stored file {shown('sha256:' + digest)} is damaged: its bytes have the digest sha256:{actual}. "
+            "Upload the right bytes again, or restore a backup."
+        )
+
+
+class UnknownUpload(StoreError):
+    """No upload in parts has this id: it never began, was abandoned, or has expired."""
+
+    def __init__(self, upload_id: str) -> None:
+        self.upload_id = upload_id
+        super().__init__(f"There is no upload with id {shown(upload_id)} (any more): begin a new one.")
+
+
+class UploadConflict(StoreError):
+    """A part begins at ``given``, but ``offset`` bytes are here."""
+
+    def __init__(self, given: int, offset: int) -> None:
+        self.given = given
+        self.offset = offset
+        super().__init__(f"The part begins at byte {given}, but {offset} bytes are here: go on with byte {offset}.")
+
+
+class UploadBusy(StoreError):
+    """Another request is writing to the same upload."""
+
+    def __init__(self, upload_id: str) -> None:
+        self.upload_id = upload_id
+        super().__init__("Another part of this upload is still being received: try again in a moment.")
+
+
+class UploadTooLong(StoreError):
+    """A part reaches beyond the announced length of the upload."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        super().__init__(f"The part reaches beyond the {length} bytes that the upload was announced with.")
+
+
+class ObjectStoreUnavailable(StoreError):
+    """The object store at ``place`` did not answer in time, broke off, or answered with an error of its own."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        self.place = place
+        self.reason = reason
+        super().__init__(f"The object store does not answer as it should ({reason}): nothing was stored; try again.")
+
+
+class ObjectStoreDenied(StoreError):
+    """The object store at ``place`` refused the keys that this service has."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        super().__init__("The object store refuses this service's keys: its operator must set the right ones.")
+
+
+class BackupRefused(StoreError):
+    """``folder`` cannot be written or read as a backup, or what is there would be overwritten."""
+
+    def __init__(self, folder: str, reason: str) -> None:
+        self.folder = folder
+        self.reason = reason
+        super().__init__(f"{shown(folder)}: {reason}.")
+
+
+class BackupFailed(StoreError):
+    """A step of a backup or restore failed; ``reason`` says which and why."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}.")
 
 
 class VersionInUse(StoreError):

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from store.actor import seen
+from store.audit import note
 from store.blobs import Blobs
 from store.database import Database, retried
 from store.errors import UnknownReference, VersionInUse
@@ -27,6 +28,7 @@ from store.hub_rows import (
 from store.lineage import needs
 from store.locks import hold_blobs, hold_version
 from store.models import AdapterRow, AliasRow, LineageRow, VersionFileRow, VersionRow, now
+from store.quotas import check_publish
 from store.records import Version
 from store.references import validate_name
 from store.resolving import near_adapters
@@ -56,6 +58,7 @@ class HubTable:
                 return False
             words = Words("initial commit", "", author)
             session.add(new_row(adapter, None, commit_id(adapter.id, {}), words))
+            note(session, "repository.create", f"{namespace}/{name}", adapter=(namespace, name))
             return True
 
     def repository(self, namespace: str, name: str) -> Repository:
@@ -80,10 +83,10 @@ class HubTable:
                 namespace,
                 name,
                 latest,
-                draft and draft.oid,
+                None if draft is None else draft.oid,
                 {} if draft is None else changes_of(draft),
                 Words("", "", "") if draft is None else words_of(draft),
-                draft and draft.created_at,
+                None if draft is None else draft.created_at,
             )
 
     def head(self, version: Version) -> Commit:
@@ -127,12 +130,13 @@ class HubTable:
     def keep_draft(self, seen_now: Repository, changes: Changes, words: Words) -> str:
         """Replace the draft that was seen by these changes to the latest version; its id.
 
-        Raises RepositoryMoved when somebody changed the repository meanwhile; MissingBlob.
+        Raises RepositoryMoved when somebody changed the repository meanwhile; MissingBlob, QuotaExceeded.
         """
         oid = commit_id(seen_now.main.oid, changes)
         with self.database.session() as session:
             adapter, draft = unchanged(session, seen_now)
             self._hold(session, [blob.digest for blob in changes.values() if blob is not None])
+            check_publish(session, sum(blob.size_bytes for blob in changes.values() if blob), new_adapter=False)
             if draft is not None:
                 session.delete(draft)
                 session.flush()
@@ -142,6 +146,13 @@ class HubTable:
                 for path, blob in sorted(changes.items())
             ]
             session.add(row)
+            note(
+                session,
+                "draft.set",
+                seen_now.ref,
+                adapter=(seen_now.namespace, seen_now.name),
+                after={"commit": oid, "files": sorted(changes)},
+            )
         return oid
 
     @retried
@@ -163,6 +174,7 @@ class HubTable:
             draft = None if adapter is None else draft_of(session, adapter)
             if draft is None or oid not in (None, draft.oid):
                 return False
+            note(session, "draft.drop", f"{namespace}/{name}", adapter=(namespace, name), before={"commit": draft.oid})
             session.delete(draft)
             return True
 
@@ -170,7 +182,7 @@ class HubTable:
     def describe(self, seen_now: Repository, files: Files, card: str | None, license: str | None, words: Words) -> str:
         """Say something else about the latest version: new files beside its adapter, a new card. The commit's id.
 
-        Raises RepositoryMoved when somebody changed the repository meanwhile; MissingBlob.
+        Raises RepositoryMoved when somebody changed the repository meanwhile; MissingBlob, QuotaExceeded.
         """
         before = seen_now.latest
         assert before is not None
@@ -180,6 +192,8 @@ class HubTable:
         with self.database.session() as session:
             adapter, draft = unchanged(session, seen_now)
             self._hold(session, [blob.digest for blob in files.values()])
+            added = sum(blob.size_bytes for path, blob in files.items() if blob != before.files.get(path))
+            check_publish(session, added, new_adapter=False)
             if draft is not None:
                 session.delete(draft)
             if session.scalar(select(HubCommitRow.id).where(HubCommitRow.version_id == version.id).limit(1)) is None:
@@ -197,6 +211,8 @@ class HubTable:
                 for path, blob in files.items()
             ]
             row.size_bytes = sum(blob.size_bytes for blob in files.values())
+            after = {"commit": oid, "files": sorted(path for path in files if files[path] != before.files.get(path))}
+            note(session, "version.describe", version.ref, adapter=(version.namespace, version.name), after=after)
             shelve(session, adapter, indexed=self.database.is_postgresql)
         return oid
 
@@ -226,6 +242,14 @@ class HubTable:
             session.execute(delete(HubCommitRow).where(HubCommitRow.adapter_id == adapter.id))
             session.execute(delete(AliasRow).where(AliasRow.adapter_id == adapter.id))
             for row in rows:
+                gone = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "forced": False}
+                note(
+                    session,
+                    "version.delete",
+                    f"{namespace}/{name}@{row.number}",
+                    adapter=(namespace, name),
+                    before=gone,
+                )
                 session.delete(row)
             adapter.latest_number = None
             adapter.tags = []

@@ -5,7 +5,7 @@ filters, or with filters that many pass, is read off the end of one index.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Select, or_, select
 
@@ -65,7 +65,7 @@ class HubListing:
         following = encode_cursor(f"hub-{sort}", (page[-1].place,)) if len(found) > limit else None
         return Page([versions[row.id] for row in page], following)
 
-    def _named(self, statement: Select[Any], word: str) -> Select[Any]:
+    def _named(self, statement: Select[str, str], word: str) -> Select[str, str]:
         """Only adapters whose reference holds the word."""
         reference = AdapterRow.namespace + "/" + AdapterRow.name
         statement = statement.where(reference.icontains(word, autoescape=True))
@@ -76,7 +76,7 @@ class HubListing:
         return statement.where(AdapterRow.id.in_(mentioned))
 
 
-def _tagged(statement: Select[Any], name: str) -> Select[Any]:
+def _tagged(statement: Select[str, str], name: str) -> Select[str, str]:
     """Only adapters of which the Hub would say this."""
     if name in _EVERYWHERE:
         return statement

@@ -149,9 +149,6 @@ class JobTable(JobRuns):
             return self.hints.mend(session, self.lease_s)
 
 
-_MAX_KEY = 255
-
-
 def _add(
     session: Session, kind: str, payload: Mapping[str, Any], dedupe_key: str | None, state: JobState, priority: int = 0
 ) -> JobRow:

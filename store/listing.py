@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, false, func, select, text, tuple_
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import aliased
 
 from store.actor import seen
 from store.cursors import decode_cursor, encode_cursor
+from store.database import Fetch
 from store.models import MAX_INTEGER, ListingRow
-from store.records import AdapterEntry, Page
-from store.rows import read_entries
 from store.shelving import tag_term, target_term, word_grams
 
 _WINDOW = 2000
@@ -57,24 +56,22 @@ def words_of(q: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys((q or "").casefold().split()))
 
 
-def list_adapters(
-    session: Session, filters: Filters, *, limit: int, cursor: str | None, indexed: bool
-) -> Page[AdapterEntry]:
-    """One page of the adapters that are seen and whose latest version passes every filter; ``indexed``: there are
-    inverted lists. Raises BadCursor."""
+def find_adapters(
+    fetch: Fetch, filters: Filters, *, limit: int, cursor: str | None, indexed: bool
+) -> tuple[list[str], str | None]:
+    """The ids of one page of the adapters that are seen and whose latest version passes every filter, and the cursor of
+    the next page; ``indexed``: there are inverted lists. Raises BadCursor."""
     after = None if cursor is None else decode_cursor("adapters", cursor, 2)
     if filters.impossible or any("\x00" in part for part in after or ()):
-        return Page([], None)
-    rows = _find(session, filters, after, limit + 1, indexed)
+        return [], None
+    rows = _find(fetch, filters, after, limit + 1, indexed)
     page = rows[:limit]
-    return Page(
-        items=read_entries(session, [row.adapter_id for row in page]),
-        next_cursor=encode_cursor("adapters", (page[-1].namespace, page[-1].name)) if len(rows) > limit else None,
-    )
+    more = encode_cursor("adapters", (page[-1].namespace, page[-1].name)) if len(rows) > limit else None
+    return [row.adapter_id for row in page], more
 
 
 def _find(
-    session: Session, filters: Filters, after: Sequence[str] | None, wanted: int, indexed: bool
+    fetch: Fetch, filters: Filters, after: Sequence[str] | None, wanted: int, indexed: bool
 ) -> Sequence[Row[Any]]:
     """The first `wanted` adapters after this place that pass."""
     names = select(ListingRow).where(seen(ListingRow.namespace))
@@ -85,19 +82,19 @@ def _find(
     ordered = names.order_by(ListingRow.namespace, ListingRow.name)
     if filters.ordered or not indexed:
         passing = ordered if filters.ordered else ordered.where(*_scanned(ListingRow, filters, indexed=indexed))
-        return session.execute(_places(passing, ListingRow).limit(wanted)).all()
+        return fetch(_places(passing, ListingRow).limit(wanted), None)
     window = aliased(ListingRow, ordered.limit(max(_WINDOW, wanted)).subquery())
     near = select(window).where(*_scanned(window, filters, indexed=True)).order_by(window.namespace, window.name)
-    rows = session.execute(_places(near, window).limit(wanted)).all()
+    rows = fetch(_places(near, window).limit(wanted), None)
     if len(rows) == wanted:
         return rows
     # Apart from the order and the limit, or the planner would go through the names once more, to the end.
     looked_up = names.where(*_scanned(ListingRow, filters, indexed=True), *_looked_up(filters))
     hits = _places(looked_up, ListingRow).cte("hits").prefix_with("MATERIALIZED")
-    return session.execute(select(hits).order_by(hits.c.namespace, hits.c.name).limit(wanted)).all()
+    return fetch(select(hits).order_by(hits.c.namespace, hits.c.name).limit(wanted), None)
 
 
-def _places(statement: Select[Any], listing: type[ListingRow]) -> Select[Any]:
+def _places(statement: Select[Any], listing: type[ListingRow]) -> Select[str, str, str]:
     return statement.with_only_columns(listing.adapter_id, listing.namespace, listing.name)
 
 

@@ -3,6 +3,7 @@
 from sqlalchemy import delete, select
 
 from store.actor import seen
+from store.audit import note
 from store.database import Database, retried
 from store.hub_models import ModelNameRow
 from store.models import AdapterRow, VersionRow, now
@@ -21,14 +22,25 @@ class ModelNames:
         """Give the name to a version, whatever it meant before."""
         with self.database.session() as session:
             session.merge(ModelNameRow(name=name, version_id=version.id, updated_at=now()))
+            of_adapter = (version.namespace, version.name)
+            note(session, "name.set", name, adapter=of_adapter, after={"ref": version.ref})
 
     @retried
     def forget(self, name: str) -> bool:
         """Take the name away; whether it was there."""
+        named = (
+            select(AdapterRow.namespace, AdapterRow.name)
+            .join(VersionRow, VersionRow.adapter_id == AdapterRow.id)
+            .join(ModelNameRow, ModelNameRow.version_id == VersionRow.id)
+            .where(ModelNameRow.name == name)
+        )
         with self.database.session() as session:
-            there = session.scalar(select(ModelNameRow.name).where(ModelNameRow.name == name))
+            found = session.execute(named).first()
+            if found is None:
+                return False
             session.execute(delete(ModelNameRow).where(ModelNameRow.name == name))
-            return there is not None
+            note(session, "name.delete", name, adapter=(found.namespace, found.name))
+            return True
 
     def ref(self, name: str) -> str | None:
         """The pinned reference behind a name, if it has been given to a version that the caller sees."""

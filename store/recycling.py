@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 from ulid import ULID
 
+from store.audit import note
 from store.database import Database, retried
 from store.errors import UnknownSurrogates
 from store.locks import hold_blobs
@@ -66,6 +67,10 @@ class RecyclingTable:
         gone: list[str] = []
         with self.database.session() as session:
             adapter = adapter_row(session, namespace, name, lock=True)
+            said_before = _consent(session, adapter.id)
+            before = {"inversion": said_before.inversion, "show_surrogates": said_before.show_surrogates}
+            after = {"inversion": inversion, "show_surrogates": show}
+            note(session, "consent.set", f"{namespace}/{name}", adapter=(namespace, name), before=before, after=after)
             session.merge(
                 ConsentRow(adapter_id=adapter.id, inversion=inversion, show_surrogates=show, updated_at=now())
             )

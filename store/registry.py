@@ -18,7 +18,7 @@ from store.database import Database, retried
 from store.errors import VersionInUse
 from store.hub_models import HubFileRow, HubPartRow
 from store.lineage import needs, read_lineage
-from store.listing import Filters, list_adapters, words_of
+from store.listing import Filters, find_adapters, words_of
 from store.locks import hold_version, own_blobs
 from store.models import (
     AdapterRow,
@@ -47,7 +47,7 @@ from store.records import (
 )
 from store.references import Reference, parse_reference, validate_alias, validate_name, validate_tag
 from store.resolving import adapter_row, find_adapter, lookup, near_adapters, version_row
-from store.rows import ENTRY, base_record, entry, read_entries, read_version, read_versions
+from store.rows import ALL_OF, ENTRIES, ENTRY, base_record, entry, entry_of, read_entries, read_version, read_versions
 from store.shelving import shelve
 from store.version_query import found
 
@@ -138,8 +138,14 @@ class Registry:
         ``q`` must occur, in any case, in the reference, base model, card or tags.
         """
         filters = Filters(base_model=base_model, rank=rank, target=target, tag=tag, words=words_of(q))
+        indexed = self.database.is_postgresql
+        ids, more = find_adapters(self.database.fetch, filters, limit=limit, cursor=cursor, indexed=indexed)
+        rows = {row.owner_id: row for row in self.database.fetch(ENTRIES, {"ids": ids})} if ids else {}
+        read = [(rows[adapter_id], found(rows[adapter_id])) for adapter_id in ids if adapter_id in rows]
+        if not any(one.leaves_missing for _, one in read):
+            return Page([entry(row, one.version) for row, one in read], more)
         with self.database.reading() as session:
-            return list_adapters(session, filters, limit=limit, cursor=cursor, indexed=self.database.is_postgresql)
+            return Page(read_entries(session, ids), more)
 
     def get_adapter(self, namespace: str, name: str) -> AdapterEntry:
         """One adapter. Raises UnknownReference."""
@@ -148,6 +154,15 @@ class Registry:
             return entry(rows[0], one.version)
         with self.database.reading() as session:
             return read_entries(session, [adapter_row(session, namespace, name).id])[0]
+
+    def all_of(self, namespace: str, name: str) -> tuple[AdapterEntry, list[Version]]:
+        """One adapter and every version of it, newest first. Raises UnknownReference."""
+        rows = self.database.fetch(ALL_OF, {"namespace": namespace, "name": name})
+        read = [found(row) for row in rows] if current_actor().sees(namespace) else []
+        if not read or any(one.leaves_missing for one in read):
+            return self.get_adapter(namespace, name), self.versions(namespace, name)
+        versions = [one.version for one in read]
+        return entry_of(rows[0], versions), versions
 
     def versions(self, namespace: str, name: str) -> list[Version]:
         """Every version of an adapter, newest first. Raises UnknownReference."""

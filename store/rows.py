@@ -34,6 +34,15 @@ ENTRY = whole(
 )
 """The adapter `namespace`/`name` as lists show it."""
 
+ALL_OF = whole(
+    select(VersionRow)
+    .where(Owner.namespace == bindparam("namespace"), Owner.name == bindparam("name"))
+    .order_by(VersionRow.number.desc()),
+    Owner.id.label("owner_id"),
+    Owner.created_at.label("owner_created_at"),
+)
+"""Every version of the adapter `namespace`/`name`, newest first."""
+
 
 def read_versions(session: Session, statement: Select[Any]) -> list[Version]:
     """Run the statement, which selects versions, and detach what it finds, in its order."""
@@ -56,6 +65,21 @@ def read_entries(session: Session, adapter_ids: Sequence[str]) -> list[AdapterEn
         for adapter_id in adapter_ids
         if adapter_id in rows
     ]
+
+
+def entry_of(row: Row[Any], versions: Sequence[Version]) -> AdapterEntry:
+    """The adapter that a row of `ALL_OF` is of, from all its versions, newest first."""
+    latest = versions[0]
+    return AdapterEntry(
+        id=row.owner_id,
+        namespace=latest.namespace,
+        name=latest.name,
+        created_at=row.owner_created_at,
+        versions=len(versions),
+        aliases=dict(sorted((alias, version.number) for version in versions for alias in version.aliases)),
+        tags=latest.tags,
+        latest=latest,
+    )
 
 
 def base_record(row: BaseModelRow) -> Base:

@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from merging.recycle.vision_base import DEFAULT_VISION_BASE, VisionBase, ensure_vision_base, load_vision_base
 from serving.base_model import DEFAULT_BASE, ensure_base
+from tests.object_store import ObjectStore, object_store
 from tests.postgres import Server, running_server
 
 # Examples are not timed: shared machines are slow at random. A hang is caught by the suite's own time limit.
@@ -20,6 +21,13 @@ settings.load_profile("spolia")
 def base_folder() -> Path:
     """The folder of the bundled base model."""
     return ensure_base(DEFAULT_BASE, [], Path(sys.prefix) / "share" / "spolia" / "models")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server."""
+    with object_store(tmp_path_factory.mktemp("s3")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

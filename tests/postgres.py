@@ -44,6 +44,14 @@ class Server:
         """Remove a database, whoever is still connected."""
         self.execute(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
 
+    def stop(self) -> None:
+        """Stop the server, without waiting for those who are connected."""
+        self.handle.stop()
+
+    def start(self) -> None:
+        """Start it again, where it was."""
+        self.handle.ensure_postgres_running()
+
     def execute(self, statement: str) -> list[Any]:
         """Run a statement as the server's superuser, outside a transaction; the rows that it returns."""
         engine = create_engine(self.url, isolation_level="AUTOCOMMIT")

@@ -19,7 +19,7 @@ from store.actor import become
 
 
 async def house(request: Request) -> House:
-    """The rooms that the lifespan opened. Asynchronous although it waits for nothing: a plain function would be sent to
+    """The rooms that the lifespan opened. A coroutine although it waits for nothing: a plain function would be sent to
     a thread, at each request."""
     opened: House = request.app.state.house
     return opened

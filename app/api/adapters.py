@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from app.api.access import HouseDep, needs
@@ -14,6 +15,10 @@ from app.schemas import AliasBody, Body, TagsBody, Text
 from app.veil import Veil
 from store.records import Version
 from store.registry import Registry
+
+JsonObject = dict[str, Any]
+"""What most answers are. The reads that are asked for most say so to the schema and write their JSON themselves: it is
+made of plain values, and to check and copy it on the way would take longer than to read the rows."""
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -37,28 +42,27 @@ def resolve_version(registry: Registry, namespace: str, name: str, version: str)
     return registry.resolve(f"{namespace}/{name}:{version}")
 
 
-@router.get("", dependencies=[needs("read")])
-def list_adapters(house: HouseDep, query: Annotated[AdapterQuery, Query()]) -> dict[str, Any]:
+@router.get("", response_model=JsonObject, dependencies=[needs("read")])
+def list_adapters(house: HouseDep, query: Annotated[AdapterQuery, Query()]) -> JSONResponse:
     """Adapters by name, filtered, a page at a time."""
     filters = query.model_dump()
     filters["limit"] = min(query.limit, house.settings.max_page)
     page = house.registry.list_adapters(**filters)
-    return page_json([adapter_json(entry) for entry in page.items], page.next_cursor)
+    return JSONResponse(page_json([adapter_json(entry) for entry in page.items], page.next_cursor))
 
 
-@router.get("/{namespace}/{name}", dependencies=[needs("read")])
-def get_adapter(house: HouseDep, namespace: str, name: str) -> dict[str, Any]:
+@router.get("/{namespace}/{name}", response_model=JsonObject, dependencies=[needs("read")])
+def get_adapter(house: HouseDep, namespace: str, name: str) -> JSONResponse:
     """One adapter with all its versions, newest first."""
-    entry = house.registry.get_adapter(namespace, name)
-    versions = house.registry.versions(namespace, name)
-    return {**adapter_json(entry), "all_versions": [version_json(version) for version in versions]}
+    entry, versions = house.registry.all_of(namespace, name)
+    return JSONResponse({**adapter_json(entry), "all_versions": [version_json(version) for version in versions]})
 
 
-@router.get("/{namespace}/{name}/versions/{version}", dependencies=[needs("read")])
-def get_version(house: HouseDep, namespace: str, name: str, version: str) -> dict[str, Any]:
+@router.get("/{namespace}/{name}/versions/{version}", response_model=JsonObject, dependencies=[needs("read")])
+def get_version(house: HouseDep, namespace: str, name: str, version: str) -> JSONResponse:
     """One version, by number, alias or "latest", with a word on each server that could load it."""
     found = resolve_version(house.registry, namespace, name, version)
-    return {**version_json(found), "compatibility": house.exporter.words(found)}
+    return JSONResponse({**version_json(found), "compatibility": house.exporter.words(found)})
 
 
 @router.get("/{namespace}/{name}/versions/{version}/report", dependencies=[needs("read")])

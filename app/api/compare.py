@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from app.answer_docs import UNKNOWN
 from app.api.access import HouseDep, needs
 from app.merging_service import common_base
 from app.problems import Refusal
@@ -12,7 +13,7 @@ from merging.compare import compare
 router = APIRouter(prefix="/v1/compare", tags=["merges"])
 
 
-@router.get("", dependencies=[needs("read")])
+@router.get("", responses=UNKNOWN, dependencies=[needs("read")])
 def get_comparison(
     house: HouseDep, refs: Annotated[str, Query(min_length=1, max_length=4096, description="refs, comma between")]
 ) -> dict[str, Any]:

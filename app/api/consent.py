@@ -11,6 +11,7 @@ from app.api.access import HouseDep, needs
 from app.contact_sheet import contact_sheet
 from app.presenting import time_json
 from app.schemas_recycle import ConsentBody
+from app.veil import Veil
 from store.recycling import Consent, Surrogates
 
 router = APIRouter(prefix="/v1/adapters", tags=["recycling"])
@@ -72,7 +73,7 @@ def surrogates_json(namespace: str, name: str, surrogates: Surrogates) -> dict[s
     return {
         "id": surrogates.id,
         "source": surrogates.source,
-        "distilled": surrogates.distilled,
+        "distilled": Veil([surrogates.distilled])(surrogates.distilled),
         "images": surrogates.images,
         "px": surrogates.px,
         "sha256": surrogates.digest,

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import FileResponse, Response
 
 from app.answer_docs import FILE
@@ -12,6 +12,7 @@ from app.api.adapters import resolve_version
 from app.house import House
 from app.problems import Refusal, problem_response
 from app.revoked import readable
+from app.sending import send_file
 from store.records import BlobRef
 
 router = APIRouter(prefix="/v1/adapters", tags=["files"])
@@ -31,6 +32,7 @@ _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 )
 def get_file(
     house: HouseDep,
+    request: Request,
     namespace: str,
     name: str,
     version: str,
@@ -46,11 +48,19 @@ def get_file(
         known = [file.name for file in found.files]
         detail = f"{found.ref} has no file {filename[:80]!r}; it has {', '.join(known)}."
         raise Refusal(404, "unknown-file", detail, known=known)
-    return blob_response(house, filename, BlobRef(file.digest, file.size_bytes), if_none_match, range_)
+    blob = BlobRef(file.digest, file.size_bytes)
+    return blob_response(house, filename, blob, if_none_match, range_, body=request.method == "GET")
 
 
 def blob_response(
-    house: House, filename: str, blob: BlobRef, if_none_match: str | None, range_: str | None, mark: str = "sha256:"
+    house: House,
+    filename: str,
+    blob: BlobRef,
+    if_none_match: str | None,
+    range_: str | None,
+    mark: str = "sha256:",
+    *,
+    body: bool = True,
 ) -> Response:
     """A stored file, whole or in part, or the word that the client has it. `mark`: what the ETag begins with."""
     etag = f'"{mark}{blob.digest}"'
@@ -59,9 +69,8 @@ def blob_response(
         return Response(status_code=304, headers=headers)
     if range_ is not None and not _satisfiable(range_, blob.size_bytes):
         return _no_such_range(blob)
-    path = house.shelves.blobs.path(blob.digest)
-    suffix = filename[filename.rfind(".") :]
-    return FileResponse(path, headers=headers, media_type=MEDIA_TYPES.get(suffix, "application/octet-stream"))
+    media_type = MEDIA_TYPES.get(filename[filename.rfind(".") :], "application/octet-stream")
+    return send_file(house.shelves, blob, headers, media_type, body=body)
 
 
 def etag_matches(header: str, etag: str) -> bool:

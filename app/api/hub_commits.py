@@ -18,17 +18,11 @@ from app.hub.paths import IGNORED, check_path, check_size, mode_of
 from app.hub.revisions import MAIN, repository
 from app.problems import Refusal
 
-router = APIRouter(prefix="/api/models/{namespace}/{name}", tags=["hub"])
+router = APIRouter(prefix="/api/models/{namespace}/{name}", tags=["hub"], include_in_schema=False)
 
 Json = dict[str, Any]
 _AT_ONCE = 2
 """Commits that are taken apart at a time: each holds its inline files in memory."""
-_NDJSON = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/x-ndjson": {"schema": {"type": "string", "description": "header, file, lfsFile, …"}}},
-    }
-}
 
 
 class AnnouncedFile(BaseModel):
@@ -79,7 +73,7 @@ def preupload(
     return {"files": modes, "commitOid": now.main.oid}
 
 
-@router.post("/commit/{revision}", dependencies=[needs("write")], openapi_extra=_NDJSON)
+@router.post("/commit/{revision}", dependencies=[needs("write")])
 async def post_commit(
     house: HouseDep,
     request: Request,

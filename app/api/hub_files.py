@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import FileResponse, Response
 
 from app.api.access import HouseDep, needs
@@ -10,17 +10,16 @@ from app.api.files import blob_response
 from app.hub.revisions import file_of, resolve, unknown_repository
 from app.revoked import in_force
 
-router = APIRouter(tags=["hub"])
+router = APIRouter(tags=["hub"], include_in_schema=False)
 
 
 @router.get(
     "/{namespace}/{name}/resolve/{revision}/{path:path}", response_class=FileResponse, dependencies=[needs("read")]
 )
-@router.head(
-    "/{namespace}/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")]
-)
+@router.head("/{namespace}/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
 def resolve_file(
     house: HouseDep,
+    request: Request,
     namespace: str,
     name: str,
     revision: str,
@@ -33,14 +32,14 @@ def resolve_file(
     if commit.version is not None:
         in_force(commit.version)
     blob = file_of(commit, f"{namespace}/{name}", path)
-    answer = blob_response(house, path, blob, if_none_match, range_, mark="")
+    answer = blob_response(house, path, blob, if_none_match, range_, mark="", body=request.method == "GET")
     answer.headers["x-repo-commit"] = commit.oid
     answer.headers["x-linked-size"] = str(blob.size_bytes)
     return answer
 
 
-@router.get("/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")])
-@router.head("/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")])
+@router.get("/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
+@router.head("/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
 def resolve_without_namespace(name: str, revision: str, path: str) -> Response:
     """Names without a namespace are the Hub's own; here there are none."""
     raise unknown_repository(name, [])

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
-from pydantic import Field
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import HouseDep, needs
 from app.house import House
@@ -14,10 +14,11 @@ from app.hub.revisions import MAIN, refs, repository, resolve, unknown_repositor
 from app.hub.trees import hub_time
 from app.problems import Refusal
 from app.schemas import Body
+from app.upload_forms import read_json_body
 from store.hub_listing import Sort
 from store.hub_records import Commit
 
-router = APIRouter(prefix="/api/models", tags=["hub"])
+router = APIRouter(prefix="/api/models", tags=["hub"], include_in_schema=False)
 
 Json = dict[str, Any]
 MOST_PATHS = 1000
@@ -41,6 +42,15 @@ class ListQuery(Body):
     expand: list[str] = Field(default_factory=list, max_length=64)
     pipeline_tag: str | None = Field(None, max_length=96)
     gated: bool | None = None
+
+
+class AskedPaths(BaseModel):
+    """The files that are asked about; what else clients send is not read."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    paths: list[str] = Field(default_factory=list, max_length=MOST_PATHS)
+    expand: bool = False
 
 
 @router.get("", dependencies=[needs("read")])
@@ -102,12 +112,12 @@ def tree_below(house: HouseDep, namespace: str, name: str, revision: str, path: 
 async def paths_info(house: HouseDep, request: Request, namespace: str, name: str, revision: str) -> list[Json]:
     """Those of the named files that exist."""
     if request.headers.get("content-type", "").startswith("application/json"):
-        document = await request.json()
-        paths, expand = document.get("paths", []), bool(document.get("expand"))
+        body = await read_json_body(request, AskedPaths)
+        paths, expand = body.paths, body.expand
     else:
         async with request.form(max_fields=MOST_PATHS + 1) as form:
-            paths, expand = form.getlist("paths"), str(form.get("expand")).lower() == "true"
-    return await run_in_threadpool(_paths_info, house, namespace, name, revision, [str(path) for path in paths], expand)
+            paths, expand = [str(path) for path in form.getlist("paths")], str(form.get("expand")).lower() == "true"
+    return await run_in_threadpool(_paths_info, house, namespace, name, revision, paths, expand)
 
 
 @router.get("/{namespace}/{name}/refs", dependencies=[needs("read")])
@@ -130,14 +140,14 @@ def list_commits(house: HouseDep, namespace: str, name: str, revision: str) -> l
     return [_commit_json(commit) for commit in history or [found.main]]
 
 
-@router.get("/{namespace}/{name}/auth-check", dependencies=[needs("read")])
+@router.get("/{namespace}/{name}/auth-check", dependencies=[needs("read")], response_class=PlainTextResponse)
 def auth_check(house: HouseDep, namespace: str, name: str) -> Response:
     """Whether the caller may read the repository."""
     repository(house, namespace, name)
-    return Response("OK")
+    return PlainTextResponse("OK")
 
 
-@router.get("/{name}", include_in_schema=False, dependencies=[needs("read")])
+@router.get("/{name}", dependencies=[needs("read")])
 def model_without_namespace(name: str) -> Json:
     """Names without a namespace are the Hub's own; here there are none."""
     raise unknown_repository(name, [])

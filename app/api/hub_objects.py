@@ -15,12 +15,12 @@ from app.api.uploads import Hex
 from app.house import House
 from app.hub.revisions import repository
 from app.problems import Refusal
-from app.uploading import stage_stream
+from app.receiving import receive
 from store.blobs import Staging
 from store.hub_uploads import HubUpload
 from store.records import BlobRef
 
-router = APIRouter(tags=["hub"])
+router = APIRouter(tags=["hub"], include_in_schema=False)
 
 Json = dict[str, Any]
 LFS_JSON = "application/vnd.git-lfs+json"
@@ -105,7 +105,7 @@ async def put_object(house: HouseDep, request: Request, upload_id: str) -> Respo
     """The bytes of an announced object."""
     upload = await to_thread.run_sync(_expected, house, upload_id)
     with house.shelves.blobs.stage() as staging:
-        await stage_stream(request.stream(), staging)
+        await receive(request.stream(), staging.write)
         await to_thread.run_sync(staging.commit, upload.oid)
     return Response(headers={"etag": f'"{upload.oid}"'})
 
@@ -117,7 +117,7 @@ async def put_part(house: HouseDep, request: Request, upload_id: str, number: in
     if not 1 <= number <= -(-upload.size_bytes // house.settings.hub_part_bytes):
         raise Refusal(422, "invalid-request", f"The object of {upload.size_bytes} bytes has no part {number}.")
     with house.shelves.blobs.stage() as staging:
-        await stage_stream(request.stream(), staging)
+        await receive(request.stream(), staging.write)
         if staging.size > house.settings.hub_part_bytes:
             limit = house.settings.hub_part_bytes
             raise Refusal(413, "body-too-large", f"A part has at most {limit} bytes.", limit_bytes=limit)

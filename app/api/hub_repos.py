@@ -3,9 +3,10 @@
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
+from app.answer_docs import THERE_ALREADY
 from app.api.access import HouseDep, needs
 from app.hub.answers import commit_headers
 from app.hub.cards import BadFrontMatter, front_matter
@@ -15,7 +16,7 @@ from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
 from app.schemas import Body
 
-router = APIRouter(prefix="/api", tags=["hub"])
+router = APIRouter(prefix="/api", tags=["hub"], include_in_schema=False)
 
 Json = dict[str, Any]
 
@@ -31,7 +32,7 @@ class RepoBody(Body):
 class NewRepoBody(RepoBody):
     """A new repository. Who may see it follows from the keys; `private` and `visibility` change nothing."""
 
-    private: bool | None = None
+    private: StrictBool | None = None
     visibility: str | None = None
 
 
@@ -73,7 +74,7 @@ def own_namespace(caller: Caller) -> str:
     return places[0] if places else caller.name
 
 
-@router.post("/repos/create", dependencies=[needs("write")])
+@router.post("/repos/create", responses=THERE_ALREADY, dependencies=[needs("write")])
 def create_repo(house: HouseDep, request: Request, body: NewRepoBody) -> JSONResponse:
     """Make an empty repository, to be filled by commits. 409 where there is one already."""
     namespace = body.organization or own_namespace(current())
@@ -89,7 +90,7 @@ def create_repo(house: HouseDep, request: Request, body: NewRepoBody) -> JSONRes
     return JSONResponse(answer, 200 if created else 409, commit_headers(warnings))
 
 
-@router.delete("/repos/delete", dependencies=[needs("write")])
+@router.delete("/repos/delete", dependencies=[needs("write")], response_class=PlainTextResponse)
 def delete_repo(house: HouseDep, body: RepoBody) -> Response:
     """Delete a repository with all its versions; refused while a version elsewhere was made from one of them."""
     namespace = body.organization or own_namespace(current())
@@ -99,10 +100,12 @@ def delete_repo(house: HouseDep, body: RepoBody) -> Response:
     house.registry.release({file.digest for version in versions for file in version.files})
     for version in versions:
         forget_deleted(house, version)
-    return Response("OK")
+    return PlainTextResponse("OK")
 
 
-@router.post("/models/{namespace}/{name}/tag/{revision:path}", dependencies=[needs("write")])
+@router.post(
+    "/models/{namespace}/{name}/tag/{revision:path}", dependencies=[needs("write")], response_class=PlainTextResponse
+)
 def create_tag(house: HouseDep, namespace: str, name: str, revision: str, body: TagBody) -> Response:
     """A tag is an alias: a name that can be moved."""
     commit = resolve(house, namespace, name, revision)
@@ -113,18 +116,22 @@ def create_tag(house: HouseDep, namespace: str, name: str, revision: str, body: 
         detail = f"{namespace}/{name} has a tag {body.tag!r} already; delete it first, or move the alias."
         raise Refusal(409, "tag-exists", detail)
     follow_alias(house, before, house.registry.set_alias(namespace, name, body.tag, commit.version.number))
-    return Response("OK")
+    return PlainTextResponse("OK")
 
 
-@router.delete("/models/{namespace}/{name}/tag/{tag:path}", dependencies=[needs("write")])
-def delete_tag(house: HouseDep, namespace: str, name: str, tag: str) -> Response:
+@router.delete(
+    "/models/{namespace}/{name}/tag/{revision:path}", dependencies=[needs("write")], response_class=PlainTextResponse
+)
+def delete_tag(house: HouseDep, namespace: str, name: str, revision: str) -> Response:
     """Forget an alias."""
-    resolve(house, namespace, name, tag)
-    house.registry.delete_alias(namespace, name, tag)
-    return Response("OK")
+    resolve(house, namespace, name, revision)
+    house.registry.delete_alias(namespace, name, revision)
+    return PlainTextResponse("OK")
 
 
-@router.delete("/models/{namespace}/{name}/branch/{branch:path}", dependencies=[needs("write")])
+@router.delete(
+    "/models/{namespace}/{name}/branch/{branch:path}", dependencies=[needs("write")], response_class=PlainTextResponse
+)
 def delete_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Response:
     """Forget the draft, which is the only branch beside main."""
     found = repository(house, namespace, name)
@@ -132,10 +139,12 @@ def delete_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Re
         detail = f"{found.ref} has no branch {branch[:120]!r} that could be deleted; only a draft beside versions can."
         raise Refusal(409, "no-branch", detail)
     house.shelves.hub.drop_draft(namespace, name)
-    return Response("OK")
+    return PlainTextResponse("OK")
 
 
-@router.post("/models/{namespace}/{name}/branch/{branch:path}", dependencies=[needs("write")])
+@router.post(
+    "/models/{namespace}/{name}/branch/{branch:path}", dependencies=[needs("write")], response_class=PlainTextResponse
+)
 def create_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Response:
     """Versions follow one another; there are no branches."""
     repository(house, namespace, name)
@@ -143,9 +152,9 @@ def create_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Re
     raise Refusal(422, "no-branch", detail)
 
 
-@router.get("/datasets/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
-@router.get("/spaces/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
-@router.get("/kernels/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
+@router.get("/datasets/{ref:path}", dependencies=[needs("read")])
+@router.get("/spaces/{ref:path}", dependencies=[needs("read")])
+@router.get("/kernels/{ref:path}", dependencies=[needs("read")])
 def other_kinds(ref: str) -> Response:
     """Adapters are models to the protocol; there is nothing else."""
     raise unknown_repository(ref, [])

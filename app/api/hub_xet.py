@@ -15,11 +15,11 @@ from app.api.access import HouseDep, needs
 from app.hub.receiving import receive_shard
 from app.hub.revisions import repository
 from app.problems import Refusal
-from app.uploading import stage_stream
+from app.receiving import receive
 from store.hub_uploads import LIFETIME
 from store.records import BlobRef
 
-router = APIRouter(tags=["hub"])
+router = APIRouter(tags=["hub"], include_in_schema=False)
 
 Hash = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 _NO_KEY = "none"
@@ -55,7 +55,7 @@ async def put_xorb(house: HouseDep, request: Request, upload_id: str, prefix: st
     """A pack of chunks."""
     known = await to_thread.run_sync(house.shelves.hub_uploads.parts, upload_id, [xorb])
     with house.shelves.blobs.stage() as staging:
-        await stage_stream(request.stream(), staging)
+        await receive(request.stream(), staging.write)
         size_bytes = staging.size
         digest = await to_thread.run_sync(staging.commit)
     await to_thread.run_sync(house.shelves.hub_uploads.keep, upload_id, xorb, BlobRef(digest, size_bytes))

@@ -4,7 +4,7 @@ The name is kept until it is unloaded, across restarts and processes, and means 
 when it was loaded. Status codes are vLLM's: 200 with a sentence, 400 for what it calls InvalidUserInput, 404.
 """
 
-import contextlib
+import asyncio
 from pathlib import Path
 
 from anyio import to_thread
@@ -12,20 +12,19 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
+from app.answer_docs import UNNAMED
 from app.api.access import HouseDep, needs
 from app.generation import model_version
 from app.house import House
 from app.identity.caller import current
 from app.problems import Refusal
-from app.residency import load
 from app.schemas import Body
 from app.uploading import CARD_FILE, Upload, publish_file
 from serving.engine import Engine
-from serving.errors import NotResident
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.references import is_name
 
-router = APIRouter(prefix="/v1", tags=["generation"])
+router = APIRouter(prefix="/v1", tags=["generation"], include_in_schema=False)
 
 LOCAL = "local"
 """The namespace of adapters that were loaded from a folder."""
@@ -47,17 +46,16 @@ class UnloadBody(Body):
     lora_int_id: int | None = None
 
 
-@router.post("/load_lora_adapter", dependencies=[needs("write")], response_class=PlainTextResponse)
+@router.post("/load_lora_adapter", dependencies=[needs("write")], responses=UNNAMED, response_class=PlainTextResponse)
 async def load_lora_adapter(house: HouseDep, body: LoadBody) -> PlainTextResponse:
     """Give a name to an adapter, and load it."""
     version = await to_thread.run_sync(_name, house, body)
     if isinstance(house.engine, Engine):
-        with contextlib.suppress(NotResident):  # in and out again: others needed the room
-            await load(house, version.ref, pinned=False)
+        await asyncio.wrap_future(house.engine.pool.load(version.digest, pinned=False))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/unload_lora_adapter", dependencies=[needs("write")], response_class=PlainTextResponse)
+@router.post("/unload_lora_adapter", dependencies=[needs("write")], responses=UNNAMED, response_class=PlainTextResponse)
 def unload_lora_adapter(house: HouseDep, body: UnloadBody) -> PlainTextResponse:
     """Take a name away. The adapter stays in the registry, and in memory while there is room."""
     if not body.lora_name:

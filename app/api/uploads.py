@@ -14,6 +14,7 @@ from app.house import House
 from app.observing.tracing import stage
 from app.presenting import version_json
 from app.problems import Refusal
+from app.receiving import receive
 from app.schemas import VersionForm, VersionUpload
 from app.upload_forms import read_json_body, read_multipart
 from app.uploading import (
@@ -23,7 +24,6 @@ from app.uploading import (
     keep_blob,
     publish_blob,
     publish_file,
-    stage_stream,
     tokenizer_bytes,
 )
 from store.records import Version
@@ -69,7 +69,7 @@ async def put_upload(house: HouseDep, request: Request, digest: Hex) -> JSONResp
     """Store a weights file under its digest; what arrives is hashed, and kept only if it is what was announced."""
     with house.shelves.blobs.stage() as staging:
         with stage("upload receive"):
-            await stage_stream(request.stream(), staging)
+            await receive(request.stream(), staging.write)
         known = await to_thread.run_sync(house.shelves.blobs.exists, digest)
         size = staging.size
         await to_thread.run_sync(keep_blob, house.shelves, staging, digest)

@@ -21,9 +21,9 @@ from deltas.errors import BadTensors
 from deltas.header import read_header
 from store.errors import RepositoryMoved
 from store.hub_records import Changes, Files, Repository, Words, changed, first_id
-from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, BlobRef, Version
+from store.records import CONFIG_FILE, HEAD_FILE, TOKENIZER_FILE, WEIGHTS_FILE, BlobRef, Version
 
-IDENTITY = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+IDENTITY = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, HEAD_FILE)
 """The files that decide what a version is; the rest says something about it."""
 _ATTEMPTS = 5
 
@@ -118,17 +118,21 @@ def _publish(house: House, now: Repository, files: Files) -> tuple[Version, bool
     # The config's own base counts where it is known; where it is a folder of the trainer's, the card may know better.
     if declared and house.registry.base(_declared(config)) is None and house.registry.base(declared) is not None:
         form = form.model_copy(update={"base_model": declared})
-    tokenizer = files.get(TOKENIZER_FILE)
     upload = Upload(
         now.namespace,
         now.name,
         config,
         card,
         form,
-        None if tokenizer is None else shelves.blobs.path(tokenizer.digest).read_bytes(),
-        {path: blob for path, blob in files.items() if path not in (*IDENTITY, CARD_FILE)},
+        tokenizer=_bytes(house, files.get(TOKENIZER_FILE)),
+        head=_bytes(house, files.get(HEAD_FILE)),
+        others={path: blob for path, blob in files.items() if path not in (*IDENTITY, CARD_FILE)},
     )
     return publish_blob(shelves, upload, files[WEIGHTS_FILE].digest)
+
+
+def _bytes(house: House, blob: BlobRef | None) -> bytes | None:
+    return None if blob is None else house.shelves.blobs.path(blob.digest).read_bytes()
 
 
 def _there_already(house: House, now: Repository, version: Version, files: Files, words: Words) -> Committed:

@@ -5,12 +5,13 @@ from typing import Literal
 
 from app.problems import Refusal
 from app.settings import Settings
-from store.records import CONFIG_FILE, WEIGHTS_FILE
+from store.records import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
 from store.references import is_name
 
 Mode = Literal["regular", "lfs"]
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
+TENSORS = frozenset({WEIGHTS_FILE, HEAD_FILE})
 IGNORED = frozenset({".gitattributes", ".gitignore", ".DS_Store"})
 """What git and desktops leave in folders: it is not taken, and needs no complaint."""
 
@@ -34,11 +35,12 @@ def check_path(path: str) -> None:
             f"{shown} is not taken: the files of an adapter lie at the top of its repository, not in folders.",
             path=path[:120],
         )
-    if pure.suffix.lower() == ".safetensors" and path != WEIGHTS_FILE:
+    if pure.suffix.lower() == ".safetensors" and path not in TENSORS:
         raise Refusal(
             422,
             "invalid-name",
-            f"{shown} is not taken: a repository holds one adapter, whose weights are {WEIGHTS_FILE}.",
+            f"{shown} is not taken: a repository holds one adapter, whose weights are {WEIGHTS_FILE}, and perhaps"
+            f" its head, {HEAD_FILE}.",
             path=path[:120],
         )
     if not is_name(path):
@@ -55,6 +57,8 @@ def largest(path: str, settings: Settings) -> int:
     """The most bytes that a file of this name may have."""
     if path == WEIGHTS_FILE:
         return settings.max_upload_bytes
+    if path == HEAD_FILE:
+        return settings.max_head_bytes
     return settings.max_config_bytes if path == CONFIG_FILE else settings.max_tokenizer_bytes
 
 
@@ -67,5 +71,5 @@ def check_size(path: str, size_bytes: int, settings: Settings) -> None:
 
 
 def mode_of(path: str, size_bytes: int, settings: Settings) -> Mode:
-    """How a file travels. Weights never inside a commit, whose files are text in one body."""
-    return "lfs" if path == WEIGHTS_FILE or size_bytes > settings.hub_inline_bytes else "regular"
+    """How a file travels. Tensors never inside a commit, whose files are text in one body."""
+    return "lfs" if path in TENSORS or size_bytes > settings.hub_inline_bytes else "regular"

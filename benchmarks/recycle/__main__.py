@@ -1,6 +1,6 @@
 """Few-shot accuracy of every candidate, in-domain and on sets that no source has seen, or go on with it.
 
-    python -m benchmarks.recycle [--folder DIR] [--only recycle-75 base] [--tuned 0]
+    python -m benchmarks.recycle [--folder DIR] [--only recycle-75 base] [--seeds 0 1 2] [--fitted 40]
 
 Every cell is a line of `results/recycle.jsonl`; what is there is not measured again. Train the sources first
 (`python -m benchmarks.recycle.train_sources`).
@@ -9,8 +9,11 @@ Every cell is a line of `results/recycle.jsonl`; what is there is not measured a
 import argparse
 import json
 import os
+import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from torch import Tensor
 
-from benchmarks.recycle.candidates import candidates, make, tuned_accuracy
+from benchmarks.recycle.candidates import FITTED, candidates, make, profile
+from benchmarks.recycle.fitted import fitted_accuracy, lorahub, tuned
 from benchmarks.recycle.images import Images, read_images
 from benchmarks.recycle.tasks import WAYS, split_classes
 from deltas.adapter import Adapter
 from merging.recycle.evaluate import EPISODES, Accuracy, embed, few_shot_accuracy
-from merging.recycle.params import BENCHMARK
 from merging.recycle.randomness import generator
 from merging.recycle.source import Source, open_source
 from merging.recycle.vision_base import DEFAULT_VISION_BASE, VisionBase, ensure_vision_base, load_vision_base
@@ -56,6 +60,92 @@ def read_sources(base: VisionBase, place: Path) -> list[Source]:
     return found
 
 
+class Ledger:
+    """The file of rows: what is there is not measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def has(self, key: Mapping[str, Any]) -> bool:
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def keep(self, row: dict[str, Any], found: Accuracy) -> None:
+        row |= {"mean": found.mean, "interval": found.interval, "episodes": found.episodes}
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        name = f"{row['candidate']} {row['set']} {row['shots']}-shot, seed {row['seed']}"
+        print(f"{name}: {100 * found.mean:.1f} ± {100 * found.interval:.1f}", flush=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """Everything that candidates are made of, and where rows go."""
+
+    base: VisionBase
+    sources: Sequence[Source]
+    sources_name: str
+    folder: Path
+    ledger: Ledger
+
+    @property
+    def px(self) -> int:
+        return int(self.sources_name.split("-")[-3])
+
+    def key(self, candidate: str, name: str, shots: int, seed: int) -> dict[str, Any]:
+        own = {"sources": self.sources_name, "count": len(self.sources), "candidate": candidate}
+        return own | {"set": name, "shots": shots, "seed": seed}
+
+    def pixels(self, name: str) -> tuple[Tensor, Tensor]:
+        """Normalised images of a test set, and labels; the split of classes is the sources'."""
+        images = test_images(name, self.px, int(self.sources_name.rsplit("-", 1)[1]), self.folder)
+        return self.base.normalised(images.pixels / 255), images.labels
+
+    def measure(self, candidate: str, seed: int, sets: Sequence[str]) -> None:
+        """One adapter on all sets."""
+        todo = [n for n in sets if not all(self.ledger.has(self.key(candidate, n, s, seed)) for s in SHOTS)]
+        if not todo:
+            return
+        started, worked = time.perf_counter(), time.process_time()
+        place = self.folder / "work" / f"{self.sources_name}-{len(self.sources)}"
+        params = profile(self.px, seed)
+        lora = make(candidate, self.base, self.sources, params, place, lambda text: print(text, flush=True))
+        cost = {
+            "seconds": round(time.perf_counter() - started),
+            "processor_seconds": round(time.process_time() - worked),
+        }
+        cost["peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        network = self.base.network.to(getattr(torch, params.precision))
+        for name in todo:
+            pixels, labels = self.pixels(name)
+            embeddings = embed(network, pixels, lora)
+            for shots in SHOTS:
+                key = self.key(candidate, name, shots, seed)
+                rng = generator(seed, "episodes", name, shots)
+                found = few_shot_accuracy(
+                    embeddings, labels, ways=WAYS, shots=shots, queries=QUERIES, episodes=EPISODES, rng=rng
+                )
+                self.ledger.keep(key | cost, found)
+
+    def measure_fitted(self, candidate: str, seed: int, episodes: int) -> None:
+        """What is fitted to each task, in domain only."""
+        network = self.base.network.to(getattr(torch, profile(self.px, seed).precision))
+        own = lorahub(network, [source.lora for source in self.sources])
+        solver = own if candidate == "lorahub" else tuned(self.base, network)
+        for shots in SHOTS:
+            key = self.key(candidate, "emoji", shots, seed)
+            if not self.ledger.has(key):
+                pixels, labels = self.pixels("emoji")
+                started = time.process_time()
+                found = fitted_accuracy(
+                    candidate, solver, pixels, labels,
+                    ways=WAYS, shots=shots, queries=QUERIES, episodes=episodes, seed=seed,
+                )  # fmt: skip
+                self.ledger.keep(key | {"processor_seconds": round(time.process_time() - started)}, found)
+
+
 def main() -> None:
     """Read the command line and measure what is missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -65,62 +155,21 @@ def main() -> None:
     parser.add_argument("--sources", default="emoji-84-60-0", help="folder of sources (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=candidates(), help="candidates (default: all)")
     parser.add_argument("--sets", nargs="+", default=["emoji", *CROSS], help="test sets (default: all)")
-    parser.add_argument("--tuned", type=int, default=0, help="tasks of the tuned baseline (default: none)")
-    parser.add_argument(
-        "--iterations", type=int, default=BENCHMARK.meta.iterations, help="of meta-training (default: %(default)s)"
-    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of meta-training and tasks")
+    parser.add_argument("--fitted", type=int, default=40, help="tasks of what is fitted to each (default: %(default)s)")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    px, seed = int(asked.sources.split("-")[-3]), int(asked.sources.split("-")[-1])
     base = load_vision_base(
         ensure_vision_base(DEFAULT_VISION_BASE, [Path(sys.prefix) / "share/spolia/models"], asked.folder / "models")
     )
     sources = read_sources(base, asked.folder / "sources" / asked.sources)
-    meta = BENCHMARK.meta.model_copy(update={"iterations": asked.iterations})
-    params = BENCHMARK.model_copy(update={"image_px": px, "seed": seed, "meta": meta})
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    known = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.is_file() else []
-
-    def key_of(candidate: str, name: str, shots: int) -> dict[str, Any]:
-        key = {"sources": asked.sources, "count": len(sources), "candidate": candidate, "set": name, "shots": shots}
-        return key | ({"iterations": asked.iterations} if candidate.startswith("recycle") else {})
-
-    def missing(candidate: str, name: str, shots: int) -> bool:
-        return not any(key_of(candidate, name, shots).items() <= row.items() for row in known)
-
-    def keep(candidate: str, name: str, shots: int, found: Accuracy, **more: Any) -> None:
-        row = key_of(candidate, name, shots)
-        row |= {"mean": found.mean, "interval": found.interval, "episodes": found.episodes, **more}
-        with asked.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{candidate} {name} {shots}-shot: {100 * found.mean:.1f} ± {100 * found.interval:.1f}", flush=True)
-
-    for candidate in asked.only:
-        todo = [name for name in asked.sets if any(missing(candidate, name, shots) for shots in SHOTS)]
-        if not todo:
-            continue
-        started = time.perf_counter()
-        place = asked.folder / "work" / f"{asked.sources}-{len(sources)}"
-        lora = make(candidate, base, sources, params, place, lambda text: print(text, flush=True))
-        seconds = time.perf_counter() - started
-        for name in todo:
-            images = test_images(name, px, seed, asked.folder)
-            embeddings = embed(base.network, base.normalised(images.pixels / 255), lora)
-            for shots in SHOTS:
-                rng = generator(seed, "episodes", name, shots)
-                found = few_shot_accuracy(
-                    embeddings, images.labels, ways=WAYS, shots=shots, queries=QUERIES, episodes=EPISODES, rng=rng
-                )
-                keep(candidate, name, shots, found, seconds=round(seconds, 1))
-    for shots in SHOTS if asked.tuned else ():
-        if missing("tuned", "emoji", shots):
-            images = test_images("emoji", px, seed, asked.folder)
-            pixels = base.normalised(images.pixels / 255)
-            found = tuned_accuracy(
-                base, pixels, images.labels,
-                ways=WAYS, shots=shots, queries=QUERIES, episodes=asked.tuned, seed=seed,
-            )  # fmt: skip
-            keep("tuned", "emoji", shots, found)
+    bench = Bench(base, sources, asked.sources, asked.folder, Ledger(asked.results))
+    for seed in asked.seeds:
+        for candidate in asked.only:
+            if candidate in FITTED:
+                bench.measure_fitted(candidate, seed, asked.fitted)
+            else:
+                bench.measure(candidate, seed, asked.sets)
 
 
 if __name__ == "__main__":

@@ -6,40 +6,36 @@
 | average | A and B averaged apart ("LoRAs Avg" in the paper) |
 | sum, lego, … | Spolia's merge methods at the sources' rank, each source at weight 1 / sources |
 | recycle-M | LoRA Recycle with M % of the patches masked in meta-training |
-| tuned | a LoRA of rank 4 and a linear head trained on each task's support set (50 Adam steps at 1e-3) |
+| lorahub | weights of the sources, searched on each task's support set (`fitted.py`) |
+| tuned | a LoRA of rank 4 and a linear head trained on each task's support set (`fitted.py`) |
 """
 
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import Any
 
 from deltas.adapter import Adapter
-from deltas.factors import Factors
 from merging.engine import run_merge
 from merging.planning import plan_merge
 from merging.recipe import Recipe
-from merging.recycle.evaluate import Accuracy, summary
-from merging.recycle.lora import averaged, new_lora, read_lora, write_lora
-from merging.recycle.params import RecycleParams
-from merging.recycle.randomness import generator
+from merging.recycle.lora import averaged, read_lora, write_lora
+from merging.recycle.params import BENCHMARK, RecycleParams
 from merging.recycle.recycle import Progress, distil
-from merging.recycle.source import Head, Source
+from merging.recycle.source import Source
+from merging.recycle.statistics import Moments
+from merging.recycle.updated import Lora
 from merging.recycle.vision_base import VisionBase
-from merging.recycle.vit import Lora
 
 MERGES = ("sum", "lego", "ties")
-MASKS = (0, 25, 50, 75)
-STEPS, RATE = 50, 1e-3  # of "tuned", as in the paper's table 1
+MASKS = (75, 0, 25, 50)
+FITTED = ("lorahub", "tuned")  # to each task, so on fewer tasks than the others
 
 
 def candidates(masks: Sequence[int] = MASKS) -> list[str]:
     """All names, the cheap ones first."""
-    return ["base", "average", *MERGES, *(f"recycle-{mask}" for mask in masks)]
+    return ["base", "average", *MERGES, *(f"recycle-{mask}" for mask in masks), *FITTED]
 
 
 def make(
@@ -60,12 +56,38 @@ def make(
     mask = int(name.removeprefix("recycle-")) / 100
     # One inversion serves all masks: tokens are not pruned in it, and the last block says which patches to see.
     inversion = params.inversion.model_copy(update={"prune": {}, "mask": {-1: mask} if mask else {}})
-    own = params.model_copy(update={"inversion": inversion})
-    place = folder / name
+    place = folder / f"{name}-seed-{params.seed}"
+    link_inversions(folder, place)
+    return distilled(name, base, sources, params.model_copy(update={"inversion": inversion}), place, log)[0]
+
+
+def link_inversions(folder: Path, place: Path) -> None:
+    """Give the folder `place` the images that lie below `folder`; a distillation takes over only what fits it."""
     place.mkdir(parents=True, exist_ok=True)
-    for made in folder.glob("recycle-*/*.safetensors"):  # by another mask; what does not fit is not taken over
+    for made in sorted(folder.glob("**/recycle-*/*.safetensors")):
         if made.name.startswith(("inversion", "statistics")) and not (place / made.name).exists():
             (place / made.name).hardlink_to(made)
+
+
+def profile(px: int, seed: int) -> RecycleParams:
+    """The benchmark's choices at this size, in bfloat16, nothing pruned in inversion. All seeds see the images of one
+    inversion."""
+    inversion = BENCHMARK.inversion.model_copy(update={"prune": {}, "seed": 0})
+    update = {"image_px": px, "seed": seed, "precision": "bfloat16", "inversion": inversion}
+    return BENCHMARK.model_copy(update=update)
+
+
+def distilled(
+    name: str,
+    base: VisionBase,
+    sources: Sequence[Source],
+    params: RecycleParams,
+    place: Path,
+    log: Callable[[str], None],
+    moments: Moments | None = None,
+) -> tuple[Lora, dict[str, Any]]:
+    """A distillation in the folder `place`, or what is left of it to do: the adapter and its report."""
+    place.mkdir(parents=True, exist_ok=True)
     last = [""]
 
     def report(progress: Progress) -> None:
@@ -73,10 +95,10 @@ def make(
             last[0] = progress.phase
             log(f"{name}: {progress.phase} {progress.done}/{progress.total} {dict(progress.losses)}")
 
-    result = distil(base, sources, own, place, on_progress=report)
+    result = distil(base, sources, params, place, moments=moments, on_progress=report)
     (place / f"report-{name}.json").write_text(json.dumps(result.report))
     (place / "adapter_config.json").write_text(json.dumps(result.config))
-    return read_lora(name, Adapter.open(place / "adapter_config.json", result.weights), base)
+    return read_lora(name, Adapter.open(place / "adapter_config.json", result.weights), base), result.report
 
 
 def _merged(method: str, base: VisionBase, sources: Sequence[Source], folder: Path) -> Lora:
@@ -96,38 +118,3 @@ def _merged(method: str, base: VisionBase, sources: Sequence[Source], folder: Pa
     )
     result = run_merge(plan_merge(recipe, adapters, base.modules), folder / "out")
     return read_lora(method, Adapter.open(result.config, result.weights), base)
-
-
-def tuned_accuracy(
-    base: VisionBase, images: Tensor, labels: Tensor, *, ways: int, shots: int, queries: int, episodes: int, seed: int
-) -> Accuracy:
-    """A LoRA with a linear head trained on each task's support set: "LoRA + Linear" in the paper's tables."""
-    classes = [int(c) for c, n in zip(*torch.unique(labels, return_counts=True), strict=True) if n >= shots + queries]
-    members = {c: (labels == c).nonzero().flatten() for c in classes}
-    shares = []
-    for episode in range(episodes):
-        rng = generator(seed, "tuned", shots, episode)
-        chosen = [classes[i] for i in torch.randperm(len(classes), generator=rng)[:ways].tolist()]
-        drawn = [members[c][torch.randperm(len(members[c]), generator=rng)[: shots + queries]] for c in chosen]
-        support, asked = (torch.cat([d[part] for d in drawn]) for part in (slice(shots), slice(shots, None)))
-        support_labels = torch.arange(ways).repeat_interleave(shots)
-        lora, head = _tune(base, images[support], support_labels, ways, rng)
-        with torch.no_grad():
-            found = head.logits(base.network(images[asked], lora)).argmax(1)
-        shares.append(float((found == torch.arange(ways).repeat_interleave(queries)).float().mean()))
-    return summary(shares)
-
-
-def _tune(
-    base: VisionBase, images: Tensor, labels: Tensor, ways: int, rng: torch.Generator
-) -> tuple[dict[str, Factors], Head]:
-    lora = new_lora(base, ("q_proj", "v_proj"), 4, rng)
-    head = Head(torch.zeros(ways, base.width, requires_grad=True), torch.zeros(ways, requires_grad=True))
-    weights = [side for f in lora.values() for side in (f.A, f.B)] + [head.weight, head.bias]
-    optimiser = torch.optim.Adam(weights, lr=RATE)
-    for _ in range(STEPS):
-        loss = F.cross_entropy(head.logits(base.network(images, lora)), labels)
-        for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-            weight.grad = slope
-        optimiser.step()
-    return lora, head

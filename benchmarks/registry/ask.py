@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+from sqlalchemy import text
+
 from benchmarks.measuring import machine, write_results
 from benchmarks.registry.filling import words
 from benchmarks.registry.queries import Questions
@@ -62,6 +65,36 @@ def client_process(
     return [one for of_client in took for one in of_client]
 
 
+def alone(kind: str, url: str, count: int, questions: int) -> dict[str, Any]:
+    """One client by itself: how long answers take, and the processor time of both sides, which no neighbour stretches."""
+    database = Database(url, connections=1)
+    make = Questions(Registry(database, LocalBlobs(Path("/nowhere"))), count, 77).kinds()[kind]
+    for _ in range(6):
+        make()()
+    backend = psutil.Process(database.fetch(text("SELECT pg_backend_pid()"))[0][0])
+    took, own, other = [], 0.0, sum(backend.cpu_times()[:2])
+    for _ in range(questions):
+        ask = make()
+        began, spent = time.perf_counter(), time.process_time()
+        ask()
+        took.append(time.perf_counter() - began)
+        own += time.process_time() - spent
+    other = sum(backend.cpu_times()[:2]) - other
+    database.close()
+    return {
+        "kind": kind,
+        **percentiles(took),
+        "client_cpu_ms": 1000 * own / questions,
+        "database_cpu_ms": 1000 * other / questions,
+    }
+
+
+def percentiles(took: list[float]) -> dict[str, float]:
+    """Milliseconds that so many percent took at most."""
+    ordered = sorted(took)
+    return {name: 1000 * ordered[min(len(took) - 1, int(len(took) * share))] for name, share in PERCENTILES.items()}
+
+
 def measure(kind: str, url: str, asked: argparse.Namespace, rate: float) -> dict[str, Any]:
     """One kind at one rate: how many answers a second, and how long they took."""
     parts = asked.processes
@@ -75,13 +108,8 @@ def measure(kind: str, url: str, asked: argparse.Namespace, rate: float) -> dict
         )
         for part in range(parts)
     ]  # fmt: skip
-    took = sorted(one for process in started for one in json.loads(process.communicate()[0]))
-    return {
-        "kind": kind,
-        "rate": rate,
-        "answers_per_s": len(took) / asked.seconds,
-        **{name: 1000 * took[min(len(took) - 1, int(len(took) * share))] for name, share in PERCENTILES.items()},
-    }
+    took = [one for process in started for one in json.loads(process.communicate()[0])]
+    return {"kind": kind, "rate": rate, "answers_per_s": len(took) / asked.seconds, **percentiles(took)}
 
 
 PERCENTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99, "most_ms": 1.0}
@@ -98,6 +126,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--processes", type=int, default=2, help="that the clients are spread over")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each kind of question and rate")
+    parser.add_argument("--questions", type=int, default=100, help="of each kind that one client asks alone")
     parser.add_argument("--rate", type=float, default=100.0, help="questions a second, of all clients together")
     parser.add_argument("--only", default="", help="kinds that have this in their name")
     asked = parser.parse_args()
@@ -105,13 +134,19 @@ def main() -> None:
     with server(asked.folder) as url:
         kinds = [kind for kind in Questions(None, asked.adapters, 0, ["x"]).kinds() if asked.only in kind]  # type: ignore[arg-type]
         for kind in kinds:
+            row = alone(kind, url, asked.adapters, asked.questions)
+            found.append(row)
+            print(
+                f"{kind:36} {'alone':14}", *(f"{name} {row[name]:7.2f}" for name in row if name != "kind"), flush=True
+            )
             for rate in (asked.rate, 0.0):
                 row = measure(kind, url, asked, rate)
                 found.append(row)
                 how = f"{rate:.0f} a second" if rate else "no pause"
                 print(
-                    f"{kind:36} {how:14} {row['answers_per_s']:7.0f}/s  p50 {row['p50_ms']:7.1f}  p95 {row['p95_ms']:7.1f}"
-                    f"  p99 {row['p99_ms']:7.1f}  most {row['most_ms']:7.1f} ms",
+                    f"{kind:36} {how:14} {row['answers_per_s']:7.0f}/s",
+                    *(f"{name.removesuffix('_ms')} {row[name]:7.1f}" for name in PERCENTILES),
+                    "ms",
                     flush=True,
                 )
     document = {"machine": machine(1), "load": os.getloadavg(), "adapters": asked.adapters, "clients": asked.clients}

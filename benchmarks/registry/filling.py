@@ -100,7 +100,9 @@ class Adapter:
         self.generation = (i // MERGED_SHARE) % DEPTH if i % MERGED_SHARE == 0 and i > MERGED_SHARE * DEPTH else 0
         self.parents: list[int] = []
         if self.generation:
-            self.parents = [i - MERGED_SHARE, *rng.sample(range(1, i), 3)]
+            # One is the merge before it, which is a generation older; the others are uploads.
+            uploads = (drawn + (drawn % MERGED_SHARE == 0) for drawn in rng.sample(range(1, i), 3))
+            self.parents = [i - MERGED_SHARE, *uploads]
 
 
 def key(kind: str, i: int, number: int = 0) -> str:
@@ -152,8 +154,8 @@ def version_rows(
             ]
         )
     yield "versions", (
-        version_id, one.id, number, digest(i, number), at + timedelta(milliseconds=number), "lora", one.base, None, "name",
-        *one.ranks, "{}", 16.0, 16.0, "{}", 1.0, 2.0, False, 60, 460_800, "bfloat16", 1_900_000, "apache-2.0",
+        version_id, one.id, number, digest(i, number), at + timedelta(milliseconds=number), "lora", one.base, None,
+        "name", *one.ranks, "{}", 16.0, 16.0, "{}", 1.0, 2.0, False, 60, 460_800, "bfloat16", 1_900_000, "apache-2.0",
         card, True, True, "[]", 1, "{}", "merge" if merged else "upload", recipe, leaves, None,
     )  # fmt: skip
     yield "version_files", (version_id, "adapter_config.json", digest(i, 100), 700)
@@ -165,9 +167,9 @@ def version_rows(
 
 
 COLUMNS = {
-    "versions": "id adapter_id number digest created_at family base_model base_fingerprint base_matched_by rank_min rank_max"
-    " rank_pattern alpha_min alpha_max alpha_pattern scale_min scale_max use_rslora modules parameters dtype size_bytes"
-    " license card mergeable servable notes judged metrics origin recipe_digest leaves report",
+    "versions": "id adapter_id number digest created_at family base_model base_fingerprint base_matched_by rank_min"
+    " rank_max rank_pattern alpha_min alpha_max alpha_pattern scale_min scale_max use_rslora modules parameters dtype"
+    " size_bytes license card mergeable servable notes judged metrics origin recipe_digest leaves report",
     "adapters": "id namespace name created_at last_number latest_number",
     "recipes": "digest recipe created_at",
     "version_files": "version_id filename digest size_bytes",

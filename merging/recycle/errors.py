@@ -7,6 +7,8 @@ MergeError
     ├── SourceUnusable          an adapter that is no plain LoRA of this base's linear layers
     ├── HeadMissing             an adapter without a classification head
     ├── HeadMismatch            a head that does not fit the base, or is no linear layer
+    ├── TextBaseUnsupported     a language model of a kind that is not known here
+    ├── BadTexts                texts without a token
     ├── BadImages               images of a form that the base does not take
     ├── BadEpisode              labels or counts that make no few-shot task
     ├── BadDistillation         parameters that do not go together with base or sources
@@ -40,6 +42,13 @@ class VisionBaseUnsupported(RecycleError):
         super().__init__(f"vision base '{name[:200]}' cannot be used: {reason}")
 
 
+class TextBaseUnsupported(RecycleError):
+    """The folder holds a language model of another kind, or not all of it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"text base '{name[:200]}' cannot be used for recycling: {reason}")
+
+
 class SourceUnusable(RecycleError):
     """The source is no LoRA that this base can run."""
 
@@ -66,6 +75,10 @@ class HeadMismatch(RecycleError):
 
 class BadImages(RecycleError):
     """Images of a form that the base does not take."""
+
+
+class BadTexts(RecycleError):
+    """Texts that make no tokens."""
 
 
 class BadEpisode(RecycleError):

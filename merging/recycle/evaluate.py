@@ -12,7 +12,8 @@ from torch import Tensor
 
 from merging.recycle.errors import BadEpisode
 from merging.recycle.prototypes import Distance, class_log_probabilities, prototypes
-from merging.recycle.vit import Lora, VisionTransformer
+from merging.recycle.updated import Lora
+from merging.recycle.vit import VisionTransformer
 
 EPISODES = 600
 BATCH = 64

@@ -3,7 +3,8 @@
 Folding is exact in float32 up to rounding, and takes the two small products of each adapted layer out of every pass.
 """
 
-from merging.recycle.vit import Lora, VisionTransformer
+from merging.recycle.updated import Lora
+from merging.recycle.vit import VisionTransformer
 
 
 def folded(network: VisionTransformer, exact: VisionTransformer, lora: Lora) -> VisionTransformer:

@@ -5,7 +5,7 @@ import json
 
 from torch import Tensor
 
-from merging.recycle.source import Source
+from merging.recycle.source import Teacher
 
 
 def digest(*parts: object) -> str:
@@ -21,7 +21,7 @@ def digest(*parts: object) -> str:
     return found.hexdigest()
 
 
-def source_digest(source: Source) -> str:
+def source_digest(source: Teacher) -> str:
     """Of what the source is called and all that it computes with."""
     sides = [side for _, factors in sorted(source.lora.items()) for side in (factors.A, factors.B)]
     return digest(source.ref, sorted(source.lora), *sides, source.head.weight, source.head.bias)

@@ -13,14 +13,15 @@ From `prune_from` of the steps on, tokens are pruned (`pruning.py`), and the kep
 the end the images that are kept are run once more, unshifted, to learn which patches meta-training shall see.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from merging.recycle.params import InversionParams
+from merging.recycle.params import DescentParams, InversionParams
 from merging.recycle.pruning import Ratios
 from merging.recycle.randomness import chance, generator
 from merging.recycle.source import Source
@@ -30,27 +31,38 @@ from merging.recycle.vit import VisionTransformer
 
 
 class Losses(NamedTuple):
-    """The terms of one step's loss, before their weights."""
+    """The terms of one step's loss, before their weights; `prior` is of the input alone: total variation of images,
+    distance from real tokens of texts."""
 
     step: int
     cross_entropy: float
     features: float
-    variation: float
+    prior: float
 
 
 class Inversion:
-    """One batch of images on its way: normalised pixels [N, 3, px, px], labels [N], their optimiser, steps done."""
+    """One batch on its way: inputs (normalised pixels [N, 3, px, px], or normalised token embeddings [N, T, D]), labels
+    [N], their optimiser, steps done."""
 
-    def __init__(self, images: Tensor, labels: Tensor, params: InversionParams) -> None:
-        self.images = images.requires_grad_()
+    def __init__(self, inputs: Tensor, labels: Tensor, params: DescentParams) -> None:
+        self.inputs = inputs.requires_grad_()
         self.labels = labels
-        self.optimiser = torch.optim.Adam([self.images], lr=params.rate, betas=params.betas)
+        self.optimiser = torch.optim.Adam([self.inputs], lr=params.rate, betas=params.betas)
         self.step = 0
 
     @classmethod
-    def begin(cls, labels: Tensor, px: int, params: InversionParams, rng: torch.Generator) -> "Inversion":
-        """Gaussian noise in normalised pixels, as the released code starts."""
-        return cls(torch.randn(len(labels), 3, px, px, generator=rng), labels, params)
+    def begin(cls, labels: Tensor, shape: Sequence[int], params: DescentParams, rng: torch.Generator) -> "Inversion":
+        """Gaussian noise in normalised inputs of this shape, as the released code starts."""
+        return cls(torch.randn(len(labels), *shape, generator=rng), labels, params)
+
+    def descend(self, loss: Tensor, params: DescentParams) -> None:
+        """One step of the optimiser."""
+        if params.decay:
+            share = (1 + math.cos(math.pi * self.step / params.steps)) / 2
+            self.optimiser.param_groups[0]["lr"] = params.rate * share
+        (self.inputs.grad,) = torch.autograd.grad(loss, self.inputs)
+        self.optimiser.step()
+        self.step += 1
 
 
 def invert(
@@ -60,10 +72,11 @@ def invert(
     source: Source,
     expected: Moments,
     params: InversionParams,
+    px: int,
     use: tuple[int, str, int],
     on_step: Callable[[Losses], None] = lambda losses: None,
 ) -> None:
-    """Run `state` to its last step. `use` = (seed, source, batch) names its random numbers.
+    """Run `state` to its last step; images of `px` pixels. `use` = (seed, source, batch) names its random numbers.
 
     `on_step` is called after each step; what it raises ends the run, and `state` can go on later, to the same bytes.
     """
@@ -73,21 +86,19 @@ def invert(
     while state.step < params.steps:
         rng = generator(use[0], "inversion", *use[1:], state.step)
         seen = network(
-            shaken(state.images, params, rng),
+            shaken(grown(state.inputs, px), params, rng),
             source.lora,
             prune=prune if state.step >= begin_pruning else None,
             moments=params.feature_weight > 0,
         )
         entropy = F.cross_entropy(source.head.logits(seen), state.labels)
         features = feature_distance(seen.moments, expected) if seen.moments else torch.zeros(())
-        variation = total_variation(state.images)
+        variation = total_variation(state.inputs)
         loss = entropy + params.feature_weight * features + params.tv_weight * variation
-        loss = loss + params.l2_weight * state.images.square().mean()
-        (state.images.grad,) = torch.autograd.grad(loss, state.images)
-        state.optimiser.step()
+        loss = loss + params.l2_weight * state.inputs.square().mean()
+        state.descend(loss, params)
         with torch.no_grad():
-            state.images.clamp_(low, high)
-        state.step += 1
+            state.inputs.clamp_(low, high)
         on_step(Losses(state.step, entropy.item(), features.item(), variation.item()))
 
 
@@ -99,6 +110,13 @@ def shaken(images: Tensor, params: InversionParams, rng: torch.Generator) -> Ten
         shifts.append(int(torch.randint(-most, most + 1, (), generator=rng)))
     images = torch.roll(images, shifts, (2, 3))
     return images.flip(3) if chance(params.flip, rng) else images
+
+
+def grown(grid: Tensor, px: int) -> Tensor:
+    """Images [N, 3, px, px] of what is optimised: the grid itself where it is as fine, else interpolated."""
+    if grid.shape[-1] == px:
+        return grid
+    return F.interpolate(grid, size=(px, px), mode="bilinear", align_corners=False)
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -11,13 +11,23 @@ from safetensors.torch import save_file
 from deltas.adapter import Adapter
 from deltas.factors import Factors, cat, scaled
 from merging.recycle.errors import BadDistillation, SourceUnusable
-from merging.recycle.vision_base import VisionBase, VisionInfo, own_name
-from merging.recycle.vit import Lora
+from merging.recycle.updated import Lora
+from merging.recycle.vision_base import own_name
 
 PEFT_PREFIX = "base_model.model."
 
 
-def check_targets(base: VisionBase | VisionInfo, targets: Sequence[str]) -> None:
+class Base(Protocol):
+    """Of a base model, of images or of texts: its name, and its linear layers with (out, in)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def modules(self) -> Mapping[str, tuple[int, int]]: ...
+
+
+def check_targets(base: Base, targets: Sequence[str]) -> None:
     """Raises BadDistillation where a target is no ending of a linear layer's name."""
     for end in targets:
         if not any(name.endswith(f".{end}") for name in base.modules):
@@ -25,7 +35,7 @@ def check_targets(base: VisionBase | VisionInfo, targets: Sequence[str]) -> None
             raise BadDistillation(f"target '{end[:80]}' is no linear layer of '{base.name}'; known are {known}")
 
 
-def new_lora(base: VisionBase, targets: Sequence[str], rank: int, rng: torch.Generator) -> dict[str, Factors]:
+def new_lora(base: Base, targets: Sequence[str], rank: int, rng: torch.Generator) -> dict[str, Factors]:
     """A LoRA that changes nothing yet: A Kaiming-uniform as in the released code, B zero; trainable, in float32.
 
     Raises:
@@ -46,7 +56,7 @@ def module_names(adapter: Adapter) -> dict[str, str]:
     return {name: own_name(name) for name in adapter.modules}
 
 
-def read_lora(ref: str, adapter: Adapter, base: VisionBase | VisionInfo) -> dict[str, Factors]:
+def read_lora(ref: str, adapter: Adapter, base: Base) -> dict[str, Factors]:
     """All of an adapter's factors in float32, under the base's names.
 
     Raises:
@@ -86,15 +96,18 @@ def averaged(loras: Sequence[Lora]) -> dict[str, Factors]:
     }
 
 
-def write_lora(lora: Mapping[str, Factors], base_name: str, targets: Sequence[str], folder: Path) -> dict[str, Any]:
+def write_lora(
+    lora: Mapping[str, Factors], base_name: str, targets: Sequence[str], folder: Path, *, task_type: str | None = None
+) -> dict[str, Any]:
     """Write adapter_config.json's document and adapter_model.safetensors below `folder`; returns the document.
 
-    The scale is in the factors: lora_alpha equals r, the factor 1 that the paper's LoRAs have.
+    The scale is in the factors: lora_alpha equals r, the factor 1 that the paper's LoRAs have. PEFT wraps vision models
+    without a task type.
     """
     rank = next(iter(lora.values())).rank
     config = {
         "peft_type": "LORA",
-        "task_type": None,  # PEFT wraps vision models without one
+        "task_type": task_type,
         "base_model_name_or_path": base_name,
         "r": rank,
         "lora_alpha": rank,

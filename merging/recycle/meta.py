@@ -9,7 +9,7 @@ along a cosine.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,20 @@ from merging.recycle.params import MetaParams
 from merging.recycle.prototypes import class_log_probabilities, divergence, prototypes
 from merging.recycle.randomness import chance, generator
 from merging.recycle.surrogates import Pool, Task
-from merging.recycle.vit import Lora, VisionTransformer
+from merging.recycle.updated import Lora
+
+
+class Embedded(Protocol):
+    """What a network made of inputs; of it meta-training needs embeddings [N, D]."""
+
+    @property
+    def embedding(self) -> Tensor: ...
+
+
+class Network(Protocol):
+    """A network that embeds inputs with a LoRA given by value: of images (`vit.py`) or of texts (`text_network.py`)."""
+
+    def __call__(self, inputs: Tensor, lora: Lora | None = None, /, *, patches: Tensor | None = None) -> Embedded: ...
 
 
 class MetaStep(NamedTuple):
@@ -55,7 +68,7 @@ def learning_rate(iteration: int, params: MetaParams) -> float:
 
 def train(
     state: MetaTraining,
-    network: VisionTransformer,
+    network: Network,
     pool: Pool,
     params: MetaParams,
     seed: int,
@@ -68,7 +81,7 @@ def train(
     while state.iteration < params.iterations:
         rng = generator(seed, "meta", state.iteration)
         if chance(params.interpolation, rng):
-            task = pool.interpolated_task(params.ways, params.shots, params.queries, rng)
+            task = pool.interpolated_task(params.ways, params.shots, params.queries, rng, distinct=params.distinct)
         else:
             task = pool.taught_task(params.shots, params.queries, rng)
         found = classify(network, state.lora, task, params)
@@ -86,8 +99,8 @@ def train(
         on_step(MetaStep(state.iteration, loss.item(), task.teacher is None, right))
 
 
-def classify(network: VisionTransformer, lora: Lora, task: Task, params: MetaParams) -> Tensor:
+def classify(network: Network, lora: Lora, task: Task, params: MetaParams) -> Tensor:
     """The prototype classifier's log-probabilities [queries, ways], in one pass over support and queries together."""
-    seen = network(task.images, lora, patches=task.patches).embedding
+    seen = network(task.inputs, lora, patches=task.patches).embedding
     centres = prototypes(seen[: task.supports], task.labels[: task.supports], task.ways)
     return class_log_probabilities(seen[task.supports :], centres, params.distance, params.temperature)

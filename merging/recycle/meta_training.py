@@ -5,10 +5,9 @@ from pathlib import Path
 
 from deltas.factors import Factors
 from merging.recycle.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
-from merging.recycle.meta import MetaStep, MetaTraining, train
+from merging.recycle.meta import MetaStep, MetaTraining, Network, train
 from merging.recycle.params import MetaParams
 from merging.recycle.surrogates import Pool
-from merging.recycle.vit import VisionTransformer
 
 History = list[dict[str, float]]
 
@@ -17,7 +16,7 @@ def meta_train(
     place: Path,
     wanted: str,
     lora: dict[str, Factors],
-    network: VisionTransformer,
+    network: Network,
     pool: Pool,
     params: MetaParams,
     seed: int,

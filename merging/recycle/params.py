@@ -19,13 +19,22 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
-class InversionParams(Strict):
+class DescentParams(Strict):
+    """How inputs are optimised, images as well as texts."""
+
+    steps: Count = Field(2000, description="Adam steps for each batch of inputs")
+    rate: float = Field(0.25, gt=0, description="Adam's learning rate")
+    decay: bool = Field(
+        False, description="whether the rate falls to 0 along half a cosine (ours), or stays as it is (the paper's)"
+    )
+    betas: tuple[Share, Share] = Field((0.5, 0.99), description="Adam's betas; the released code's")
+    batch: Count = Field(100, description="most inputs optimised together; statistics are of the batch")
+    seed: int | None = Field(None, ge=0, description="of the inputs, where it differs from the distillation's")
+
+
+class InversionParams(DescentParams):
     """Step 1: surrogate images out of an adapter and its head (eq. 1 and 2)."""
 
-    steps: Count = Field(2000, description="Adam steps for each batch of images")
-    rate: float = Field(0.25, gt=0, description="Adam's learning rate")
-    betas: tuple[Share, Share] = Field((0.5, 0.99), description="Adam's betas; the released code's")
-    batch: Count = Field(100, description="most images optimised together; feature statistics are of the batch")
     feature_weight: float = Field(
         0.01,
         ge=0,
@@ -34,6 +43,11 @@ class InversionParams(Strict):
     )
     tv_weight: float = Field(0.0, ge=0, description="weight of the mean squared difference of neighbouring pixels")
     l2_weight: float = Field(0.0, ge=0, description="weight of the mean squared pixel")
+    grain: Count = Field(
+        1,
+        description="how many pixels of the image one of the optimised grid is wide; above 1 the grid is interpolated"
+        " (ours: without it, few steps leave the noise that they began with)",
+    )
     jitter: Share = Field(0.125, description="largest cyclic shift at each step, as a share of the image's sides")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip at each step")
     prune: dict[int, Share] = Field(
@@ -69,6 +83,10 @@ class MetaParams(Strict):
         le=1,
         description="share of tasks whose classes come from different sources (ours; the paper gives none)",
     )
+    distinct: bool = Field(
+        False,
+        description="whether an interpolated task never holds two classes of one name (ours; the paper draws any)",
+    )
     distance: Literal["euclidean", "squared"] = Field(
         "euclidean", description="of queries to prototypes: the paper's, or the released code's squared one"
     )
@@ -87,27 +105,40 @@ class MetaParams(Strict):
         return self
 
 
-class RecycleParams(Strict):
+class CommonParams(Strict):
+    """What distillations of images and of texts have in common."""
+
+    rank: int = Field(4, ge=1, le=256, description="of the meta-adapter")
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="endings of its modules' names")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the base model's weights and activations"
+    )
+    seed: int = Field(0, ge=0)
+    inversion: DescentParams = DescentParams()
+    meta: MetaParams = MetaParams()
+
+    @property
+    def inversion_seed(self) -> int:
+        return self.seed if self.inversion.seed is None else self.inversion.seed
+
+
+class RecycleParams(CommonParams):
     """A whole distillation."""
 
     image_px: int = Field(224, ge=1, le=1024, description="side of the surrogate images")
     images_per_class: int | None = Field(
         None, ge=2, description="surrogate images of each source's class; default: shots + queries"
     )
-    rank: int = Field(4, ge=1, le=256, description="of the meta-adapter")
-    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="endings of its modules' names")
     calibration: int = Field(
         256,
         ge=2,
         le=4096,
         description="generated images from which the expected feature statistics are taken, unless they are given",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the base model's weights and activations"
+    generated: Literal["leaves", "shapes"] = Field(
+        "shapes", description="what the generated images show: discs everywhere, or mostly things on a plain ground"
     )
-    seed: int = Field(0, ge=0)
     inversion: InversionParams = InversionParams()
-    meta: MetaParams = MetaParams()
 
     @model_validator(mode="after")
     def _images_suffice(self) -> "RecycleParams":
@@ -121,12 +152,56 @@ class RecycleParams(Strict):
         return self.images_per_class or self.meta.shots + self.meta.queries
 
 
+class TextInversionParams(DescentParams):
+    """Surrogate texts out of an adapter and its label words or head; ours, and so are all defaults."""
+
+    steps: Count = Field(100, description="Adam steps for each batch of texts")
+    rate: float = Field(0.1, gt=0, description="Adam's learning rate, in standard deviations of the embeddings")
+    feature_weight: float = Field(
+        0.01, ge=0, description="weight of the distance of a batch's mean and variance from those of all embeddings"
+    )
+    nearest_weight: float = Field(
+        0.1, ge=0, description="weight of the mean squared distance of every token from the nearest real one"
+    )
+    tokens: Literal["free", "decoded", "real"] = Field(
+        "free",
+        description="what surrogates are made of: embeddings that no token need have; those, replaced by the nearest"
+        " real tokens at the end; or real tokens at every step, the gradient passed straight through",
+    )
+    masked: Share = Field(
+        0.0,
+        description="share of a text's tokens, those that matter least to the teacher, that meta-training leaves out",
+    )
+
+
+class TextRecycleParams(CommonParams):
+    """A whole distillation of text adapters; our extension of the paper's method."""
+
+    length: int = Field(12, ge=1, le=256, description="tokens of a surrogate text")
+    texts_per_class: int | None = Field(
+        None, ge=2, description="surrogate texts of each source's class; default: shots + queries"
+    )
+    inversion: TextInversionParams = TextInversionParams()
+    meta: MetaParams = MetaParams(iterations=600, queries=7)
+
+    @model_validator(mode="after")
+    def _texts_suffice(self) -> "TextRecycleParams":
+        needed = self.meta.shots + self.meta.queries
+        if self.per_class < needed:
+            raise ValueError(f"texts_per_class ({self.per_class}) must be at least shots + queries ({needed})")
+        return self
+
+    @property
+    def per_class(self) -> int:
+        return self.texts_per_class or self.meta.shots + self.meta.queries
+
+
 PAPER = RecycleParams()
 BENCHMARK = RecycleParams(
     image_px=112,
-    images_per_class=8,
-    inversion=InversionParams(steps=60, batch=40, tv_weight=0.05),
-    meta=MetaParams(iterations=1000, queries=7),
+    images_per_class=6,
+    inversion=InversionParams(steps=40, batch=30, grain=3, decay=True),
+    meta=MetaParams(iterations=400, queries=5),
 )
 SMALL = RecycleParams(
     image_px=56,

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from merging.recycle.errors import BadEpisode
 from merging.recycle.prototypes import Distance, class_log_probabilities, prototypes
-from merging.recycle.vit import Lora, VisionTransformer
+from merging.recycle.updated import Lora
+from merging.recycle.vit import VisionTransformer
 
 
 def predict(
@@ -26,11 +27,7 @@ def predict(
         BadEpisode: if labels and images do not match, or a class has no support image.
         BadImages: if images are of a form that the network does not take.
     """
-    if len(labels) != len(support) or not len(queries):
-        counted = f"{len(support)} support images with {len(labels)} labels, and {len(queries)} queries"
-        raise BadEpisode(f"every support image needs one label, and there must be a query; found {counted}")
-    if not len(labels) or int(labels.min()) < 0:
-        raise BadEpisode("labels must count the classes from 0, and there must be one")
+    check_episode(len(support), labels, len(queries))
     with torch.no_grad():
         if support.shape[1:] == queries.shape[1:]:
             found = network(torch.cat([support, queries]), lora).embedding
@@ -39,3 +36,12 @@ def predict(
             known, asked = network(support, lora).embedding, network(queries, lora).embedding
         centres = prototypes(known, labels, int(labels.max()) + 1)
         return class_log_probabilities(asked, centres, distance, temperature).exp()
+
+
+def check_episode(supports: int, labels: Tensor, queries: int) -> None:
+    """Raises BadEpisode where counts and labels make no task."""
+    if len(labels) != supports or not queries:
+        counted = f"{supports} support examples with {len(labels)} labels, and {queries} queries"
+        raise BadEpisode(f"every support example needs one label, and there must be a query; found {counted}")
+    if not len(labels) or int(labels.min()) < 0:
+        raise BadEpisode("labels must count the classes from 0, and there must be one")

@@ -26,7 +26,7 @@ def prototypes(support: Tensor, labels: Tensor, ways: int) -> Tensor:
     """
     counts = torch.bincount(labels, minlength=ways)
     if len(counts) != ways or not bool(counts.all()):
-        raise BadEpisode(f"each of the {ways} classes needs at least one support image, found {counts.tolist()}")
+        raise BadEpisode(f"each of the {ways} classes needs at least one support example, found {counts.tolist()}")
     sums = torch.zeros(ways, support.shape[1], dtype=support.dtype, device=support.device)
     return sums.index_add(0, labels, support) / counts[:, None]
 

@@ -11,24 +11,23 @@ or cancelled goes on at its last checkpoint, and ends in the same bytes. A file 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deltas.factors import Factors
 from merging.recycle.checkpoint import load_checkpoint, save_checkpoint
-from merging.recycle.errors import BadDistillation, DistillationCancelled
+from merging.recycle.errors import BadDistillation
 from merging.recycle.identity import digest, source_digest
-from merging.recycle.inversion import Losses, resolved, surviving_patches
-from merging.recycle.inverting import Curve, batches_of, invert_batch, wanted_labels
+from merging.recycle.inversion import resolved, surviving_patches
+from merging.recycle.inverting import Curve, OnStep, batches_of, invert_batch, wanted_labels
 from merging.recycle.lora import check_targets, new_lora, write_lora
-from merging.recycle.meta import MetaStep
-from merging.recycle.meta_training import History, meta_train
+from merging.recycle.meta_training import History
 from merging.recycle.params import RecycleParams
+from merging.recycle.phases import Distilled, Listener, Progress, figures, invert_source, train_phase
 from merging.recycle.randomness import generator
 from merging.recycle.source import Source
 from merging.recycle.statistics import Moments, expected_moments
@@ -36,25 +35,8 @@ from merging.recycle.surrogates import Pool, Surrogates, ask_teacher
 from merging.recycle.vision_base import VisionBase, VisionInfo
 from merging.recycle.vit import VisionTransformer
 
-VERSION = 1  # of what a distillation computes; part of every file's identity
-
-
-class Progress(NamedTuple):
-    """Where a distillation is: `done` of `total` steps of a phase, and the losses of the last one by name."""
-
-    phase: str
-    done: int
-    total: int
-    losses: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Distilled:
-    """The meta-adapter: its adapter_config.json, the path of its weights, its report."""
-
-    config: dict[str, Any]
-    weights: Path
-    report: dict[str, Any]
+__all__ = ["Distillation", "Distilled", "Progress", "check", "distil"]
+VERSION = 2  # of what a distillation computes; part of every file's identity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,8 +73,11 @@ class Distillation:
             "paper": "LoRA Recycle, arXiv 2412.02220",
             "params": self.params.model_dump(mode="json"),
             "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
-            "statistics": "given" if self.moments is not None else f"of {self.params.calibration} generated images",
-            "sources": [_figures(s, h, c) for s, h, c in zip(self.sources, held, curves, strict=True)],
+            "statistics": "given" if self.moments is not None else self.params.generated,
+            "sources": [
+                figures(s, h, c) | {"images": len(h.inputs), "patches": h.patches.shape[1]}
+                for s, h, c in zip(self.sources, held, curves, strict=True)
+            ],
             "meta": history,
             "parameters": sum(factors.A.numel() + factors.B.numel() for factors in lora.values()),
             "seconds": time.perf_counter() - started,
@@ -111,14 +96,15 @@ class Distillation:
         params, own = self.params, self.moments
         known = digest(VERSION, self.base.fingerprint, params.precision, params.image_px)
         if own is None:
-            wanted = digest(known, params.calibration, params.seed)
+            wanted = digest(known, params.generated, params.calibration, params.inversion_seed)
             place = self.folder / "statistics.safetensors"
             if (kept := load_checkpoint(place, wanted)) is not None:
                 own = [(kept[0][f"{block}.m"], kept[0][f"{block}.v"]) for block in range(self.network.sizes.blocks)]
             else:
-                self._announce(Progress("statistics", 0, 1, {}))
-                rng = generator(params.seed, "statistics")
-                own = expected_moments(self.base, self.network, params.image_px, params.calibration, rng)
+                self._listener.announce(Progress("statistics", 0, 1, {}))
+                rng = generator(params.inversion_seed, "statistics")
+                kind, count = params.generated, params.calibration
+                own = expected_moments(self.base, self.network, params.image_px, count, kind, rng)
                 flat = {f"{block}.m": mean for block, (mean, _) in enumerate(own)}
                 flat |= {f"{block}.v": variance for block, (_, variance) in enumerate(own)}
                 save_checkpoint(place, flat, {"identity": wanted})
@@ -127,23 +113,13 @@ class Distillation:
     def _invert(self, index: int, expected: Moments, known: str) -> tuple[Tensor, list[Curve]]:
         """A source's images and the loss curves of its batches, as far as they are not there yet."""
         source, params = self.sources[index], self.params
-        steps = params.inversion.steps
         counts = [batches_of(one, params) for one in self.sources]
-        images, curves = [], []
-        for number in range(counts[index]):
-            before = (sum(counts[:index]) + number) * steps
 
-            def announce(losses: Losses, before: int = before) -> None:
-                named = {"cross_entropy": losses.cross_entropy, "features": losses.features}
-                self._announce(Progress("inversion", before + losses.step, sum(counts) * steps, named))
-
+        def invert(number: int, on_step: OnStep) -> tuple[Tensor, Curve]:
             place = self.folder / f"inversion-{index:03}-{number:02}.safetensors"
-            made, curve = invert_batch(
-                place, self.base, self.network, source, number, expected, known, params, announce
-            )
-            images.append(made)
-            curves.append(curve)
-        return torch.cat(images), curves
+            return invert_batch(place, self.base, self.network, source, number, expected, known, params, on_step)
+
+        return invert_source(index, counts, params.inversion.steps, self._listener, invert)
 
     def _teach(self, index: int, images: Tensor, known: str) -> Surrogates:
         """Patches and the teacher's opinion, as far as they are not there yet."""
@@ -152,33 +128,23 @@ class Distillation:
         place = self.folder / f"teaching-{index:03}.safetensors"
         wanted = digest(known, source_digest(source), sorted(masking.items()), images)
         if (kept := load_checkpoint(place, wanted)) is not None:
-            return Surrogates(images, labels, kept[0]["patches"], kept[0]["teacher"])
-        self._announce(Progress("teaching", index, len(self.sources), {}))
+            return Surrogates(images, labels, kept[0]["patches"], kept[0]["teacher"], source.classes)
+        self._listener.announce(Progress("teaching", index, len(self.sources), {}))
         patches = surviving_patches(self.network, source, images, masking)
         teacher = ask_teacher(self.network, source, images, patches)
         save_checkpoint(place, {"patches": patches, "teacher": teacher}, {"identity": wanted})
-        return Surrogates(images, labels, patches, teacher)
+        return Surrogates(images, labels, patches, teacher, source.classes)
 
     def _train(self, held: Sequence[Surrogates], known: str) -> tuple[dict[str, Factors], History]:
         """The meta-adapter and its history."""
         params = self.params
-        seen = [tensor for one in held for tensor in (one.images, one.patches, one.teacher)]
-        own = params.meta.model_dump_json()
-        wanted = digest(known, own, params.rank, params.targets, params.seed, *seen)
         lora = new_lora(self.base, params.targets, params.rank, generator(params.seed, "lora"))
         pool = Pool(held, params.image_px // self.network.sizes.patch_px)
+        return lora, train_phase(self.folder, known, lora, self.network, pool, params, self._listener)
 
-        def announce(step: MetaStep) -> None:
-            losses = {"interpolated" if step.interpolated else "taught": step.loss, "accuracy": step.accuracy}
-            self._announce(Progress("meta", step.iteration, params.meta.iterations, losses))
-
-        place = self.folder / "meta.safetensors"
-        return lora, meta_train(place, wanted, lora, self.network, pool, params.meta, params.seed, announce)
-
-    def _announce(self, progress: Progress) -> None:
-        self.on_progress(progress)
-        if self.cancelled():
-            raise DistillationCancelled
+    @property
+    def _listener(self) -> Listener:
+        return Listener(self.on_progress, self.cancelled)
 
 
 def distil(
@@ -231,18 +197,3 @@ def check(base: VisionInfo, ways: Sequence[int], params: RecycleParams) -> None:
         raise BadDistillation(
             f"an interpolated task of {params.meta.ways} classes needs as many; the sources have {classes}"
         )
-
-
-def _figures(source: Source, held: Surrogates, curves: Sequence[Sequence[Losses]]) -> dict[str, Any]:
-    """What the report says about one source: how its images came out, and how sure the source is of them."""
-    believed = held.teacher[0].gather(1, held.labels[:, None]).exp()
-    return {
-        "ref": source.ref,
-        "ways": source.ways,
-        "classes": list(source.classes),
-        "images": len(held.images),
-        "patches": held.patches.shape[1],
-        "accuracy": float((held.teacher[0].argmax(1) == held.labels).float().mean()),
-        "confidence": float(believed.mean()),
-        "curves": [[point._asdict() for point in curve] for curve in curves],
-    }

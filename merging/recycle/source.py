@@ -14,13 +14,13 @@ from merging.recycle.lora import read_lora
 from merging.recycle.vision_base import VisionBase
 from merging.recycle.vit import VisionTransformer
 
-__all__ = ["Head", "Source", "open_source"]
+__all__ = ["Head", "Source", "Teacher", "open_source"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """A teacher: what it is called, its LoRA by the base's module names, its head, and what its classes are called
-    (empty where it does not say)."""
+class Teacher:
+    """What a source is, of images or of texts: what it is called, its LoRA by the base's module names, its head, and
+    what its classes are called (empty where it does not say)."""
 
     ref: str
     lora: Mapping[str, Factors]
@@ -30,6 +30,12 @@ class Source:
     @property
     def ways(self) -> int:
         return self.head.weight.shape[0]
+
+
+class Source(Teacher):
+    """A teacher of images."""
+
+    __slots__ = ()
 
     def logits(self, network: VisionTransformer, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """What this source says about normalised images, of which it sees these patches: [N, ways]."""

@@ -1,11 +1,11 @@
-"""The surrogate images of all sources, and the few-shot tasks that are drawn from them.
+"""The surrogate inputs of all sources (images, or texts as token embeddings), and the few-shot tasks drawn from them.
 
 A task of one source keeps that source as its teacher. A task whose classes come from several (cross-task interpolation,
 LoRA Recycle, arXiv 2412.02220, sec. 4.2, eq. 4) has no teacher, only the labels that its images were made for.
 
 Teachers are asked once: an image has two views, itself and its mirror image (the paper's only augmentation), so what
-the teacher says about both is kept with it, and meta-training never runs a teacher again. The teacher sees the same
-patches as the student.
+the teacher says about both is kept with it, and meta-training never runs a teacher again. A text has one view. The
+teacher sees the same patches as the student.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,16 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surrogates:
-    """One source's images [N, 3, px, px] (normalised), the classes [N] they were made for, the patches [N, K] that are
-    seen, and the teacher's log-probabilities [2, N, ways] about each image and its mirror image."""
+    """One source's inputs (normalised images [N, 3, px, px], or embeddings of texts [N, T, D]), the classes [N] they
+    were made for, the patches or tokens [N, K] of them that are seen, and the teacher's log-probabilities
+    [views, N, ways]: two views of an image, itself and its mirror image, one of a text. `names`: what the classes are
+    called, if that is known."""
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     patches: Tensor
     teacher: Tensor
+    names: tuple[str, ...] = ()
 
     @property
     def ways(self) -> int:
@@ -40,10 +43,10 @@ class Surrogates:
 
 
 class Task(NamedTuple):
-    """Images [N, 3, px, px] with the patches [N, K] to see, the first `supports` of them the support set; labels [N]
+    """Inputs [N, …] with the patches or tokens [N, K] to see, the first `supports` of them the support set; labels [N]
     from 0 to ways − 1; the teacher's log-probabilities [queries, ways], None for an interpolated task."""
 
-    images: Tensor
+    inputs: Tensor
     patches: Tensor
     labels: Tensor
     supports: int
@@ -69,9 +72,9 @@ def ask_teacher(network: VisionTransformer, source: Source, images: Tensor, patc
 
 
 class Pool:
-    """The surrogates of all sources; `columns` of the patch grid."""
+    """The surrogates of all sources; `columns` of the images' patch grid, None for inputs that have no mirror image."""
 
-    def __init__(self, sources: Sequence[Surrogates], columns: int) -> None:
+    def __init__(self, sources: Sequence[Surrogates], columns: int | None = None) -> None:
         self.sources = list(sources)
         self.columns = columns
         self._classes = [(source, way) for source, held in enumerate(self.sources) for way in range(held.ways)]
@@ -84,33 +87,42 @@ class Pool:
         source = below(len(self.sources), rng)
         return self._task([(source, way) for way in range(self.sources[source].ways)], shots, queries, rng)
 
-    def interpolated_task(self, ways: int, shots: int, queries: int, rng: torch.Generator) -> Task:
+    def interpolated_task(
+        self, ways: int, shots: int, queries: int, rng: torch.Generator, *, distinct: bool = False
+    ) -> Task:
         """A task of `ways` classes drawn from the union of all sources' classes (eq. 4), by chance of one source.
+        `distinct`: no two of one name.
 
         Raises:
             BadDistillation: if all sources together have fewer classes.
         """
-        if ways > len(self._classes):
+        chosen: dict[object, tuple[int, int]] = {}
+        for index in torch.randperm(len(self._classes), generator=rng).tolist():
+            source, way = self._classes[index]
+            names = self.sources[source].names
+            chosen.setdefault(names[way] if distinct and names else (source, way), (source, way))
+        if ways > len(chosen):
             raise BadDistillation(
-                f"an interpolated task of {ways} classes needs as many, the sources have {len(self._classes)}"
+                f"an interpolated task of {ways} classes needs as many, the sources have {len(chosen)}"
             )
-        chosen = torch.randperm(len(self._classes), generator=rng)[:ways].tolist()
-        return self._task([self._classes[index] for index in chosen], shots, queries, rng)._replace(teacher=None)
+        return self._task(list(chosen.values())[:ways], shots, queries, rng)._replace(teacher=None)
 
     def _task(self, classes: Sequence[tuple[int, int]], shots: int, queries: int, rng: torch.Generator) -> Task:
-        """Support, then queries, class by class; each image is mirrored or not by a coin."""
+        """Support, then queries, class by class; each image is mirrored or not, by a coin."""
         parts: list[tuple[int, Tensor]] = []
         for source, way in classes:
             members = self._members[source][way]
             parts.append((source, members[torch.randperm(len(members), generator=rng)[: shots + queries]]))
         ordered = [(s, m[:shots], label) for label, (s, m) in enumerate(parts)]
         ordered += [(s, m[shots:], label) for label, (s, m) in enumerate(parts)]
-        images = torch.cat([self.sources[s].images[m] for s, m, _ in ordered])
+        inputs = torch.cat([self.sources[s].inputs[m] for s, m, _ in ordered])
         patches = torch.cat([self.sources[s].patches[m] for s, m, _ in ordered])
         labels = torch.cat([torch.full((len(m),), label) for _, m, label in ordered])
-        flips = torch.rand(len(images), generator=rng) < 0.5
-        images = torch.where(flips[:, None, None, None], images.flip(3), images)
-        patches = torch.where(flips[:, None], mirrored(patches, self.columns), patches)
+        flips = torch.zeros(len(inputs), dtype=torch.bool)
+        if self.columns is not None:
+            flips = torch.rand(len(inputs), generator=rng) < 0.5
+            inputs = torch.where(flips[:, None, None, None], inputs.flip(3), inputs)
+            patches = torch.where(flips[:, None], mirrored(patches, self.columns), patches)
         supports = len(classes) * shots
         teacher = None
         if len({s for s, _ in classes}) == 1:
@@ -118,4 +130,4 @@ class Pool:
             views = flips.long()[supports:]
             own = torch.tensor([way for _, way in classes])
             teacher = held.teacher[views, index[supports:]][:, own]
-        return Task(images, patches, labels, supports, len(classes), teacher)
+        return Task(inputs, patches, labels, supports, len(classes), teacher)

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltas.factors import Factors
 from merging.recycle.errors import BadImages
 from merging.recycle.pruning import Ratios, class_attention, select_patches, strongest
-
-Lora = Mapping[str, Factors]
-"""Module name -> its update; a module that is not named is the base model's own."""
+from merging.recycle.updated import Lora, updated_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +175,7 @@ class VisionTransformer:
         return F.layer_norm(tokens, (self.sizes.width,), weight, bias, self.sizes.epsilon)
 
     def _linear(self, tokens: Tensor, name: str, lora: Lora) -> Tensor:
-        out = F.linear(tokens, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
-        update = lora.get(name)
-        if update is None:
-            return out
-        return out + F.linear(F.linear(tokens, update.A.to(tokens)), update.B.to(tokens))
+        return updated_linear(self.weights, tokens, name, lora)
 
     def _attend(self, tokens: Tensor, name: str, lora: Lora, *, scored: bool) -> tuple[Tensor, Tensor | None]:
         """Attention's output [N, T, D] and, if `scored`, the class token's attention to each patch [N, P]."""

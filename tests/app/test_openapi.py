@@ -1,6 +1,7 @@
 """The service does what its OpenAPI document says: schemathesis, all checks, with a key. `benchmarks/api_fuzz.py` asks
 for longer."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +9,21 @@ from pathlib import Path
 from tests.app.callers import new_key
 from tests.app.service import Service
 
-CONFIG = Path(__file__).parents[2] / "benchmarks" / "api_fuzz.toml"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "benchmarks" / "api_fuzz.toml"
 
 
-def test_no_answer_is_other_than_described(keyed: Service) -> None:
+def test_no_answer_is_other_than_described(keyed: Service, tmp_path: Path) -> None:
     key = new_key(keyed, {"*": ["admin"]})["key"]
     command = [
         *(Path(sys.executable).with_name("schemathesis"), "--config-file", CONFIG),
         *("run", f"{keyed.http.base_url}/openapi.json", "--header", f"Authorization: Bearer {key}"),
         *("--checks", "all", "--phases", "examples,fuzzing", "--max-examples", "2", "--seed", "1", "--no-shrink"),
+        *("--request-timeout", "120"),
         *("--generation-database", ":memory:", "--warnings", "off", "--suppress-health-check", "all"),
     ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(list(map(str, command)), env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -2,36 +2,84 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.recycle.report import draw, page, table
+from benchmarks.recycle.report import costs, draw, draw_accuracy, page, table, united, verdicts
 
 
-def row(candidate: str, name: str, shots: int, mean: float) -> dict[str, object]:
+def row(candidate: str, name: str, shots: int, mean: float, seed: int = 0) -> dict[str, object]:
     return {
-        "sources": "emoji-84-60-0", "count": 30, "candidate": candidate, "set": name, "shots": shots,
-        "mean": mean, "interval": 0.0085, "episodes": 600,
+        "sources": "emoji-84-60-0", "count": 30, "candidate": candidate, "set": name, "shots": shots, "seed": seed,
+        "mean": mean, "interval": 0.0085, "episodes": 600, "seconds": 90, "processor_seconds": 60, "peak_MB": 700,
     }  # fmt: skip
 
 
 def test_a_table_has_what_was_measured_and_dashes() -> None:
-    rows = [row("base", "emoji", 1, 0.5), row("base", "cifar", 1, 0.4), row("recycle-75", "emoji", 1, 0.56789)]
+    rows = [
+        row("base", "emoji", 1, 0.5), row("base", "cifar", 1, 0.4),
+        row("recycle-75", "emoji", 1, 0.56), row("recycle-75", "emoji", 1, 0.58, seed=1),
+    ]  # fmt: skip
     assert table(rows, 1).splitlines() == [
-        "| 1-shot | emoji | cifar |",
-        "| --- | --- | --- |",
-        "| base | 50.0 ± 0.9 | 40.0 ± 0.9 |",
-        "| recycle-75 | 56.8 ± 0.9 | – |",
+        "| 1-shot | seeds | emoji | cifar |",
+        "| --- | --- | --- | --- |",
+        "| base | 1 | 50.0 ± 0.9 | 40.0 ± 0.9 |",
+        "| recycle-75 | 2 | 57.0 ± 0.6 | – |",
     ]
-    whole = page(rows, pictured=False)
-    assert "## 30 sources: emoji, 84 pixels, 60 steps each, seed 0" in whole
+    whole = page(rows, {}, "A remark.", pictured=False)
+    assert "## 30 sources: emoji, 84 pixels, 60 steps each, classes by seed 0" in whole
+    assert "A remark." in whole
     assert "recycle.png" not in whole
-    assert "Nothing is measured yet." in page([], pictured=False)
+    assert "Nothing is measured yet." in page([], {}, "", pictured=False)
 
 
-def test_the_picture_is_drawn_where_there_are_images(tmp_path: Path) -> None:
+def test_seeds_weigh_the_same_and_their_intervals_shrink() -> None:
+    mean, interval, seeds = united([row("base", "emoji", 1, 0.5), row("base", "emoji", 1, 0.6)]) or (0, 0, 0)
+    assert (mean, interval, seeds) == (pytest.approx(0.55), pytest.approx(0.0085 / 2**0.5), 2)
+    assert united([]) is None
+
+
+def test_verdicts_say_whether_goals_are_reached() -> None:
+    rows = [row("base", "emoji", 1, 0.5), row("sum", "emoji", 1, 0.51), row("tuned", "emoji", 1, 0.9)]
+    assert verdicts(rows) == ""
+    said = verdicts([*rows, row("recycle-75", "emoji", 1, 0.57), row("recycle-0", "emoji", 1, 0.565)]).splitlines()
+    assert said[0].startswith(
+        "- 1-shot: recycle-75 is +6.0 points from sum, the best that needs no tuning (goal: 5; reached"
+    )
+    assert "changes Recycle by +0.5 points" in said[1]
+    assert "took 1 minutes of one thread, 0.7 GB" in said[2]
+    assert "missed" in verdicts([*rows, row("recycle-75", "emoji", 1, 0.52)])
+
+
+def test_costs_are_of_distillations_and_said_once() -> None:
+    rows = [row("base", "emoji", 1, 0.5), row("recycle-75", "emoji", 1, 0.5), row("recycle-75", "emoji", 5, 0.6)]
+    assert costs(rows).splitlines()[2:] == ["| recycle-75 | 0 | 1.5 | 1.0 | 700 |"]
+
+
+def test_extras_are_on_the_page() -> None:
+    extras = {
+        "remedies": [
+            {"variant": "real", "1-shot": 0.55, "1-interval": 0.01, "5-shot": 0.7, "5-interval": 0.01,
+             "processor_seconds": 66, "first_accuracy": 0.5, "last_accuracy": 0.6},
+        ],
+        "sparse-speed": [
+            {"precision": "float32", "px": 84, "mask": mask, "seconds": 1.0, "speedup": 1 + mask / 25}
+            for mask in (0, 75)
+        ],
+        "recycle-text": [row("sum", "intent", 1, 0.5)],
+    }  # fmt: skip
+    whole = page([row("base", "emoji", 1, 0.5)], extras, "", pictured=True)
+    assert "| real | 55.0 ± 1.0 | 70.0 ± 1.0 | – | – | 50 %, 60 % | 1.1 |" in whole
+    assert "| float32, 84 pixels | 1.000 s (1.0 ×) | 1.000 s (4.0 ×) |" in whole
+    assert "| texts | intent, 1-shot |" in whole
+    assert "(recycle.png)" in whole
+
+
+def test_pictures_are_drawn_where_there_is_something(tmp_path: Path) -> None:
     assert not draw(tmp_path, tmp_path / "none.png")
     (tmp_path / "recycle-0").mkdir()
-    save_file({"images": torch.randn(10, 3, 14, 14)}, tmp_path / "recycle-0" / "inversion-000-00.safetensors")
+    save_file({"inputs": torch.randn(10, 3, 14, 14)}, tmp_path / "recycle-0" / "inversion-000-00.safetensors")
     assert draw(tmp_path, tmp_path / "some.png")
-    assert (tmp_path / "some.png").stat().st_size > 1000
+    draw_accuracy([row("base", "emoji", 1, 0.5), row("recycle-75", "emoji", 5, 0.5)], tmp_path / "bars.png")
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("some.png", "bars.png"))

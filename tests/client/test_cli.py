@@ -283,6 +283,21 @@ def test_a_set_is_promoted_if_it_answers_alike(shell: Shell, pushed: list[str], 
     assert "--agreement" in sentence
 
 
+def test_gc_fsck_backup_and_restore(tmp_path: Path) -> None:
+    data, folder = tmp_path / "data", tmp_path / "backup"
+    where = ["--data-dir", data]
+    shell = Shell("http://127.0.0.1:9")
+    assert shell.json("gc", *where) == {"files": 0, "size_bytes": 0, "staged": 0, "uploads": 0, "dry_run": False}
+    assert "Would remove 0 files" in shell.text("gc", "--dry-run", *where)
+    assert "Every version has its files" in shell.text("fsck", *where)
+    assert "0 files" in shell.text("backup", folder, *where)
+    assert "every version has its files" in shell.text("restore", folder, "--data-dir", tmp_path / "other")
+    status, sentence = shell.failure("restore", tmp_path, *where)
+    assert (status, sentence.endswith("there is no finished backup here (no manifest.json).")) == (1, True)
+    status, sentence = shell.failure("backup", data, *where)
+    assert (status, "there is something else here" in sentence) == (1, True)
+
+
 def test_revoke_and_undo(shell: Shell, tmp_path: Path) -> None:
     leaky = shell.json("push", make_adapter(tmp_path, seed=77, rank=2), "shell/leaky", "--license", "MIT")["ref"]
     shell.json("merge", "shell/revocable", leaky, "--method", "sum")

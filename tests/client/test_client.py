@@ -9,6 +9,7 @@ import pytest
 from app.client import Client, SpoliaError
 from app.client_http import Transport
 from tests.client.conftest import BASE, make_adapter
+from tests.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture
@@ -250,3 +251,24 @@ def test_a_merge_is_verified_traced_and_questioned(spolia: Client, two: tuple[st
     recipe = {"name": "merged/none", "sources": list(two)}
     assert spolia.what_if(recipe=recipe, add={ref: 0.1})["after"]["totals"]["norm"] > 0
     assert spolia.nearest(ref, limit=1)["items"][0]["ref"] == two[1]
+
+
+def test_a_push_goes_on_where_the_connection_broke(address: str, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "broken", seed=77, rank=64, layers=20)
+    seen: list[int] = []
+    with FaultyProxy(address) as proxy, Client(proxy.url) as spolia:
+        proxy.break_next, proxy.cut_after = 2, 4_000_000
+        version = spolia.push(folder, "push/broken", on_progress=lambda done, of: seen.append(done))
+        assert proxy.break_next == 0
+    assert all(earlier <= later for earlier, later in pairwise(seen))
+    with Client(address) as spolia:
+        spolia.pull(version["ref"], tmp_path / "back")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_service_without_an_object_store_says_so(spolia: Client, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "direct", seed=78)
+    with pytest.raises(SpoliaError, match="keeps files in a folder") as caught:
+        spolia.push(folder, "push/direct", direct=True)
+    assert caught.value.slug == "no-direct-uploads"

@@ -25,17 +25,19 @@ def cluster(
         ServerProcess(tmp_path / "data", tiny_base, tmp_path / f"api-{name}.log", settings=workers.environment)
         for name in ("one", "two")
     ]
-    for server in servers:
-        server.start()
-    workers.start("--queues", "merges")
-    workers.start()
-    for server in servers:
-        server.wait_ready()
-    yield servers[0], servers[1], workers
-    for server in servers:
-        server.stop()
-    workers.close()
-    postgres.drop_database(url)
+    try:
+        for server in servers:
+            server.start()
+        workers.start("--queues", "merges")
+        workers.start()
+        for server in servers:
+            server.wait_ready(timeout_s=180)
+        yield servers[0], servers[1], workers
+    finally:
+        for server in servers:
+            server.stop()
+        workers.close()
+        postgres.drop_database(url)
 
 
 def test_they_are_one_service(

@@ -18,9 +18,11 @@ def workers(postgres: Server, tmp_path: Path) -> Iterator[Workers]:
     """A fresh database and folder; no worker yet."""
     url = postgres.create_database()
     opened = Workers(url, tmp_path)
-    yield opened
-    opened.close()
-    postgres.drop_database(url)
+    try:
+        yield opened
+    finally:
+        opened.close()
+        postgres.drop_database(url)
 
 
 def test_killed_workers_lose_no_job(workers: Workers) -> None:
@@ -77,7 +79,8 @@ def test_what_happens_to_one_job_on_one_worker(workers: Workers, postgres: Serve
     name = make_url(workers.environment["SPOLIA_DATABASE_URL"]).database
     postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     ended = workers.ended(urgent)
-    assert (ended.state, ended.stalled) == ("succeeded", again.stalled), workers.logs()
+    assert ended.state == "succeeded", workers.logs()
+    assert ended.attempts <= again.attempts + 1
 
     workers.until(job, got_on(0))
     workers.shelves.jobs.request_cancel(job.id)

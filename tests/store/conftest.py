@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from store.blob_cache import BlobCache
 from store.blobs import LocalBlobs
 from store.database import Database
 from store.jobs import JobTable
 from store.registry import Registry
+from store.s3_blobs import S3Blobs
+from tests.object_store import ObjectStore
 from tests.postgres import Server
 
 
@@ -43,17 +47,15 @@ def empty_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iter
 
 
 @pytest.fixture
+def open_empty(empty_url: str) -> Iterator[Callable[..., Database]]:
+    """Opens the database without tables."""
+    yield from _opening(empty_url)
+
+
+@pytest.fixture
 def open_database(database_url: str) -> Iterator[Callable[..., Database]]:
     """Opens the test's database, as often and with what limits the test likes."""
-    opened: list[Database] = []
-
-    def open_one(**limits: float) -> Database:
-        opened.append(Database(database_url, **limits))  # type: ignore[arg-type]
-        return opened[-1]
-
-    yield open_one
-    for database in opened:
-        database.close()
+    yield from _opening(database_url)
 
 
 @pytest.fixture
@@ -76,3 +78,21 @@ def registry(database: Database, blobs: LocalBlobs) -> Registry:
 @pytest.fixture
 def jobs(database: Database) -> JobTable:
     return JobTable(database)
+
+
+@pytest.fixture
+def s3_blobs(s3: ObjectStore, tmp_path: Path) -> S3Blobs:
+    """Blobs under a prefix of their own; what is staged there may be swept at once."""
+    return S3Blobs(s3.place(), BlobCache(tmp_path / "cache", 64 << 20), staging_grace_s=0)
+
+
+def _opening(url: str) -> Iterator[Callable[..., Database]]:
+    opened: list[Database] = []
+
+    def open_one(**limits: Any) -> Database:
+        opened.append(Database(url, **limits))
+        return opened[-1]
+
+    yield open_one
+    for database in opened:
+        database.close()

@@ -79,6 +79,21 @@ def test_a_lost_hint_is_put_again_and_only_once(jobs: JobTable, shared: Database
     assert {(job_id, status) for _, job_id, _, status in hints(shared)} == {(job_id, "todo") for job_id in queued[:2]}
 
 
+def test_a_hint_counts_while_the_worker_that_took_it_lives(jobs: JobTable, shared: Database) -> None:
+    jobs.enqueue("merge", {})
+    with shared.session() as session:
+        session.execute(text("INSERT INTO procrastinate_workers DEFAULT VALUES"))
+        taken = (
+            "UPDATE procrastinate_jobs SET status = 'doing', worker_id = (SELECT max(id) FROM procrastinate_workers)"
+        )
+        session.execute(text(taken))
+    assert jobs.mend_hints() == 0
+    with shared.session() as session:
+        session.execute(text("UPDATE procrastinate_workers SET last_heartbeat = now() - interval '2 h'"))
+    assert jobs.mend_hints() == 1
+    assert [status for *_, status in hints(shared)] == ["doing", "todo"]
+
+
 def test_only_one_worker_claims_a_job(jobs: JobTable) -> None:
     job, _ = jobs.enqueue("merge", {})
     claimed = []

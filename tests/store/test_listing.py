@@ -1,9 +1,11 @@
 """The list of adapters: every filter, free text, and pages that stay whole while others publish."""
 
 import pytest
+from sqlalchemy import text
 
 from store.blobs import LocalBlobs
-from store.errors import BadCursor
+from store.database import Database
+from store.errors import BadCursor, InvalidName
 from store.jobs import JobTable
 from store.registry import Registry
 from tests.store.making import make_version
@@ -85,3 +87,77 @@ def test_a_cursor_of_another_list_or_of_nobody_is_refused(shelf: Registry, jobs:
     ):
         with pytest.raises(BadCursor):
             jobs.list(cursor=cursor)
+
+
+@pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
+def test_what_few_have_is_found_beyond_the_names_that_are_gone_through(
+    registry: Registry, database: Database, blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window of three names: whatever lies beyond comes from the inverted lists, in the same order, page by page."""
+    monkeypatch.setattr("store.listing._WINDOW", 3)
+    for i in range(30):
+        rare = {"tags": ["rare"], "card": "A Needle in hay", "rank_max": 64} if i % 10 == 7 else {}
+        registry.publish("team", f"n{i:02}", make_version(blobs, str(i), **rare))
+    expected = ["n07", "n17", "n27"]
+    for filters in (
+        {"tag": "rare"},
+        {"q": "NEEDLE"},
+        {"q": "ne in"},
+        {"rank": 40},
+        {"tag": "rare", "rank": 5, "q": "hay"},
+    ):
+        found, cursor = [], None
+        while True:
+            page = registry.list_adapters(**filters, limit=2, cursor=cursor)  # type: ignore[arg-type]
+            found += [entry.name for entry in page.items]
+            if (cursor := page.next_cursor) is None:
+                break
+        assert found == expected, filters
+    assert registry.list_adapters(q="needles").items == []
+    with database.reading() as session:
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+        plan = "\n".join(session.scalars(text(f"EXPLAIN {BY_GRAMS}")))
+    assert "ix_listings_found_by" in plan
+
+
+BY_GRAMS = "SELECT adapter_id FROM listings WHERE terms @> ARRAY['tag:rare'] AND grams @> ARRAY[1, 2]"
+
+
+def test_names_are_in_the_order_of_their_characters_whatever_the_language(
+    registry: Registry, blobs: LocalBlobs
+) -> None:
+    names = ["a", "B", "Z", "a-b", "a.b", "a_b", "aB", "ab", "0"]
+    for name in names:
+        registry.publish("team", name, make_version(blobs, name))
+    seen, cursor = [], None
+    while True:
+        page = registry.list_adapters(limit=2, cursor=cursor)
+        seen += [entry.name for entry in page.items]
+        if (cursor := page.next_cursor) is None:
+            break
+    assert seen == sorted(names)
+
+
+def test_what_no_database_could_have_stored_is_found_nowhere(shelf: Registry) -> None:
+    for filters in ({"q": "a\x00"}, {"tag": "\x00"}, {"target": "q\x00"}, {"base_model": "\x00"}):
+        assert shelf.list_adapters(**filters).items == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("word", ["STRASSE", "straße", "ΟΔΟΣ", "οδος", "ﬁn"])
+def test_a_search_folds_case_alike_everywhere(registry: Registry, blobs: LocalBlobs, word: str) -> None:
+    registry.publish("team", "a", make_version(blobs, "1", card="Straße, ΟΔΟΣ; FINE"))
+    assert len(registry.list_adapters(q=word).items) == 1
+
+
+def test_texts_that_an_index_cannot_take_are_refused(registry: Registry, blobs: LocalBlobs) -> None:
+    for changes in (
+        {"base_model": "b" * 513},
+        {"target_modules": ["t" * 513]},
+        {"card": "a\x00b"},
+        {"license": "\x00"},
+    ):
+        with pytest.raises(InvalidName):
+            registry.publish("team", "a", make_version(blobs, "1", **changes))
+    long = {"base_model": "ü" * 512, "target_modules": ["t" * 512], "license": "l" * 5000, "family": "f" * 500}
+    version, _ = registry.publish("team", "a", make_version(blobs, "1", **long))
+    assert registry.list_adapters(base_model="ü" * 512).items[0].latest == version

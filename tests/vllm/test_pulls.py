@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def test_vllm_pulls_an_adapter_by_name(service: Service, servers: list[VllmServer], tmp_path: Path) -> None:
-    version = service.push("v/pulled", small_adapter(tmp_path / "adapter"))
+    version = service.push("v/pulled", small_adapter(tmp_path / "adapter", alpha=120.0))
     with httpx.Client(base_url=servers[0].url, timeout=300, trust_env=False) as vllm:
         loaded = vllm.post("/v1/load_lora_adapter", json={"lora_name": "pulled", "lora_path": "v/pulled"})
         assert loaded.status_code == 200, loaded.text

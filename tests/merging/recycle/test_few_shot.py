@@ -14,8 +14,8 @@ from merging.recycle.params import InversionParams, MetaParams, RecycleParams
 from merging.recycle.predict import predict
 from merging.recycle.randomness import generator
 from merging.recycle.recycle import distil
+from merging.recycle.updated import Lora
 from merging.recycle.vision_base import VisionBase
-from merging.recycle.vit import Lora
 from tests.merging.recycle.teachers import PX, TEST, train_teacher
 from tests.merging.recycle.textures import textures
 

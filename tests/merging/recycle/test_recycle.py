@@ -74,16 +74,16 @@ def test_the_report_counts_images_and_patches(whole: Path) -> None:
 
 
 def test_cross_entropy_falls_in_inversion(tiny: VisionBase, sources: list[Source]) -> None:
-    expected = expected_moments(tiny, tiny.network, 20, 16, generator(0, "statistics"))
+    expected = expected_moments(tiny, tiny.network, 20, 16, "leaves", generator(0, "statistics"))
     params = InversionParams(steps=30, rate=0.1, jitter=0, flip=0)
     for source in sources:
         curve: list[Losses] = []
         labels = torch.arange(source.ways).repeat(3)
-        state = Inversion.begin(labels, 20, params, generator(0, "noise"))
-        invert(state, tiny, tiny.network, source, expected, params, (0, source.ref, 0), curve.append)
+        state = Inversion.begin(labels, (3, 20, 20), params, generator(0, "noise"))
+        invert(state, tiny, tiny.network, source, expected, params, 20, (0, source.ref, 0), curve.append)
         assert curve[-1].cross_entropy < 0.5 * curve[0].cross_entropy
         low, high = tiny.limits
-        assert bool(((state.images >= low) & (state.images <= high)).all())
+        assert bool(((state.inputs >= low) & (state.inputs <= high)).all())
 
 
 def test_peft_loads_the_result_and_computes_the_same(tiny: VisionBase, tiny_folder: Path, whole: Path) -> None:
@@ -146,13 +146,13 @@ def test_surrogates_are_pixels(tiny: VisionBase, sources: list[Source], whole: P
 
 
 def test_the_regulariser_pulls_features_towards_what_is_expected(tiny: VisionBase, sources: list[Source]) -> None:
-    expected = expected_moments(tiny, tiny.network, 20, 16, generator(0, "statistics"))
+    expected = expected_moments(tiny, tiny.network, 20, 16, "leaves", generator(0, "statistics"))
     last: list[float] = []
     for weight in (1e-9, 1.0):
         curve: list[Losses] = []
         params = InversionParams(steps=30, feature_weight=weight, prune={}, jitter=0, flip=0)
-        state = Inversion.begin(torch.tensor([0, 1, 2] * 3), 20, params, generator(0, "noise"))
-        invert(state, tiny, tiny.network, sources[0], expected, params, (0, "x", 0), curve.append)
+        state = Inversion.begin(torch.tensor([0, 1, 2] * 3), (3, 20, 20), params, generator(0, "noise"))
+        invert(state, tiny, tiny.network, sources[0], expected, params, 20, (0, "x", 0), curve.append)
         last.append(curve[-1].features)
     assert last[1] < 0.7 * last[0]
 
@@ -190,7 +190,7 @@ def test_teachers_opinions_of_mirrored_images_are_theirs(tiny: VisionBase, sourc
     for use in range(4):
         task = pool.taught_task(1, 1, generator(use, "task"))
         assert task.teacher is not None
-        again = sources[0].logits(tiny.network, task.images[3:], task.patches[3:]).log_softmax(1)
+        again = sources[0].logits(tiny.network, task.inputs[3:], task.patches[3:]).log_softmax(1)
         torch.testing.assert_close(task.teacher, again, rtol=1e-4, atol=1e-4)
         assert task.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
@@ -205,9 +205,15 @@ def test_interpolated_tasks_mix_sources_and_have_no_teacher(tiny: VisionBase) ->
     for use in range(30):
         task = pool.interpolated_task(3, 1, 2, generator(use, "mixed"))
         assert task.teacher is None
-        assert task.images.shape[0] == 9
-        seen.add(len(set(task.images[:3, 0, 0, 0].tolist())))
+        assert task.inputs.shape[0] == 9
+        seen.add(len(set(task.inputs[:3, 0, 0, 0].tolist())))
     assert seen == {2, 3}
+    named = [Surrogates(h.inputs, h.labels, h.patches, h.teacher, ("same", f"own-{n}")) for n, h in enumerate(held)]
+    for use in range(30):
+        task = Pool(named, columns=5).interpolated_task(4, 1, 1, generator(use, "named"), distinct=True)
+        assert sorted(task.inputs[:4, 0, 0, 0].tolist()) in ([0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2])
+    with pytest.raises(BadDistillation, match="have 4"):
+        Pool(named, columns=5).interpolated_task(5, 1, 1, generator(0, "named"), distinct=True)
     with pytest.raises(BadDistillation, match="have 6"):
         pool.interpolated_task(7, 1, 2, generator(0, "mixed"))
 
@@ -224,7 +230,7 @@ def test_the_learning_rate_goes_in_cycles() -> None:
 def test_profiles_and_refusals(tiny: VisionBase, sources: list[Source], tmp_path: Path) -> None:
     assert (PAPER.inversion.steps, PAPER.inversion.rate, PAPER.inversion.feature_weight) == (2000, 0.25, 0.01)
     assert (PAPER.meta.queries, PAPER.rank, PAPER.meta.distance) == (15, 4, "euclidean")
-    assert BENCHMARK.per_class == 8
+    assert BENCHMARK.per_class == 6
     assert SMALL.per_class == 6
     for wrong in (
         {"images_per_class": 3},

@@ -1,0 +1,104 @@
+"""The service on PostgreSQL: uploads, reads, merges by its worker, and a server that goes away and comes back."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import Settings
+from tests.app.conftest import running
+from tests.app.service import BASE, Service, problem, small_adapter
+from tests.postgres import Server, running_server
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """A server that this file's tests may stop."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def on_postgres(own_server: Server, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose rows are in PostgreSQL; it makes its tables itself."""
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("service"),
+        database_url=own_server.create_database(),  # type: ignore[arg-type]
+        database_timeout_s=5,
+        threads=1,
+        merge_workers=1,
+    )
+    with running(settings) as service:
+        yield service
+
+
+def test_from_upload_to_merge(on_postgres: Service, tmp_path: Path) -> None:
+    service = on_postgres
+    for name in ("one", "two"):
+        service.push(f"pg/{name}", small_adapter(tmp_path / name), tags=f"made,{name}", license="mit")
+    again = service.upload("pg/one", tmp_path / "one")
+    assert (again.status_code, again.json()["version"]) == (200, 1)
+    assert service.http.put("/v1/adapters/pg/one/aliases/production", json={"version": 1}).status_code == 200
+    merged = service.merge(name="pg/both", sources=["pg/one:production", "pg/two"], weights=[0.5, 0.25])
+    assert merged["result"]["ref"] == "pg/both@1"
+    version = service.http.get("/v1/adapters/pg/both/versions/latest").json()
+    assert version["sources"] == [{"ref": "pg/one@1", "weight": 0.5}, {"ref": "pg/two@1", "weight": 0.25}]
+    assert version["compatibility"]
+    repeated = service.http.post(
+        "/v1/merges", json={"name": "pg/both", "sources": ["pg/one", "pg/two"], "weights": [0.5, 0.25]}
+    )
+    assert (repeated.status_code, repeated.json()["cached"]) == (200, True)
+    nodes = service.http.get("/v1/adapters/pg/both/versions/1/lineage").json()["nodes"]
+    assert {node["ref"] for node in nodes} == {"pg/both@1", "pg/one@1", "pg/two@1"}
+    refused = problem(service.http.delete("/v1/adapters/pg/one/versions/1"), 409, "version-in-use")
+    assert "pg/both@1" in refused["detail"]
+    (job, *_) = service.http.get("/v1/jobs", params={"state": "succeeded"}).json()["items"]
+    assert job["result"]["ref"] == "pg/both@1"
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ({"q": "LIST one"}, ["one"]),
+        ({"q": "list", "tag": "red"}, ["one", "two"]),
+        ({"q": "list", "rank": 3}, ["two"]),
+        ({"base_model": BASE, "target": "q_proj", "q": "list/t"}, ["two"]),
+        ({"q": "a\x00"}, []),
+    ],
+)
+def test_lists_and_searches(on_postgres: Service, tmp_path: Path, query: dict[str, str], names: list[str]) -> None:
+    on_postgres.push("list/one", small_adapter(tmp_path / "1", rank=2, seed=1), tags="red")
+    on_postgres.push("list/two", small_adapter(tmp_path / "2", rank=3, seed=2), tags="red")
+    items = on_postgres.http.get("/v1/adapters", params=query).json()["items"]
+    assert [item["name"] for item in items] == names
+
+
+def test_pushes_at_once_are_numbered_one_after_the_other(on_postgres: Service, tmp_path: Path) -> None:
+    folders = [small_adapter(tmp_path / str(i)) for i in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        pushed = list(pool.map(lambda folder: on_postgres.push("pg/busy", folder)["version"], folders))
+    assert sorted(pushed) == list(range(1, 13))
+
+
+def test_a_database_that_goes_away_is_a_503_until_it_is_back(
+    on_postgres: Service, own_server: Server, tmp_path: Path
+) -> None:
+    service = on_postgres
+    service.push("pg/steady", small_adapter(tmp_path / "a"))
+    folder = small_adapter(tmp_path / "b")
+    own_server.stop()
+    try:
+        for answer in (service.http.get("/v1/adapters/pg/steady"), service.upload("pg/steady", folder)):
+            problem(answer, 503, "storage-unavailable")
+            assert answer.headers["retry-after"] == "2"
+        assert service.http.get("/readyz").status_code == 503
+        assert service.http.get("/healthz").status_code == 200
+    finally:
+        own_server.start()
+    assert service.push("pg/steady", folder)["version"] == 2
+    ready: httpx.Response = service.http.get("/readyz")
+    assert ready.json()["checks"]["database"] == "ok"
+    merged = service.merge(name="pg/after", sources=["pg/steady@1", "pg/steady@2"])
+    assert merged["result"]["ref"] == "pg/after@1"
