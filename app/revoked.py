@@ -2,6 +2,7 @@
 
 from app.identity.caller import current
 from app.problems import Refusal
+from app.veil import Veil
 from store.records import Version
 
 
@@ -10,9 +11,10 @@ class Revoked(Refusal):
 
     def __init__(self, version: Version) -> None:
         mark = version.revoked[0]
-        because = "" if mark.ancestor == version.ref else f", because {mark.ancestor}, which it was made from, is"
+        ancestor = Veil.over(version)(mark.ancestor)
+        because = "" if ancestor == version.ref else f", because {ancestor}, which it was made from, is"
         detail = f"{version.ref} is revoked{because}: {mark.reason.rstrip('. ')}."
-        super().__init__(410, "revoked", detail, reference=version.ref, ancestor=mark.ancestor, reason=mark.reason)
+        super().__init__(410, "revoked", detail, reference=version.ref, ancestor=ancestor, reason=mark.reason)
 
 
 def in_force(version: Version) -> Version:

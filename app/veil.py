@@ -26,6 +26,7 @@ class Veil:
     def over(cls, version: Version, lineage: Lineage | None = None) -> "Veil":
         """Over what a version says of its descent."""
         refs = [source.ref for source in version.sources] + [leaf.ref for leaf in version.leaves]
+        refs += [mark.ancestor for mark in version.revoked]
         return cls(refs + ([] if lineage is None else [node.ref for node in lineage.nodes]))
 
     def __bool__(self) -> bool:
