@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.reliability.postgres import PostgresProcess
 from benchmarks.reliability.processes import Api, SpoliaProcess
-from benchmarks.reliability.s3 import ACCESS_KEY, SECRET_KEY, S3Process
+from benchmarks.reliability.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, S3Process
 
 
 class Cluster:
@@ -19,11 +19,13 @@ class Cluster:
 
     def __init__(self, folder: Path, base: Path, *, apis: int, workers: int, more: Mapping[str, str]) -> None:
         self.folder = folder
+        folder.mkdir(parents=True)
         self.postgres = PostgresProcess(folder / "postgres")
         self.s3 = S3Process(folder / "s3")
         self.settings = {
             "SPOLIA_DATABASE_URL": self.postgres.url,
-            "SPOLIA_BLOBS": "s3://spolia",
+            "SPOLIA_BLOBS": f"s3://{BUCKET}",
+            "SPOLIA_JOBS": "distributed",
             "SPOLIA_S3_ENDPOINT": self.s3.endpoint,
             "SPOLIA_S3_ACCESS_KEY": ACCESS_KEY,
             "SPOLIA_S3_SECRET_KEY": SECRET_KEY,
@@ -63,7 +65,6 @@ class Cluster:
 
     def start(self) -> None:
         """Start everything and wait until it is ready."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.postgres.create()
         self.s3.start()
         for process in self.processes:

