@@ -1,7 +1,7 @@
 """A whole composition to test against: the one that an address names, or processes of this machine.
 
 `SPOLIA_E2E_URLS` (one address or more, joined by commas, of API processes or of the proxy before them) and
-`SPOLIA_API_KEY` name a running composition, such as that of docker/production/compose.yaml. Without them the tests start
+`SPOLIA_API_KEY` name a running composition, such as docker/production/compose.yaml. Without them the tests start
 PostgreSQL, an S3 server, two API processes and two workers of their own.
 """
 
