@@ -75,6 +75,8 @@ class Cluster:
     def stop(self) -> None:
         """Stop everything, the servers last."""
         for process in self.processes:
+            process.terminate()
+        for process in self.processes:
             process.stop()
         self.s3.stop()
         self.postgres.stop()

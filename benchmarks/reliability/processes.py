@@ -68,8 +68,13 @@ class SpoliaProcess:
             self._process.kill()
             self._process.wait()
 
+    def terminate(self) -> None:
+        """Ask it to end, as a terminal or a container does; it may take its time."""
+        if self._process is not None and self.runs:
+            self._process.terminate()
+
     def stop(self) -> None:
-        """Ask it to end, as a terminal or a container does."""
+        """Ask it to end, and wait until it has."""
         if self.runs:
             assert self._process is not None
             self._process.terminate()
