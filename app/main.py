@@ -168,9 +168,14 @@ def shared_counts(shelves: Shelves) -> RateCounts | None:
 
 
 def settle(shelves: Shelves) -> None:
-    """Bring the tables to date, and remove what crashes and refused uploads left behind."""
+    """Bring the tables to date, and remove what crashes and refused uploads left behind.
+
+    In an object store, which many share and which may be away or huge, only `spolia gc` removes.
+    """
     settings = shelves.settings
     shelves.database.migrate(allow_newer=settings.allow_newer_schema)
+    if settings.s3 is not None:
+        return
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s) + shelves.uploads.sweep()
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
     if staged or orphans:
