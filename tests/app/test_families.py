@@ -136,7 +136,7 @@ def test_a_version_that_older_rules_refused_is_served_after_the_next_start(
     shelves = service.house.shelves
     for name in ("fam/old", "fam/old-norm"):  # as an older service would have left them
         shelves.registry.judge_again(
-            shelves.registry.resolve(name), mergeable=True, servable=False, notes=["No."], judged=0
+            shelves.registry.resolve(name), mergeable=True, servable=False, predictable=False, notes=["No."], judged=0
         )
     asked = {"model": "fam/old", "prompt": "a", "max_tokens": 1}
     assert service.http.post("/v1/completions", json=asked).status_code == 422

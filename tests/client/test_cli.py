@@ -305,14 +305,14 @@ def test_revoke_and_undo(shell: Shell, tmp_path: Path) -> None:
     answer = shell.json("revoke", leaky, "--reason", "It leaked.")
     assert answer["revoked"] == [leaky, "shell/revocable@1"]
     assert f"revoked for the sake of {leaky}: It leaked." in " ".join(shell.text("show", "shell/revocable").split())
-    code, sentence = shell.fails("generate", "Hello", "--adapter", "shell/revocable")
+    code, sentence = shell.failure("generate", "Hello", "--adapter", "shell/revocable")
     assert code == 1
     assert f"shell/revocable@1 is revoked, because {leaky}" in " ".join(sentence.split())
     assert "is identical." in shell.text("verify", "shell/revocable")
     assert "Reinstated: " in shell.text("revoke", leaky, "--undo")
     assert "revoked" not in shell.text("show", "shell/revocable")
-    assert shell.fails("revoke", "shell/leaky", "--reason", "x")[0] == 2
-    assert shell.fails("revoke", leaky)[0] == 2
+    assert shell.failure("revoke", "shell/leaky", "--reason", "x")[0] == 2
+    assert shell.failure("revoke", leaky)[0] == 2
 
 
 def test_without_keys_one_is_anonymous_and_changes_are_logged(shell: Shell, pushed: list[str]) -> None:

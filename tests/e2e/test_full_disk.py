@@ -22,7 +22,7 @@ def small_disk(folder: Path) -> list[str]:
 
 
 def test_a_full_disk(start: Callable[..., ServerProcess], tmp_path: Path) -> None:
-    server = start(inside=small_disk(tmp_path / "data"))
+    server = start(inside=small_disk(tmp_path / "data"), settings={"SPOLIA_MIN_FREE_BYTES": "0"})
     server.wait_ready()
     for name, seed in (("a", 1), ("b", 2)):
         source = write_adapter(tmp_path / name, LARGE, rank=120, base="acme/large", seed=seed)

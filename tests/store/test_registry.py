@@ -298,7 +298,7 @@ def test_what_was_refused_by_older_rules_is_found_and_judged_anew(registry: Regi
         registry.publish("team", name, new)
     (refused,) = registry.refused_before(2)
     assert refused.ref == "team/old@1"
-    registry.judge_again(refused, mergeable=False, servable=True, notes=["Yes."], judged=2)
+    registry.judge_again(refused, mergeable=False, servable=True, predictable=False, notes=["Yes."], judged=2)
     assert registry.refused_before(2) == []
     again = registry.resolve("team/old")
     assert again == dataclasses.replace(refused, mergeable=False, servable=True, notes=("Yes.",))
