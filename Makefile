@@ -58,8 +58,11 @@ serve: $(VENV)/.run ## Start the service on 127.0.0.1:$SPOLIA_PORT (8000)
 
 vllm-env: $(VLLM)/.made ## Install a real vLLM for the CPU into .venv-vllm, as the tests use it
 
+# Files of tests run side by side in so many processes, each of which may take 5 GB.
+TEST_PROCESSES ?= 2
+
 test: $(VENV)/.dev $(VLLM)/.made check ## Set up, check and run all tests
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 check: $(VENV)/.dev ## Format, lint, types and the import contract
 	@$(BIN)/ruff format --check --quiet $(TEXT)
