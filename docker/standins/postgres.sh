@@ -4,6 +4,7 @@ set -eu
 PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
 shift
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
+    mkdir -p "$PGDATA"
     password=$(mktemp)
     printf '%s' "$POSTGRES_PASSWORD" > "$password"
     initdb --username "$POSTGRES_USER" --pwfile "$password" --encoding UTF8 --locale C.UTF-8 --auth-host scram-sha-256 --auth-local trust > /dev/null
