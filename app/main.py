@@ -6,6 +6,7 @@ serve(settings)        uvicorn on one address; refuses to listen beyond loopback
 
 import logging
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -74,15 +75,20 @@ from app.observing.requests import Observed
 from app.observing.tracing import flush_traces, start_tracing, trace_requests
 from app.openapi_document import DescribedApi
 from app.opening import open_engine
+from app.passing import passes
 from app.predictor import Predictor
 from app.prompt_log import PromptLog
 from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
 from app.vision import register_made
+from store.errors import StoreError
 from store.rate_counts import RateCounts
 
 log = logging.getLogger("spolia")
+
+_START_PATIENCE_S = 60.0
+_RETRY_EVERY_S = 1.0
 
 ROUTERS = (
     health, metrics, models, chat, completions, adapters, uploads, resumable, direct_uploads, files, exports,
@@ -125,7 +131,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
     """Open store, base model, generation and jobs; what was opened is closed by the stack, last first."""
     shelves = open_shelves(settings)
     stack.callback(shelves.database.close)
-    settle(shelves)
+    settle_when_reachable(shelves)
     # The worker imports torch meanwhile, in a process of its own.
     job_engine = open_job_engine(settings)
     job_engine.start()
@@ -165,6 +171,20 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
 def shared_counts(shelves: Shelves) -> RateCounts | None:
     """Where several API processes may share a database (any but SQLite), they share counts too."""
     return None if shelves.settings.database.startswith("sqlite") else RateCounts(shelves.database)
+
+
+def settle_when_reachable(shelves: Shelves) -> None:
+    """`settle`, after a minute at most of waiting for servers that start when this process does. Raises StoreError."""
+    deadline = time.monotonic() + _START_PATIENCE_S
+    while True:
+        try:
+            return settle(shelves)
+        except StoreError as error:
+            embedded = shelves.settings.database.startswith("sqlite") and not shelves.settings.blobs
+            if embedded or not passes(error) or time.monotonic() > deadline:
+                raise
+            log.warning("%s", error)
+        time.sleep(_RETRY_EVERY_S)
 
 
 def settle(shelves: Shelves) -> None:

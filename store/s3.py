@@ -96,7 +96,9 @@ def _reason(error: BaseException) -> str:
     """The first line of what the library says, without addresses: they are for the log."""
     said = str(error).strip().partition("\n")[0]
     if "non-2xx status code: " in said:
-        return "it answered " + said.partition("non-2xx status code: ")[2].partition(":")[0][:_REASON_CHARS].strip()
+        answer = said.partition("non-2xx status code: ")[2].partition(":")[0][:_REASON_CHARS].strip()
+        # A file that is not there is an error of its own.
+        return f"it answered {answer}" + ("; is there such a bucket?" if answer.startswith("404") else "")
     if "after" in said and "retries" in said:
         return "it could not be reached, or broke off, again and again"
     return "it could not be reached, or broke off"

@@ -134,3 +134,22 @@ def test_when_an_api_is_killed_the_other_answers(whole: Composition, namespace: 
         whole.cluster.apis[0].wait_ready()
     with whole.client(0) as one:
         assert one.show(f"{namespace}/a")["version"] == 2
+
+
+def test_an_api_that_starts_before_its_database_waits_for_it(whole: Composition) -> None:
+    if whole.cluster is None:
+        return
+    api, postgres = whole.cluster.apis[0], whole.cluster.postgres
+    api.kill()
+    postgres.stop()
+    try:
+        told = len(api.log.read_text())
+        api.start()
+        deadline = time.monotonic() + 60
+        while "database does not answer" not in api.log.read_text()[told:]:
+            assert api.runs
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        postgres.start()
+        api.wait_ready()
