@@ -129,7 +129,7 @@ kill_under_load() {
     "$engine" kill --signal KILL "$(container api-1)" "$(container worker-1)" > /dev/null
     say "  killed api-1 and worker-1"
     wait "$load" || fail "what was asked for while they were away" "api-2 worker-2"
-    "$engine" start "$(container api-1)" "$(container worker-1)" > /dev/null
+    "$engine" start "$(container api-1)" "$(container worker-1)" > /dev/null 2>&1
     until_true 180 "all well again" healthy
 }
 
