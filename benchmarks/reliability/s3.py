@@ -33,7 +33,19 @@ class S3Process:
         """Start, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         words = ["server", "-dir", str(self.folder), "-ip", self.host, "-ip.bind", self.host]
-        words += ["-master.telemetry=false", "-volume.max", "50", "-master.volumeSizeLimitMB", "256", "-filer", "-s3"]
+        words += [
+            "-s3.port.iceberg",
+            "0",
+            "-s3.port.lance",
+            "0",
+            "-master.telemetry=false",
+            "-volume.max",
+            "50",
+            "-master.volumeSizeLimitMB",
+            "256",
+            "-filer",
+            "-s3",
+        ]
         for name, port in self._ports.items():
             words += [f"-{name}.port", str(port), f"-{name}.port.grpc", str(port + 10000)]
         keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
