@@ -174,13 +174,13 @@ def shared_counts(shelves: Shelves) -> RateCounts | None:
 
 
 def settle_when_reachable(shelves: Shelves) -> None:
-    """`settle`, after a minute at most of waiting for servers that start when this process does. Raises StoreError."""
+    """`settle`, after a minute at most of waiting for PostgreSQL, which may start when this process does."""
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
         try:
             return settle(shelves)
         except StoreError as error:
-            embedded = shelves.settings.database.startswith("sqlite") and not shelves.settings.blobs
+            embedded = shelves.settings.database.startswith("sqlite")
             if embedded or not passes(error) or time.monotonic() > deadline:
                 raise
             log.warning("%s", error)
