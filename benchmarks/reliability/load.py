@@ -46,7 +46,7 @@ class Client(threading.Thread):
             answer = httpx.request(method, self._rng.choice(self._urls) + path, timeout=60, **more)  # type: ignore[arg-type]
         except httpx.TransportError:
             self._ledger.answered(kind, 0)
-            time.sleep(0.2)  # it is being started again
+            time.sleep(0.5)  # it is being started again
             return None
         self._ledger.answered(kind, answer.status_code)
         if answer.status_code >= 500 and answer.status_code != 503:
