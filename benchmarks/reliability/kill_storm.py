@@ -24,7 +24,6 @@ from benchmarks.reliability.tiny_base import write_tiny_base
 from benchmarks.reliability.verify import losses
 from serving.base_model import DEFAULT_BASE, ensure_base
 
-
 LONGEST_CALM_S = 8  # a process takes some seconds to start: with less, nobody would be there to be asked
 
 
