@@ -36,7 +36,7 @@ container() { "$engine" ps --all --format '{{.Names}}' | grep -E "^${project}[-_
 fail() {
     local service
     say "FAILED: $*" >&2
-    for service in ${2:-api-1 worker-1}; do
+    for service in ${2:-api-1 worker-1 proxy}; do
         say "--- $service" >&2
         "$engine" logs --tail 30 "$(container "$service")" >&2 || true
     done
