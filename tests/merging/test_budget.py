@@ -216,7 +216,8 @@ def test_a_killed_merge_goes_on_in_either_pass(tmp_path: Path, share: float) -> 
     work, plan = tmp_path / "w", make_plan(folders, rank={"budget": 2})
     expected = sha256(run_merge(plan, tmp_path / "fresh"))
     size = share * (tmp_path / "fresh" / "modules.journal").stat().st_size
-    process = get_context("fork").Process(target=merge_slowly, args=(folders, work))
+    # Not forked: a copy of a process with threads may wait for ever for a lock that one of them held.
+    process = get_context("spawn").Process(target=merge_slowly, args=(folders, work))
     process.start()
     journal = work / "modules.journal"
     while not journal.exists() or journal.stat().st_size < size:
