@@ -6,14 +6,13 @@ or neither; a hint too many finds its row taken and ends; a hint that got lost i
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from procrastinate import App, PsycopgConnector
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from store.models import JobRow, now
+from store.models import JobRow
 
 TASK = "spolia.run"
 _MENDED_AT_ONCE = 500
@@ -39,7 +38,6 @@ class JobHints:
         queue = self.queues.get(row.kind)
         if queue is None:
             return
-        wait = timedelta() if row.not_before is None else row.not_before - now()
         session.flush()
         self.take_back(session, row.id)
         self._app.configure_task(
@@ -47,7 +45,7 @@ class JobHints:
             queue=queue,
             priority=row.priority,
             queueing_lock=row.id,
-            schedule_in={"seconds": wait.total_seconds()} if wait > timedelta() else None,
+            schedule_at=row.not_before,
             connection=_driver(session),
         ).defer(job_id=row.id)
 

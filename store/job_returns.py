@@ -6,7 +6,7 @@ finds a later attempt there and is refused, so that a job has one outcome.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from sqlalchemy import func, or_, select
@@ -160,10 +160,14 @@ class JobReturns:
         else:
             row.state = "queued"
             row.leased_until = None
-            row.not_before = now() + wait if wait else None
+            row.not_before = self._clock(session) + wait if wait else None
             if self.hints is not None:
                 self.hints.put(session, row)
         self._changed(session, row)
+
+    def _clock(self, session: Session) -> datetime:
+        """The time by the clock that all workers share: on PostgreSQL the database's."""
+        return session.scalars(select(func.clock_timestamp())).one() if self.database.is_postgresql else now()
 
     def _changed(self, session: Session, row: JobRow) -> None:
         """Tell whoever follows the job, once this transaction is committed."""

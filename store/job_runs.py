@@ -20,7 +20,8 @@ class JobRuns(JobReturns):
     @retried
     def claim_next(self, kinds: Collection[str] | None = None, worker: str | None = None) -> Job | None:
         """Take up the most urgent, then oldest, queued job (of these kinds), which no other worker then gets."""
-        ready = or_(JobRow.not_before.is_(None), JobRow.not_before <= now())
+        clock = func.clock_timestamp() if self.database.is_postgresql else now()
+        ready = or_(JobRow.not_before.is_(None), JobRow.not_before <= clock)
         first = select(JobRow).where(JobRow.state == "queued", ready)
         first = first.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
         if kinds is not None:
