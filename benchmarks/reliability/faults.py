@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,21 +37,21 @@ from serving.base_model import DEFAULT_BASE, ensure_base
 HEALS_WITHIN_S = 180
 
 
-class Fault:
+class Fault(ABC):
     """One thing that breaks. `prepare` shapes the cluster before it starts."""
 
-    def prepare(self, cluster: Cluster) -> None:
+    def prepare(self, cluster: Cluster) -> None:  # noqa: B027  most need nothing
         """Before the start."""
 
+    @abstractmethod
     def break_(self, cluster: Cluster) -> None:
         """Begin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mend(self, cluster: Cluster) -> None:
         """End."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """After the cluster has stopped."""
 
 
