@@ -70,14 +70,12 @@ def fsck(
     else:
         out.print(f"{found.versions} versions, {found.files} files, {size(found.size_bytes)}.")
         if found.findings:
-            shown = table(None, "finding", "file", ">size", "versions", "")
+            shown = table(None, "finding", "file", ">size", "needed by", "")
             for one in found.findings:
                 done = "set aside" if one.repaired else ""
-                shown.add_row(one.kind, f"sha256:{one.digest}", size(one.size_bytes), ", ".join(one.versions), done)
+                shown.add_row(one.kind, f"sha256:{one.digest}", size(one.size_bytes), ", ".join(one.users), done)
             out.print(shown)
-        out.print(
-            "Every version has its files, with the right bytes." if found.clean else "Some versions are not whole."
-        )
+        out.print("Every version has its files, with the right bytes." if found.clean else "Some files are not whole.")
     raise typer.Exit(0 if found.clean else 1)
 
 
@@ -147,5 +145,5 @@ def _open(data_dir: Path | None, migrate: bool = True) -> _Kept:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database, blobs = open_database(settings), open_blobs(settings)
     if migrate:
-        database.migrate()
+        database.migrate(allow_newer=settings.allow_newer_schema)
     return _Kept(settings, Registry(database, blobs), open_uploads(settings, blobs))

@@ -20,6 +20,8 @@ Action = Literal[
     "version.publish",
     "version.describe",
     "version.delete",
+    "version.revoke",
+    "version.reinstate",
     "alias.set",
     "alias.delete",
     "tags.set",

@@ -125,13 +125,17 @@ class ListingRow(Model):
     All of it follows from other tables and is written with them. ``number``: the version that it describes. ``terms``:
     ``target:q_proj``, ``tag:mail``. ``folded``: reference, base model, tags and card in one case, a line each.
     ``grams``: its distinct runs of one to three characters, hashed (``store.shelving.grams``); empty on SQLite, where a
-    search reads ``folded``.
+    search reads ``folded``. ``written`` grows with each write; a trigger sets it to 0 where it does not: then an
+    earlier release wrote, maybe in another form, and ``store.catching_up`` writes anew.
     """
 
     __tablename__ = "listings"
     __table_args__ = (
         UniqueConstraint("namespace", "name"),
         Index(None, "base_model", "namespace", "name"),
+        Index(
+            "ix_listings_stale", "adapter_id", sqlite_where=text("written = 0"), postgresql_where=text("written = 0")
+        ),
     )
 
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
@@ -144,6 +148,7 @@ class ListingRow(Model):
     terms: Mapped[list[str]] = mapped_column(ARRAY(Text).with_variant(JSON(), "sqlite"))
     folded: Mapped[str] = mapped_column(Text)
     grams: Mapped[list[int]] = mapped_column(ARRAY(Integer).with_variant(JSON(), "sqlite"))
+    written: Mapped[int] = mapped_column(server_default="0")
 
 
 class RecipeRow(Model):
