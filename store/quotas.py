@@ -7,8 +7,9 @@ from store.actor import current_actor
 from store.database import Database
 from store.errors import JobQuotaExceeded, QuotaExceeded
 from store.hub_models import HubCommitRow, HubFileRow
+from store.job_models import JobRow
 from store.key_models import KeyRow
-from store.models import AdapterRow, JobRow, VersionRow
+from store.models import AdapterRow, VersionRow
 
 
 def check_publish(session: Session, adapter_id: str, added_bytes: int, *, new_adapter: bool) -> None:

@@ -71,8 +71,10 @@ class Changes:
         """Make the change, at the address that the route has with these parts, and see that it wrote these actions."""
         before = next(self._written(), {"id": 0})["id"]
         method, _, path = route.partition(" ")
-        address = re.sub(r"{(\w+)(:path)?}", lambda part: str((at or {})[part[1]]), path)
-        answer = ask() if ask else self.service.http.request(method, address, **given)
+        if ask is None:
+            address = re.sub(r"{(\w+)(:path)?}", lambda part: str((at or {})[part[1]]), path)
+            ask = partial(self.service.http.request, method, address, **given)
+        answer = ask()
         assert answer.status_code < 300, (route, answer.text)
         written = [item["action"] for item in self._written() if item["id"] > before]
         assert sorted(written) == sorted(actions), route
