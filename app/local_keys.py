@@ -64,7 +64,7 @@ def open_local_keys() -> Iterator[LocalKeys]:
     try:
         shelves = open_shelves(Settings())
         try:
-            shelves.database.migrate()
+            shelves.database.migrate(allow_newer=shelves.settings.allow_newer_schema)
             with acting(Actor("spolia keys --local")):
                 yield LocalKeys(shelves.keys)
         finally:

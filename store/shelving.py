@@ -69,9 +69,10 @@ def shelve(session: Session, adapter: AdapterRow, *, indexed: bool) -> None:
     ).all()
     targets = session.scalars(select(VersionTargetRow.suffix).where(VersionTargetRow.version_id == latest.id))
     if listing is None:
-        listing = ListingRow(adapter_id=adapter.id, namespace=adapter.namespace, name=adapter.name)
+        listing = ListingRow(adapter_id=adapter.id, namespace=adapter.namespace, name=adapter.name, written=0)
         session.add(listing)
     listing.number = adapter.latest_number
+    listing.written += 1
     listing.base_model = latest.base_model
     listing.rank_min, listing.rank_max = latest.rank_min, latest.rank_max
     listing.terms = sorted([*map(target_term, targets), *map(tag_term, tags)])

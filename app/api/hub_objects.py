@@ -16,6 +16,7 @@ from app.house import House
 from app.hub.revisions import repository
 from app.problems import Refusal
 from app.receiving import receive
+from app.uploading import claim_bytes
 from store.blobs import Staging
 from store.hub_uploads import HubUpload
 from store.records import BlobRef
@@ -88,6 +89,7 @@ def _instructions(house: House, base: str, item: LfsObject, *, multipart: bool) 
         return answer | {"error": {"code": 413, "message": message}}
     if house.shelves.blobs.renew(item.oid):
         return answer
+    claim_bytes(house.shelves, item.oid, item.size)
     upload = house.shelves.hub_uploads.open(item.oid, item.size)
     address = f"{base}/api/objects/{upload.id}"
     action: Json = {"href": address}

@@ -132,7 +132,7 @@ def rows(first: int, last: int, count: int, vocabulary: Sequence[str]) -> Iterat
         terms = sorted([*map(target_term, one.targets), *map(tag_term, one.tags)])
         of_rest = grams(folded_text(one.namespace, one.name, one.base, one.tags, None))
         found_by = f"{{{','.join(map(str, sorted(of_card.union(of_rest))))}}}"
-        yield "listings", (one.id, one.namespace, one.name, VERSIONS, one.base, *one.ranks, terms, folded, found_by)
+        yield "listings", (one.id, one.namespace, one.name, VERSIONS, one.base, *one.ranks, terms, folded, found_by, 1)
 
 
 def version_rows(
@@ -177,7 +177,7 @@ COLUMNS = {
     "tags": "adapter_id tag",
     "aliases": "adapter_id alias version_id updated_at",
     "lineage": "child_id position parent_id parent_ref weight role",
-    "listings": "adapter_id namespace name number base_model rank_min rank_max terms folded grams",
+    "listings": "adapter_id namespace name number base_model rank_min rank_max terms folded grams written",
 }
 
 

@@ -129,6 +129,8 @@ def test_a_killed_distillation_goes_on_to_the_same_bytes_and_keeps_what_owners_a
     job = ask(service, "meta/one").json()
     assert job["kind"] == "distillation"
     assert ask(service, "meta/one").json()["id"] == job["id"], "the same is queued once"
+    (logged,) = service.http.get("/v1/audit", params={"action": "job.enqueue", "limit": 1}).json()["items"]
+    assert logged["target"] == job["id"]
     inverting = seen(service, job, "inversion")["progress"]
     assert {"cross_entropy", "features"} <= inverting["losses"].keys()
     before = seen(service, job, "meta")
