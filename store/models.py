@@ -1,7 +1,7 @@
 """The tables. Every list and search query has an index; the last ones below exist on PostgreSQL alone.
 
 base_models                            adapters ─┬─ tags
-                                                 ├─ listings (what lists and searches go by)
+                                                 ├─ listings, listing_terms (what lists and searches go by)
                                                  └─ versions ─┬─ version_files ── (blob, by digest)
 recipes ── versions                                           ├─ version_targets
                                                               ├─ aliases
@@ -124,8 +124,8 @@ class ListingRow(Model):
 
     All of it follows from other tables and is written with them. ``number``: the version that it describes. ``terms``:
     ``target:q_proj``, ``tag:mail``. ``folded``: reference, base model, tags and card in one case, a line each.
-    ``grams``: its distinct runs of one to three characters, hashed (``store.shelving.grams``); empty on SQLite, where a
-    search reads ``folded``.
+    ``grams``: the distinct runs of one to five characters of its words, hashed (``store.shelving.grams``); empty on
+    SQLite, where a search reads ``folded``.
     """
 
     __tablename__ = "listings"
@@ -144,6 +144,19 @@ class ListingRow(Model):
     terms: Mapped[list[str]] = mapped_column(ARRAY(Text).with_variant(JSON(), "sqlite"))
     folded: Mapped[str] = mapped_column(Text)
     grams: Mapped[list[int]] = mapped_column(ARRAY(Integer).with_variant(JSON(), "sqlite"))
+
+
+class ListingTermRow(Model):
+    """One term of one listing, so that all adapters that have it are found in the order of their names.
+
+    Written with the listing, and only read together with it: no foreign key, which would need an index the other way.
+    """
+
+    __tablename__ = "listing_terms"
+
+    term: Mapped[str] = mapped_column(Text, primary_key=True)
+    namespace: Mapped[str] = mapped_column(Ordered, primary_key=True)
+    name: Mapped[str] = mapped_column(Ordered, primary_key=True)
 
 
 class RecipeRow(Model):

@@ -1,13 +1,14 @@
-"""Versions, whole, in one statement: what hangs on a version comes as JSON beside its columns.
+"""Versions, whole, in one statement: what hangs on a version comes as one JSON document beside its columns.
 
 A version's files, targets, tags, aliases and sources are rows of five tables. Reading them one table after the other
 costs a round trip each; here the database makes a JSON list of every kind, so that any number of versions is one
-round trip, and no objects of the mapper are built on the way.
+round trip, and no objects of the mapper are built on the way. The lists, and the columns that are JSON themselves, come
+as one document, so that a row is parsed once and not sixteen times.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, ColumnElement, FunctionElement, Row, ScalarSelect, Select, String, select
 from sqlalchemy.ext.compiler import compiles
@@ -26,7 +27,7 @@ from store.models import (
     VersionRow,
     VersionTargetRow,
 )
-from store.records import Leaf, Origin, Revocation, Source, Version, VersionFile
+from store.records import Leaf, Revocation, Source, Version, VersionFile
 
 
 class JsonLists(FunctionElement[Any]):
@@ -35,6 +36,14 @@ class JsonLists(FunctionElement[Any]):
     type = JSON()
     inherit_cache = True
     name = "json_lists"
+
+
+class JsonDocument(FunctionElement[Any]):
+    """A list of these values, each JSON or null, word for word."""
+
+    type = JSON()
+    inherit_cache = True
+    name = "json_document"
 
 
 class Exact(FunctionElement[Any]):
@@ -53,6 +62,16 @@ def _lists_postgresql(element: JsonLists, compiler: SQLCompiler, **options: Any)
 @compiles(JsonLists, "sqlite")
 def _lists_sqlite(element: JsonLists, compiler: SQLCompiler, **options: Any) -> str:
     return f"json_group_array(json_array({compiler.process(element.clauses, **options)}))"
+
+
+@compiles(JsonDocument, "postgresql")
+def _document_postgresql(element: JsonDocument, compiler: SQLCompiler, **options: Any) -> str:
+    return f"json_build_array({compiler.process(element.clauses, **options)})"
+
+
+@compiles(JsonDocument, "sqlite")
+def _document_sqlite(element: JsonDocument, compiler: SQLCompiler, **options: Any) -> str:
+    return f"json_array({', '.join(f'json({compiler.process(value, **options)})' for value in element.clauses)})"
 
 
 @compiles(Exact, "postgresql")
@@ -85,35 +104,32 @@ Owner = aliased(AdapterRow, name="owner")
 _PLAIN: tuple[Attribute, ...] = (
     VersionRow.id, VersionRow.number, VersionRow.digest, VersionRow.created_at, VersionRow.family,
     VersionRow.base_model, VersionRow.base_fingerprint, VersionRow.base_matched_by,
-    VersionRow.rank_min, VersionRow.rank_max, VersionRow.rank_pattern,
-    VersionRow.alpha_min, VersionRow.alpha_max, VersionRow.alpha_pattern, VersionRow.scale_min, VersionRow.scale_max,
+    VersionRow.rank_min, VersionRow.rank_max, VersionRow.alpha_min, VersionRow.alpha_max,
+    VersionRow.scale_min, VersionRow.scale_max,
     VersionRow.use_rslora, VersionRow.modules, VersionRow.parameters, VersionRow.dtype, VersionRow.size_bytes,
     VersionRow.license, VersionRow.card, VersionRow.mergeable, VersionRow.servable, VersionRow.predictable,
-    VersionRow.head, VersionRow.notes,
-    VersionRow.metrics, VersionRow.origin, VersionRow.recipe_digest, VersionRow.licensing,
+    VersionRow.origin, VersionRow.recipe_digest,
 )  # fmt: skip
-"""Columns that a Version has under the same name; `notes` is made a tuple and `origin` is one of three words."""
+"""Columns that a Version has under the same name."""
 
-COLUMNS: tuple[Any, ...] = (
-    *_PLAIN,
+_DOCUMENT = JsonDocument(
+    VersionRow.rank_pattern,
+    VersionRow.alpha_pattern,
+    VersionRow.head,
+    VersionRow.notes,
+    VersionRow.metrics,
+    VersionRow.licensing,
     VersionRow.leaves,
-    Owner.namespace.label("owner_namespace"),
-    Owner.name.label("owner_name"),
-    RecipeRow.recipe.label("recipe"),
-    select(BaseModelRow.name)
-    .where(BaseModelRow.name == VersionRow.base_model)
-    .correlate(VersionRow)
-    .exists()
-    .label("base_known"),
+    RecipeRow.recipe,
     _hanging(
         VersionFileRow.version_id == VersionRow.id,
         VersionFileRow.filename,
         VersionFileRow.digest,
         VersionFileRow.size_bytes,
-    ).label("files"),
-    _hanging(VersionTargetRow.version_id == VersionRow.id, VersionTargetRow.suffix).label("targets"),
-    _hanging(TagRow.adapter_id == Owner.id, TagRow.tag).label("tags"),
-    _hanging(AliasRow.version_id == VersionRow.id, AliasRow.alias).label("aliases"),
+    ),
+    _hanging(VersionTargetRow.version_id == VersionRow.id, VersionTargetRow.suffix),
+    _hanging(TagRow.adapter_id == Owner.id, TagRow.tag),
+    _hanging(AliasRow.version_id == VersionRow.id, AliasRow.alias),
     _hanging(
         LineageRow.child_id == VersionRow.id,
         LineageRow.position,
@@ -121,13 +137,25 @@ COLUMNS: tuple[Any, ...] = (
         Exact(LineageRow.weight),
         LineageRow.role,
         LineageRow.parent_id,
-    ).label("parents"),
+    ),
     _hanging(
         RevocationRow.version_id == VersionRow.id,
         RevocationRow.revoked_at,
         RevocationRow.ancestor_ref,
         RevocationRow.reason,
-    ).label("revocations"),
+    ),
+)
+
+COLUMNS: tuple[Any, ...] = (
+    *_PLAIN,
+    Owner.namespace.label("namespace"),
+    Owner.name.label("name"),
+    select(BaseModelRow.name)
+    .where(BaseModelRow.name == VersionRow.base_model)
+    .correlate(VersionRow)
+    .exists()
+    .label("base_known"),
+    _DOCUMENT.label("document"),
 )
 
 
@@ -142,25 +170,29 @@ def whole(statement: Select[Any], *more: Any) -> Select[Any]:
 def found(row: Row[Any]) -> Found:
     """The version that a row of `whole` holds."""
     plain = dict(zip(_NAMES, row, strict=False))
-    plain["notes"] = tuple(plain["notes"])
-    plain["origin"] = cast("Origin", plain["origin"])
-    hanging = row[len(_NAMES) : _WIDTH]
-    leaves, namespace, name, recipe, base_known, files, targets, tags, aliases, parents, marks = hanging
+    (
+        rank_pattern, alpha_pattern, head, notes, metrics, licensing, leaves, recipe,
+        files, targets, tags, aliases, parents, marks,
+    ) = row[len(_NAMES)]  # fmt: skip
+    plain["base_known"] = bool(plain["base_known"])
     sources = tuple(
         Source(ref, float(weight), role, parent_id) for _, ref, weight, role, parent_id in sorted(parents or ())
     )
     version = Version(
         **plain,
-        namespace=namespace,
-        name=name,
-        base_known=bool(base_known),
-        target_modules=_column(targets),
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        head=head,
+        notes=tuple(notes),
+        metrics=metrics,
+        licensing=licensing,
+        recipe=recipe,
         files=tuple(VersionFile(*file) for file in sorted(files or ())),
+        target_modules=_column(targets),
         tags=_column(tags),
         aliases=_column(aliases),
         sources=sources,
         leaves=tuple(Leaf(ref, weight, tuple(methods), tuple(roles)) for ref, weight, methods, roles in leaves or ()),
-        recipe=recipe,
         revoked=tuple(Revocation(ancestor, reason, _moment(at)) for at, ancestor, reason in sorted(marks or ())),
     )
     return Found(version, bool(sources) and leaves is None)
@@ -176,5 +208,4 @@ def _column(lists: Sequence[Sequence[str]] | None) -> tuple[str, ...]:
     return tuple(sorted(value for (value,) in lists or ()))
 
 
-_NAMES = tuple(column.key for column in _PLAIN)
-_WIDTH = len(COLUMNS)
+_NAMES = (*(column.key for column in _PLAIN), "namespace", "name", "base_known")
