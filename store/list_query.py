@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Integer, Select, String, Text, bindparam, func, literal, select, text, tuple_
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Integer,
+    Select,
+    String,
+    Text,
+    bindparam,
+    func,
+    literal,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.orm import aliased
 
 from store.models import ListingRow, ListingTermRow
@@ -115,4 +128,3 @@ def _tried(shape: Shape, listing: type[ListingRow]) -> list[ColumnElement[bool]]
         asked = bindparam("rank", type_=Integer)
         conditions += [listing.rank_min <= asked, listing.rank_max >= asked]
     return conditions
-
