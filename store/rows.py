@@ -17,7 +17,7 @@ _target = aliased(VersionRow)
 _ENTRY_COLUMNS = (
     Owner.id.label("owner_id"),
     Owner.created_at.label("owner_created_at"),
-    select(func.count(_counted.id)).where(_counted.adapter_id == Owner.id).correlate(Owner).scalar_subquery(),
+    select(func.count(_counted.number)).where(_counted.adapter_id == Owner.id).correlate(Owner).scalar_subquery(),
     select(JsonLists(AliasRow.alias, _target.number))
     .join(_target, _target.id == AliasRow.version_id)
     .where(AliasRow.adapter_id == Owner.id)
