@@ -47,7 +47,7 @@ ALL_OF = whole(
 def entries(page: CTE, *more: Any) -> Select[Any]:
     """The adapters of a page (`adapter_id`, `namespace`, `name`) as lists show them, in the order of their names."""
     of_page = _LATEST.where(Owner.id == page.c.adapter_id).order_by(page.c.namespace, page.c.name)
-    return whole(of_page, *_ENTRY_COLUMNS, *more)
+    return whole(of_page, *_ENTRY_COLUMNS, page.c.namespace, page.c.name, *more)
 
 
 def read_versions(session: Session, statement: Select[Any]) -> list[Version]:

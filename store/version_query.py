@@ -1,9 +1,9 @@
-"""Versions, whole, in one statement: what hangs on a version comes as one JSON document beside its columns.
+"""Versions, whole, in one statement: each comes as one JSON document with all that hangs on it.
 
 A version's files, targets, tags, aliases and sources are rows of five tables. Reading them one table after the other
 costs a round trip each; here the database makes a JSON list of every kind, so that any number of versions is one
-round trip, and no objects of the mapper are built on the way. The lists, and the columns that are JSON themselves, come
-as one document, so that a row is parsed once and not sixteen times.
+round trip, and no objects of the mapper are built on the way. The version's own columns are in the same document: one
+parse of it takes a third of the time that drivers take for forty columns.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class JsonLists(FunctionElement[Any]):
 
 
 class JsonDocument(FunctionElement[Any]):
-    """A list of these values, each JSON or null, word for word."""
+    """A list of these values; what is JSON already is in it word for word."""
 
     type = JSON()
     inherit_cache = True
@@ -71,7 +71,8 @@ def _document_postgresql(element: JsonDocument, compiler: SQLCompiler, **options
 
 @compiles(JsonDocument, "sqlite")
 def _document_sqlite(element: JsonDocument, compiler: SQLCompiler, **options: Any) -> str:
-    return f"json_array({', '.join(f'json({compiler.process(value, **options)})' for value in element.clauses)})"
+    values = [(value, compiler.process(value, **options)) for value in element.clauses]
+    return f"json_array({', '.join(f'json({sql})' if isinstance(value.type, JSON) else sql for value, sql in values)})"
 
 
 @compiles(Exact, "postgresql")
@@ -101,26 +102,28 @@ class Found(NamedTuple):
 Owner = aliased(AdapterRow, name="owner")
 """The version's adapter; by a name of its own, so that callers may join adapters as they like."""
 
-_PLAIN: tuple[Attribute, ...] = (
-    VersionRow.id, VersionRow.number, VersionRow.digest, VersionRow.created_at, VersionRow.family,
+_PLAIN = (
+    VersionRow.id, VersionRow.number, VersionRow.digest, VersionRow.family, Owner.namespace, Owner.name,
     VersionRow.base_model, VersionRow.base_fingerprint, VersionRow.base_matched_by,
-    VersionRow.rank_min, VersionRow.rank_max, VersionRow.alpha_min, VersionRow.alpha_max,
-    VersionRow.scale_min, VersionRow.scale_max,
-    VersionRow.use_rslora, VersionRow.modules, VersionRow.parameters, VersionRow.dtype, VersionRow.size_bytes,
-    VersionRow.license, VersionRow.card, VersionRow.mergeable, VersionRow.servable, VersionRow.predictable,
-    VersionRow.origin, VersionRow.recipe_digest,
+    VersionRow.rank_min, VersionRow.rank_max, VersionRow.rank_pattern, VersionRow.alpha_pattern,
+    VersionRow.modules, VersionRow.parameters, VersionRow.dtype, VersionRow.size_bytes,
+    VersionRow.license, VersionRow.licensing, VersionRow.card,
+    VersionRow.head, VersionRow.metrics, VersionRow.origin, VersionRow.recipe_digest, RecipeRow.recipe,
 )  # fmt: skip
-"""Columns that a Version has under the same name."""
+_NUMBERS = (VersionRow.alpha_min, VersionRow.alpha_max, VersionRow.scale_min, VersionRow.scale_max)
+_FLAGS = (VersionRow.use_rslora, VersionRow.mergeable, VersionRow.servable, VersionRow.predictable)
+"""Columns that a Version has under the same name: as they are, as exact numbers, as true or false."""
+
+_BASE_KNOWN = select(BaseModelRow.name).where(BaseModelRow.name == VersionRow.base_model).correlate(VersionRow).exists()
 
 _DOCUMENT = JsonDocument(
-    VersionRow.rank_pattern,
-    VersionRow.alpha_pattern,
-    VersionRow.head,
+    *_PLAIN,
+    *map(Exact, _NUMBERS),
+    *_FLAGS,
+    VersionRow.created_at,
+    _BASE_KNOWN,
     VersionRow.notes,
-    VersionRow.metrics,
-    VersionRow.licensing,
     VersionRow.leaves,
-    RecipeRow.recipe,
     _hanging(
         VersionFileRow.version_id == VersionRow.id,
         VersionFileRow.filename,
@@ -146,17 +149,7 @@ _DOCUMENT = JsonDocument(
     ),
 )
 
-COLUMNS: tuple[Any, ...] = (
-    *_PLAIN,
-    Owner.namespace.label("namespace"),
-    Owner.name.label("name"),
-    select(BaseModelRow.name)
-    .where(BaseModelRow.name == VersionRow.base_model)
-    .correlate(VersionRow)
-    .exists()
-    .label("base_known"),
-    _DOCUMENT.label("document"),
-)
+COLUMNS: tuple[Any, ...] = (_DOCUMENT.label("document"),)
 
 
 def whole(statement: Select[Any], *more: Any) -> Select[Any]:
@@ -169,24 +162,18 @@ def whole(statement: Select[Any], *more: Any) -> Select[Any]:
 
 def found(row: Row[Any]) -> Found:
     """The version that a row of `whole` holds."""
-    plain = dict(zip(_NAMES, row, strict=False))
-    (
-        rank_pattern, alpha_pattern, head, notes, metrics, licensing, leaves, recipe,
-        files, targets, tags, aliases, parents, marks,
-    ) = row[len(_NAMES)]  # fmt: skip
-    plain["base_known"] = bool(plain["base_known"])
+    values = row.document
+    created_at, base_known, notes, leaves, files, targets, tags, aliases, parents, marks = values[_FLAGS_END:]
     sources = tuple(
         Source(ref, float(weight), role, parent_id) for _, ref, weight, role, parent_id in sorted(parents or ())
     )
     version = Version(
-        **plain,
-        rank_pattern=rank_pattern,
-        alpha_pattern=alpha_pattern,
-        head=head,
+        **dict(zip(_PLAIN_NAMES, values, strict=False)),
+        **dict(zip(_NUMBER_NAMES, map(float, values[len(_PLAIN) : _NUMBERS_END]), strict=True)),
+        **dict(zip(_FLAG_NAMES, map(bool, values[_NUMBERS_END:_FLAGS_END]), strict=True)),
+        created_at=_moment(created_at),
+        base_known=bool(base_known),
         notes=tuple(notes),
-        metrics=metrics,
-        licensing=licensing,
-        recipe=recipe,
         files=tuple(VersionFile(*file) for file in sorted(files or ())),
         target_modules=_column(targets),
         tags=_column(tags),
@@ -208,4 +195,8 @@ def _column(lists: Sequence[Sequence[str]] | None) -> tuple[str, ...]:
     return tuple(sorted(value for (value,) in lists or ()))
 
 
-_NAMES = (*(column.key for column in _PLAIN), "namespace", "name", "base_known")
+_PLAIN_NAMES, _NUMBER_NAMES, _FLAG_NAMES = (
+    tuple(column.key for column in columns) for columns in (_PLAIN, _NUMBERS, _FLAGS)
+)
+_NUMBERS_END = len(_PLAIN) + len(_NUMBERS)
+_FLAGS_END = _NUMBERS_END + len(_FLAGS)
