@@ -17,7 +17,7 @@ from store.blobs import Blobs
 from store.database import Database, retried
 from store.errors import VersionInUse
 from store.hub_models import HubFileRow, HubPartRow
-from store.lineage import needs, read_lineage
+from store.lineage import LINEAGE, lineage_of, needs
 from store.listing import Filters, find_adapters, words_of
 from store.locks import hold_version, own_blobs
 from store.models import (
@@ -269,8 +269,7 @@ class Registry:
 
     def lineage(self, version: Version) -> Lineage:
         """The version, everything that it was made from, through all merges on the way, and how."""
-        with self.database.reading() as session:
-            return read_lineage(session, [version.id])
+        return lineage_of(self.database.fetch(LINEAGE, {"ids": [version.id]}))
 
     def report(self, version: Version) -> dict[str, Any] | None:
         """The report stored with a version, if it has one."""
