@@ -5,50 +5,73 @@ database walks it (one recursive statement, every version once) and sums over pa
 done once, when a merge is published; its first origins then stay with it.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from graphlib import TopologicalSorter
 from sys import float_info
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, select
 from sqlalchemy.orm import Session
 
 from store.actor import current_actor
 from store.models import AdapterRow, LineageRow, RecipeRow, VersionRow
 from store.records import Ancestor, Leaf, Lineage, Link
+from store.version_query import Exact, JsonLists
+
+_ROOTS = select(VersionRow.id).where(VersionRow.id.in_(bindparam("ids", expanding=True))).cte("up", recursive=True)
+# UNION, not UNION ALL: a version that is reached on many paths is walked once.
+_UP = _ROOTS.union(
+    select(LineageRow.parent_id)
+    .join(_ROOTS, LineageRow.child_id == _ROOTS.c.id)
+    .where(LineageRow.parent_id.is_not(None))
+)
+LINEAGE = (
+    select(
+        VersionRow.id,
+        AdapterRow.namespace,
+        AdapterRow.name,
+        VersionRow.number,
+        VersionRow.digest,
+        VersionRow.origin,
+        RecipeRow.recipe["method"].as_string().label("method"),
+        select(
+            JsonLists(
+                LineageRow.position,
+                LineageRow.parent_ref,
+                Exact(LineageRow.weight),
+                LineageRow.role,
+                LineageRow.parent_id,
+            )
+        )
+        .where(LineageRow.child_id == VersionRow.id)
+        .correlate(VersionRow)
+        .scalar_subquery()
+        .label("parents"),
+    )
+    .join(_UP, VersionRow.id == _UP.c.id)
+    .join(AdapterRow, AdapterRow.id == VersionRow.adapter_id)
+    .outerjoin(RecipeRow, RecipeRow.digest == VersionRow.recipe_digest)
+    .order_by(VersionRow.created_at.desc(), VersionRow.id.desc())
+)
+"""The versions `ids` and all that they were made from, the newest first, each with its sources: see `lineage_of`."""
 
 
 def read_lineage(session: Session, version_ids: Collection[str]) -> Lineage:
     """These versions, everything that they were made from, and how. A version deleted by force is there by its
     reference alone, since nothing is known beyond it."""
-    up = select(VersionRow.id).where(VersionRow.id.in_(version_ids)).cte("up", recursive=True)
-    # UNION, not UNION ALL: a version that is reached on many paths is walked once.
-    up = up.union(
-        select(LineageRow.parent_id).join(up, LineageRow.child_id == up.c.id).where(LineageRow.parent_id.is_not(None))
-    )
-    found = session.execute(
-        select(
-            VersionRow.id,
-            AdapterRow.namespace,
-            AdapterRow.name,
-            VersionRow.number,
-            VersionRow.digest,
-            VersionRow.origin,
-            RecipeRow.recipe["method"].as_string().label("method"),
-        )
-        .join(up, VersionRow.id == up.c.id)
-        .join(AdapterRow, AdapterRow.id == VersionRow.adapter_id)
-        .outerjoin(RecipeRow, RecipeRow.digest == VersionRow.recipe_digest)
-        .order_by(VersionRow.created_at.desc(), VersionRow.id.desc())
-    ).all()
+    session.flush()
+    return lineage_of(session.execute(LINEAGE, {"ids": list(version_ids)}).all())
+
+
+def lineage_of(found: Sequence[Row[Any]]) -> Lineage:
+    """The lineage that the rows of `LINEAGE` hold."""
     nodes = {
         row.id: Ancestor(f"{row.namespace}/{row.name}@{row.number}", row.id, row.digest, row.origin, row.method)
         for row in found
     }
-    rows = session.scalars(
-        select(LineageRow).join(up, LineageRow.child_id == up.c.id).order_by(LineageRow.child_id, LineageRow.position)
-    ).all()
-    links = [Link(nodes[row.child_id].ref, row.parent_ref, row.weight, row.role) for row in rows]
-    gone = {row.parent_ref: Ancestor(row.parent_ref, None, None, None, None) for row in rows if row.parent_id is None}
+    rows = sorted((row.id, *parent) for row in found for parent in row.parents or ())
+    links = [Link(nodes[child].ref, ref, float(weight), role) for child, _, ref, weight, role, _ in rows]
+    gone = {ref: Ancestor(ref, None, None, None, None) for _, _, ref, _, _, parent in rows if parent is None}
     return Lineage((*nodes.values(), *gone.values()), tuple(links))
 
 

@@ -1,7 +1,7 @@
 """The tables. Every list and search query has an index; the last ones below exist on PostgreSQL alone.
 
 base_models                            adapters ─┬─ tags
-                                                 ├─ listings (what lists and searches go by)
+                                                 ├─ listings, listing_terms (what lists and searches go by)
                                                  └─ versions ─┬─ version_files ── (blob, by digest)
 recipes ── versions                                           ├─ version_targets
                                                               ├─ aliases
@@ -124,9 +124,9 @@ class ListingRow(Model):
 
     All of it follows from other tables and is written with them. ``number``: the version that it describes. ``terms``:
     ``target:q_proj``, ``tag:mail``. ``folded``: reference, base model, tags and card in one case, a line each.
-    ``grams``: its distinct runs of one to three characters, hashed (``store.shelving.grams``); empty on SQLite, where a
-    search reads ``folded``. ``written`` grows with each write; a trigger sets it to 0 where it does not: then an
-    earlier release wrote, maybe in another form, and ``store.catching_up`` writes anew.
+    ``grams``: the distinct runs of one to five characters of its words, hashed (``store.shelving.grams``); empty on
+    SQLite, where a search reads ``folded``. ``written`` grows with each write; a trigger sets it to 0 where it does
+    not: then an earlier release wrote, maybe in another form, and ``store.catching_up`` writes anew.
     """
 
     __tablename__ = "listings"
@@ -149,6 +149,19 @@ class ListingRow(Model):
     folded: Mapped[str] = mapped_column(Text)
     grams: Mapped[list[int]] = mapped_column(ARRAY(Integer).with_variant(JSON(), "sqlite"))
     written: Mapped[int] = mapped_column(server_default="0")
+
+
+class ListingTermRow(Model):
+    """One term of one listing, so that all adapters that have it are found in the order of their names.
+
+    Triggers of ``listings`` write it, whichever release writes there.
+    """
+
+    __tablename__ = "listing_terms"
+
+    term: Mapped[str] = mapped_column(Text, primary_key=True)
+    namespace: Mapped[str] = mapped_column(Ordered, primary_key=True)
+    name: Mapped[str] = mapped_column(Ordered, primary_key=True)
 
 
 class RecipeRow(Model):

@@ -18,7 +18,7 @@ from store.blobs import Blobs
 from store.claims import settle
 from store.database import Database, retried
 from store.errors import VersionInUse
-from store.lineage import needs, read_lineage
+from store.lineage import LINEAGE, lineage_of, needs
 from store.listing import Filters, find_adapters, words_of
 from store.locks import hold_version, own_blobs
 from store.models import (
@@ -47,7 +47,7 @@ from store.records import (
 )
 from store.references import Reference, parse_reference, validate_alias, validate_name, validate_tag
 from store.resolving import adapter_row, find_adapter, lookup, near_adapters, version_row
-from store.rows import ALL_OF, ENTRIES, ENTRY, base_record, entry, entry_of, read_entries, read_version, read_versions
+from store.rows import ALL_OF, ENTRY, base_record, entry, entry_of, read_entries, read_version, read_versions
 from store.shelving import shelve
 from store.version_query import found
 
@@ -140,13 +140,12 @@ class Registry:
         """
         filters = Filters(base_model=base_model, rank=rank, target=target, tag=tag, words=words_of(q))
         indexed = self.database.is_postgresql
-        ids, more = find_adapters(self.database.fetch, filters, limit=limit, cursor=cursor, indexed=indexed)
-        rows = {row.owner_id: row for row in self.database.fetch(ENTRIES, {"ids": ids})} if ids else {}
-        read = [(rows[adapter_id], found(rows[adapter_id])) for adapter_id in ids if adapter_id in rows]
+        rows, more = find_adapters(self.database.fetch, filters, limit=limit, cursor=cursor, indexed=indexed)
+        read = [(row, found(row)) for row in rows]
         if not any(one.leaves_missing for _, one in read):
             return Page([entry(row, one.version) for row, one in read], more)
         with self.database.reading() as session:
-            return Page(read_entries(session, ids), more)
+            return Page(read_entries(session, [row.owner_id for row in rows]), more)
 
     def get_adapter(self, namespace: str, name: str) -> AdapterEntry:
         """One adapter. Raises UnknownReference."""
@@ -271,8 +270,7 @@ class Registry:
 
     def lineage(self, version: Version) -> Lineage:
         """The version, everything that it was made from, through all merges on the way, and how."""
-        with self.database.reading() as session:
-            return read_lineage(session, [version.id])
+        return lineage_of(self.database.fetch(LINEAGE, {"ids": [version.id]}))
 
     def report(self, version: Version) -> dict[str, Any] | None:
         """The report stored with a version, if it has one."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, func, select
+from sqlalchemy import CTE, Row, Select, bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
 from store.lineage import leaves, read_lineage
@@ -17,7 +17,7 @@ _target = aliased(VersionRow)
 _ENTRY_COLUMNS = (
     Owner.id.label("owner_id"),
     Owner.created_at.label("owner_created_at"),
-    select(func.count(_counted.id)).where(_counted.adapter_id == Owner.id).correlate(Owner).scalar_subquery(),
+    select(func.count(_counted.number)).where(_counted.adapter_id == Owner.id).correlate(Owner).scalar_subquery(),
     select(JsonLists(AliasRow.alias, _target.number))
     .join(_target, _target.id == AliasRow.version_id)
     .where(AliasRow.adapter_id == Owner.id)
@@ -26,7 +26,7 @@ _ENTRY_COLUMNS = (
 )
 _LATEST = select(VersionRow).where(VersionRow.number == Owner.latest_number)
 
-ENTRIES = whole(_LATEST.where(Owner.id.in_(bindparam("ids", expanding=True))), *_ENTRY_COLUMNS)
+_ENTRIES = whole(_LATEST.where(Owner.id.in_(bindparam("ids", expanding=True))), *_ENTRY_COLUMNS)
 """Adapters by `ids`, as lists show them, in any order; those without a version are left out."""
 
 ENTRY = whole(
@@ -44,6 +44,12 @@ ALL_OF = whole(
 """Every version of the adapter `namespace`/`name`, newest first."""
 
 
+def entries(page: CTE, *more: Any) -> Select[Any]:
+    """The adapters of a page (`adapter_id`, `namespace`, `name`) as lists show them, in the order of their names."""
+    of_page = _LATEST.where(Owner.id == page.c.adapter_id).order_by(page.c.namespace, page.c.name)
+    return whole(of_page, *_ENTRY_COLUMNS, page.c.namespace, page.c.name, *more)
+
+
 def read_versions(session: Session, statement: Select[Any]) -> list[Version]:
     """Run the statement, which selects versions, and detach what it finds, in its order."""
     session.flush()
@@ -59,7 +65,7 @@ def read_version(session: Session, version_id: str) -> Version:
 
 def read_entries(session: Session, adapter_ids: Sequence[str]) -> list[AdapterEntry]:
     """The adapters with these ids as lists show them, in this order, without those that have no version."""
-    rows = {row.owner_id: row for row in session.execute(ENTRIES, {"ids": list(adapter_ids)})}
+    rows = {row.owner_id: row for row in session.execute(_ENTRIES, {"ids": list(adapter_ids)})}
     return [
         entry(rows[adapter_id], _with_leaves(session, found(rows[adapter_id])))
         for adapter_id in adapter_ids
@@ -89,8 +95,8 @@ def base_record(row: BaseModelRow) -> Base:
 
 
 def entry(row: Row[Any], latest: Version) -> AdapterEntry:
-    """The adapter that a row of `ENTRIES` or `ENTRY` holds, whose version in it was read already."""
-    owner_id, created_at, versions, aliases = row[len(COLUMNS) :]
+    """The adapter that a row of `entries` or `ENTRY` holds, whose version in it was read already."""
+    owner_id, created_at, versions, aliases = row[len(COLUMNS) : len(COLUMNS) + len(_ENTRY_COLUMNS)]
     return AdapterEntry(
         id=owner_id,
         namespace=latest.namespace,

@@ -7,13 +7,17 @@ every database folds alike).
 
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from store.models import AdapterRow, ListingRow, TagRow, VersionRow, VersionTargetRow
 
-_LONGEST_GRAM = 3
+_LONGEST_GRAM = 5
+"""Long enough that few texts have all runs of a word and not the word; three, as trigrams are, make lists so long that
+most of a search went into intersecting them."""
+_WORDS_KEPT = 1 << 16
 
 
 def target_term(suffix: str) -> str:
@@ -27,17 +31,12 @@ def tag_term(tag: str) -> str:
 
 
 def grams(folded: str) -> list[int]:
-    """Every run of one to three characters within a line, each once, hashed to what a 4-byte column takes.
+    """Every run of one to five characters within a word, each once, hashed to what a 4-byte column takes.
 
-    Two runs that share a hash make a search look at a few more texts, no more: what it finds is compared in full.
+    A word that is searched for has no space in it, so no run with one is ever asked for. Two runs that share a hash
+    make a search look at a few more texts, no more: what it finds is compared in full.
     """
-    runs = {
-        line[start : start + length]
-        for line in folded.split("\n")
-        for length in range(1, _LONGEST_GRAM + 1)
-        for start in range(len(line) - length + 1)
-    }
-    return sorted({_hash(run) for run in runs})
+    return sorted(set().union(*map(_runs, folded.split())))
 
 
 def word_grams(word: str) -> list[int]:
@@ -78,6 +77,16 @@ def shelve(session: Session, adapter: AdapterRow, *, indexed: bool) -> None:
     listing.terms = sorted([*map(target_term, targets), *map(tag_term, tags)])
     listing.folded = folded_text(adapter.namespace, adapter.name, latest.base_model, tags, latest.card)
     listing.grams = grams(listing.folded) if indexed else []
+
+
+@lru_cache(maxsize=_WORDS_KEPT)
+def _runs(word: str) -> frozenset[int]:
+    """The grams of one word; kept, since words repeat more than texts do."""
+    return frozenset(
+        _hash(word[start : start + length])
+        for length in range(1, _LONGEST_GRAM + 1)
+        for start in range(len(word) - length + 1)
+    )
 
 
 def _hash(run: str) -> int:

@@ -39,7 +39,13 @@ class Questions:
             "resolve a digest": self.digest,
             "one adapter": self.one,
             "lineage of a merge": self.lineage,
+            "all of these, mixed": self.mixed,
         }
+
+    def mixed(self) -> Question:
+        """A question of any of the other kinds, each as often."""
+        *others, _ = self.kinds().values()
+        return self.rng.choice(others)()
 
     def adapter(self) -> Adapter:
         """Any adapter."""

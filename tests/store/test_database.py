@@ -19,6 +19,7 @@ from store.jobs import JobTable
 from store.models import Model, is_on
 from store.registry import Registry
 from store.resolving import adapter_row
+from store.shelving import grams
 from tests.store.making import make_version
 
 OpenDatabase = Callable[..., Database]
@@ -58,6 +59,36 @@ def test_migrations_go_back_and_forth(empty_url: str) -> None:
         assert inspect(connection).get_table_names() == ["alembic_version"]
         command.upgrade(config, "head")
     engine.dispose()
+
+
+def test_listings_made_before_are_found_by_what_newer_releases_look_at(
+    open_empty: OpenDatabase, blobs: LocalBlobs
+) -> None:
+    database = open_empty()
+    database.migrate()
+    registry = Registry(database, blobs)
+    registry.publish("team", "zebra", make_version(blobs, "1", tags=["mail"], card="unmistakable stripes"))
+    registry.publish("team", "ant", make_version(blobs, "2", tags=["mail"], target_modules=("up_proj",)))
+    registry.publish("team", "bee", make_version(blobs, "3"))
+    engine = create_engine(database.url)
+    with engine.begin() as connection:
+        command.downgrade(migration_config(connection), "0010")
+        if database.is_postgresql:
+            (longest,) = connection.execute(text("SELECT max(cardinality(grams)) FROM listings")).one()
+            assert 0 < longest < len(grams("team/zebra tiny/base mail unmistakable stripes"))
+    engine.dispose()
+    database.migrate()
+    for filters, names in (
+        ({"tag": "mail"}, ["ant", "zebra"]),
+        ({"target": "up_proj"}, ["ant"]),
+        ({"q": "mistak"}, ["zebra"]),
+    ):
+        page = registry.list_adapters(**filters)  # type: ignore[arg-type]
+        assert [entry.name for entry in page.items] == names
+    registry.set_tags("team", "ant", [])
+    assert [entry.name for entry in registry.list_adapters(tag="mail").items] == ["zebra"]
+    registry.delete_version("team", "zebra", 1)
+    assert registry.list_adapters(tag="mail").items == []
 
 
 def test_migrating_again_changes_nothing(database: Database, jobs: JobTable) -> None:

@@ -1,13 +1,19 @@
 """The list of adapters: every filter, free text, and pages that stay whole while others publish."""
 
+import itertools
+import random
+
 import pytest
 from sqlalchemy import text
 
+from store.actor import Actor, acting
 from store.blobs import LocalBlobs
 from store.database import Database
 from store.errors import BadCursor, InvalidName
 from store.jobs import JobTable
+from store.records import AdapterEntry
 from store.registry import Registry
+from store.shelving import grams, word_grams
 from tests.store.making import make_version
 
 
@@ -118,6 +124,75 @@ def test_what_few_have_is_found_beyond_the_names_that_are_gone_through(
         session.execute(text("SET LOCAL enable_seqscan = off"))
         plan = "\n".join(session.scalars(text(f"EXPLAIN {BY_GRAMS}")))
     assert "ix_listings_found_by" in plan
+
+
+def test_any_filters_together_find_what_reading_all_adapters_finds(
+    registry: Registry, blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ways to a page (by name, base model or term; gone through; looked up beyond a small window), for callers who
+    see all or one namespace; the oracle reads every adapter."""
+    monkeypatch.setattr("store.listing._WINDOW", 3)
+    rng = random.Random(3)
+    for i in range(24):
+        described = make_version(
+            blobs,
+            str(i),
+            tags=rng.sample(["mail", "b c", "x/y"], rng.randrange(3)),
+            card=rng.choice([None, "A Needle\u00a0in HAYstacks", "haystack 100%_"]),
+            base_model=rng.choice(["big/Base", "other/base", None]),
+            rank_max=rng.choice([4, 16]),
+            target_modules=rng.sample(["q_proj", "v_proj", "up"], rng.randint(1, 3)),
+        )
+        registry.publish(rng.choice(["a", "team-x"]), f"n{rng.randrange(20):02}", described)
+    registry.set_tags("a", registry.list_adapters(limit=1).items[0].name, ["x/y"])
+    everything = registry.list_adapters(limit=100).items
+
+    def passes(entry: AdapterEntry, base: str | None, rank: int, target: str | None, tag: str | None, q: str) -> bool:
+        latest = entry.latest
+        text = "\n".join([f"{entry.namespace}/{entry.name}", latest.base_model or "", *entry.tags, latest.card or ""])
+        return (
+            base in (None, latest.base_model)
+            and latest.rank_min <= rank <= latest.rank_max
+            and (target is None or target in latest.target_modules)
+            and (tag is None or tag in entry.tags)
+            and all(word in text.casefold() for word in q.casefold().split())
+        )
+
+    asked = itertools.product(
+        (None, "big/Base"), (4, 9), (None, "up"), (None, "x/y"), ("", "YSTACK", "eedl x/", "0%_", "haystacked"), (0, 1)
+    )
+    for base, rank, target, tag, q, narrow in rng.sample(list(asked), 40):
+        sight = frozenset({"team-x"}) if narrow else None
+        expected = [
+            (entry.namespace, entry.name)
+            for entry in everything
+            if passes(entry, base, rank, target, tag, q) and (sight is None or entry.namespace in sight)
+        ]
+        found, cursor = [], None
+        with acting(Actor("reader", sight=sight)):
+            while True:
+                page = registry.list_adapters(
+                    base_model=base,
+                    rank=None if rank == 4 else rank,
+                    target=target,
+                    tag=tag,
+                    q=q,
+                    limit=4,
+                    cursor=cursor,
+                )
+                found += [(entry.namespace, entry.name) for entry in page.items]
+                if (cursor := page.next_cursor) is None:
+                    break
+        assert found == expected, (base, rank, target, tag, q, sight)
+
+
+def test_the_grams_of_a_text_have_those_of_every_word_within_its_words() -> None:
+    text = "team/spam-filter\u2003ΟΔΟΣ wörd\nab".casefold()
+    of_text = set(grams(text))
+    for word in text.split():
+        for start, end in itertools.combinations(range(len(word) + 1), 2):
+            assert of_text.issuperset(word_grams(word[start:end]))
+    assert of_text.isdisjoint(word_grams("m/spxm"))
 
 
 BY_GRAMS = "SELECT adapter_id FROM listings WHERE terms @> ARRAY['tag:rare'] AND grams @> ARRAY[1, 2]"

@@ -1,0 +1,130 @@
+"""The statements of the list of adapters: for each set of filters one, made once and then only given other values.
+
+All of a statement but the values is text that stays the same, so that a server plans it once for each connection; how
+many rows are wanted is part of the text, since a plan for any number of rows is not the one for fifty.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Integer,
+    Select,
+    String,
+    Text,
+    bindparam,
+    func,
+    literal,
+    select,
+    text,
+    tuple_,
+)
+from sqlalchemy.orm import aliased
+
+from store.models import ListingRow, ListingTermRow
+from store.rows import entries
+
+_WANTED = bindparam("wanted", type_=Integer, literal_execute=True)
+_WINDOW = bindparam("window", type_=Integer, literal_execute=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Which filters there are, without their values. The parameters of a statement are `base_model`, `rank`, `term0`…,
+    `terms` (all) and `more_terms` (but the first), `word0`… (patterns), `grams`, `sight` (namespaces),
+    `after_namespace`, `after_name`, `wanted` and `window`."""
+
+    base_model: bool
+    rank: bool
+    terms: int
+    words: int
+    after: bool
+    sight: bool
+    indexed: bool
+
+    @property
+    def ordered(self) -> bool:
+        """Whether an index has all that passes, and nothing else, in the order of the names."""
+        return not (self.rank or self.words or self.terms + self.base_model > 1)
+
+
+@lru_cache(maxsize=256)
+def walked(shape: Shape, *, bounded: bool) -> Select[Any]:
+    """The first `wanted` adapters that pass; ``bounded``: among the first `window` names in their order, and each row
+    says as ``walked`` how many names there were."""
+    if not bounded:
+        passing = _in_order(shape, ListingRow.adapter_id, ListingRow.namespace, ListingRow.name)
+        return entries(passing.where(*_tried(shape, ListingRow)).limit(_WANTED).cte("page"))
+    near = aliased(ListingRow, _in_order(shape, ListingRow).limit(_WINDOW).subquery("near"))
+    passing = select(near.adapter_id, near.namespace, near.name).where(*_tried(shape, near))
+    page = passing.order_by(near.namespace, near.name).limit(_WANTED).cte("page")
+    names = _in_order(shape).limit(_WINDOW).subquery("names")
+    return entries(page, select(func.count()).select_from(names).scalar_subquery().label("walked"))
+
+
+@lru_cache(maxsize=256)
+def looked_up(shape: Shape) -> Select[Any]:
+    """The first `wanted` adapters that pass, found in the inverted lists."""
+    conditions = [*_places(shape, ListingRow), *_tried(shape, ListingRow)]
+    conditions += [ListingRow.terms.contains(bindparam("terms", type_=ARRAY(Text)))] if shape.terms else []
+    if shape.base_model and not shape.terms:
+        conditions.append(ListingRow.base_model == bindparam("base_model"))
+    if shape.words:
+        conditions.append(ListingRow.grams.contains(bindparam("grams", type_=ARRAY(Integer))))
+    if shape.rank:
+        ranks = func.int4range(ListingRow.rank_min, ListingRow.rank_max, text("'[]'"))
+        conditions.append(ranks.op("@>")(bindparam("rank", type_=Integer)))
+    # Apart from the order and the limit, or the planner would go through the names once more, to the end.
+    found = select(ListingRow.adapter_id, ListingRow.namespace, ListingRow.name).where(*conditions)
+    hits = found.cte("hits").prefix_with("MATERIALIZED")
+    return entries(select(hits).order_by(hits.c.namespace, hits.c.name).limit(_WANTED).cte("page"))
+
+
+def _in_order(shape: Shape, *columns: Any) -> Select[Any]:
+    """Columns of the listings in the order of their names: of all, of those with the first term, or else of those of
+    the base model; how many there are, without columns, takes no listing."""
+    by: type[ListingRow] | type[ListingTermRow] = ListingTermRow if shape.terms else ListingRow
+    statement = select(*(columns or [literal(1)])).select_from(by)
+    if shape.terms and columns:
+        same = (ListingRow.namespace == ListingTermRow.namespace) & (ListingRow.name == ListingTermRow.name)
+        statement = statement.join(ListingRow, same)
+    if shape.terms:
+        statement = statement.where(ListingTermRow.term == bindparam("term0", type_=Text))
+    elif shape.base_model:
+        statement = statement.where(ListingRow.base_model == bindparam("base_model"))
+    return statement.where(*_places(shape, by)).order_by(by.namespace, by.name)
+
+
+def _places(shape: Shape, by: type[ListingRow] | type[ListingTermRow]) -> list[ColumnElement[bool]]:
+    """Names that are seen, after the one where the page begins."""
+    conditions: list[ColumnElement[bool]] = []
+    if shape.sight:
+        conditions.append(by.namespace.in_(bindparam("sight", expanding=True)))
+    if shape.after:
+        after = tuple_(bindparam("after_namespace", type_=String), bindparam("after_name", type_=String))
+        conditions.append(tuple_(by.namespace, by.name) > after)
+    return conditions
+
+
+def _tried(shape: Shape, listing: type[ListingRow]) -> list[ColumnElement[bool]]:
+    """What is tried on one listing after the other: all filters but the one by which they are gone through."""
+    conditions = [
+        listing.folded.like(bindparam(f"word{number}", type_=Text), escape="/") for number in range(shape.words)
+    ]
+    if shape.base_model and shape.terms:  # else it says which names are gone through
+        conditions.append(listing.base_model == bindparam("base_model"))
+    if shape.terms > 1 and shape.indexed:
+        conditions.append(listing.terms.contains(bindparam("more_terms", type_=ARRAY(Text))))
+    elif shape.terms > 1:
+        values = func.json_each(listing.terms).table_valued("value")
+        conditions += [
+            select(values).where(values.c.value == bindparam(f"term{number}", type_=Text)).exists()
+            for number in range(1, shape.terms)
+        ]
+    if shape.rank:
+        asked = bindparam("rank", type_=Integer)
+        conditions += [listing.rank_min <= asked, listing.rank_max >= asked]
+    return conditions
