@@ -12,6 +12,8 @@ from serving.base_model import DEFAULT_BASE, ensure_base
 from tests.object_store import ObjectStore, object_store
 from tests.postgres import Server, running_server
 
+pytest_plugins = ["tests.sharing_out"]
+
 # Examples are not timed: shared machines are slow at random. A hang is caught by the suite's own time limit.
 settings.register_profile("spolia", deadline=None, print_blob=True)
 settings.load_profile("spolia")
