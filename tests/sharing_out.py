@@ -13,14 +13,13 @@ from xdist.scheduler import LoadFileScheduling
 # By seconds on two cores; what is not here takes less than half a minute.
 LONGEST_FIRST = (
     "tests/vllm/",
+    "tests/client/",
     "tests/e2e/test_kill.py",
-    "tests/client/test_cli.py",
     "tests/e2e/test_workers.py",
     "tests/merging/recycle/test_few_shot.py",
     "tests/e2e/test_composition.py",
     "tests/serving/test_peft.py",
     "tests/e2e/test_cluster.py",
-    "tests/client/",
     "tests/app/test_distillations.py",
     "tests/merging/recycle/test_killed.py",
     "tests/e2e/",
@@ -28,7 +27,7 @@ LONGEST_FIRST = (
     "tests/app/test_pool.py",
     "tests/fuzz/",
 )
-ONE_PROCESS = ("tests/vllm/",)
+ONE_PROCESS = ("tests/vllm/", "tests/client/")
 
 
 def begins(nodeid: str) -> int:
