@@ -4,6 +4,7 @@ create_app(settings)   routes, limits, errors; nothing is opened before the life
 serve(settings)        uvicorn on one address; refuses to listen beyond loopback while no key is needed
 """
 
+import asyncio
 import logging
 import tempfile
 import time
@@ -69,6 +70,7 @@ from app.job_watch import open_job_watch
 from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
+from app.mailbox import Mailbox
 from app.observing.logs import configure_logs
 from app.observing.metrics import bound_adapters
 from app.observing.patience import Patience
@@ -108,7 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(flush_traces)
-            app.state.house = await to_thread.run_sync(open_house, settings, stack)
+            app.state.house = await to_thread.run_sync(open_house, settings, stack, Mailbox(asyncio.get_running_loop()))
             yield
 
     app = DescribedApi(
@@ -129,8 +131,9 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def open_house(settings: Settings, stack: AsyncExitStack) -> House:
-    """Open store, base model, generation and jobs; what was opened is closed by the stack, last first."""
+def open_house(settings: Settings, stack: AsyncExitStack, mailbox: Mailbox) -> House:
+    """Open store, base model, generation and jobs; what was opened is closed by the stack, last first. `mailbox`: of
+    the loop that answers."""
     shelves = open_shelves(settings)
     stack.callback(shelves.database.close)
     settle_when_reachable(shelves)
@@ -156,6 +159,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         shelves,
         base,
         engine,
+        mailbox,
         Prompts(base.tokenizer),
         job_engine,
         Explorer(shelves, shelves.cache),
