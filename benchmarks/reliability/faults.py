@@ -32,7 +32,6 @@ from benchmarks.reliability.ledger import Ledger
 from benchmarks.reliability.load import Client
 from benchmarks.reliability.tiny_base import write_tiny_base
 from benchmarks.reliability.verify import losses
-from serving.base_model import DEFAULT_BASE, ensure_base
 
 HEALS_WITHIN_S = 180
 
@@ -82,7 +81,8 @@ class BadStore(Fault):
     def prepare(self, cluster: Cluster) -> None:
         self._way = BadS3(cluster.s3.endpoint)
         self._way.start()
-        cluster.share(SPOLIA_S3_ENDPOINT=self._way.endpoint)
+        # With copies on the machine nobody would ask the store for what was just read.
+        cluster.share(SPOLIA_S3_ENDPOINT=self._way.endpoint, SPOLIA_S3_CACHE_BYTES="0")
 
     def break_(self, cluster: Cluster) -> None:
         assert self._way is not None
@@ -100,7 +100,7 @@ class BadStore(Fault):
 class FullDisk(Fault):
     """The disk under every process's own folder is full (what they stage, cache and merge)."""
 
-    def __init__(self, megabytes: int = 64) -> None:
+    def __init__(self, megabytes: int = 128) -> None:
         self._megabytes, self._mounts = megabytes, list[Path]()
 
     def prepare(self, cluster: Cluster) -> None:
@@ -192,12 +192,14 @@ class Probe:
 
     def __init__(self, cluster: Cluster, base: Path) -> None:
         self._cluster, self._base, self._seed = cluster, base, 10**9
+        self._version = 1  # the last one that was acknowledged
 
     def once(self, seen: Counter[str]) -> bool:
         """Whether all went well; what users were told is counted in `seen`."""
         well = True
         for url in self._cluster.urls:
-            for kind, ask in (("read", self._read), ("upload", self._upload), ("merge", self._merge)):
+            kinds = {"list": self._list, "upload": self._upload, "download": self._download, "merge": self._merge}
+            for kind, ask in kinds.items():
                 began = time.monotonic()
                 try:
                     status = str(ask(url))
@@ -210,14 +212,21 @@ class Probe:
                 well = well and status in ("200", "201", "202")
         return well
 
-    def _read(self, url: str) -> int:
+    def _list(self, url: str) -> int:
         return httpx.get(f"{url}/v1/adapters", timeout=10).status_code
 
     def _upload(self, url: str) -> int:
         self._seed += 1
         config, weights = tiny_adapter(self._cluster.folder / "probe", str(self._base), seed=self._seed)
         files = {"config": config, "weights": weights}
-        return httpx.post(f"{url}/v1/adapters/probe/one/versions", files=files, timeout=10).status_code
+        answer = httpx.post(f"{url}/v1/adapters/probe/one/versions", files=files, timeout=10)
+        if answer.is_success:
+            self._version = int(answer.json()["version"])
+        return answer.status_code
+
+    def _download(self, url: str) -> int:
+        file = f"{url}/v1/adapters/probe/one/versions/{self._version}/files/adapter_model.safetensors"
+        return httpx.get(file, timeout=10).status_code
 
     def _merge(self, url: str) -> int:
         body = {"name": "probe/merged", "sources": ["probe/one@1", "probe/one@2"], "seed": self._seed, "method": "dare"}
@@ -226,7 +235,7 @@ class Probe:
 
 @contextmanager
 def _cluster(folder: Path, base: Path, fault: Fault) -> Iterator[Cluster]:
-    cluster = Cluster(folder, base, apis=2, workers=2, more={})
+    cluster = Cluster(folder, base, apis=2, workers=2)
     fault.prepare(cluster)
     try:
         cluster.start()
@@ -290,7 +299,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=asked.folder, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         base = folder / "base"
-        write_tiny_base(base, ensure_base(DEFAULT_BASE, [], Path(sys.prefix) / "share/spolia/models"))
+        write_tiny_base(base)
         for fault in asked.only:
             print(fault, flush=True)
             found[fault] = suffer(fault, asked.seconds, folder, base)
