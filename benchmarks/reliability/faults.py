@@ -4,7 +4,8 @@
 
 Each fault has a cluster of its own: PostgreSQL, S3 server, two API processes, two workers, and two clients at work all
 the time. It breaks for so many seconds and is mended; a request of every kind is tried until all succeed again. Then
-every acknowledged change is looked for, as after the storm of kills. Needs Linux, root and a C compiler.
+every acknowledged change is looked for, as after the storm of kills. Faults that are not asked for keep the results that
+an earlier run wrote. Needs Linux, root and a C compiler.
 """
 
 import argparse
@@ -22,9 +23,9 @@ from typing import Any
 
 import httpx
 
-from benchmarks.measuring import machine, write_results
+from benchmarks.measuring import RESULTS, machine, write_results
 from benchmarks.reliability.adapters import tiny_adapter
-from benchmarks.reliability.bad_s3 import BadS3, Mode
+from benchmarks.reliability.bad_s3 import WRONG_WAYS, BadS3, Mode
 from benchmarks.reliability.clock import Clock
 from benchmarks.reliability.cluster import Cluster
 from benchmarks.reliability.cut import HERE, Cable
@@ -38,6 +39,11 @@ HEALS_WITHIN_S = 180
 
 class Fault(ABC):
     """One thing that breaks. `prepare` shapes the cluster before it starts."""
+
+    @property
+    def what(self) -> str:
+        """The thing in one sentence."""
+        return " ".join((type(self).__doc__ or "").split())
 
     def prepare(self, cluster: Cluster) -> None:  # noqa: B027  most need nothing
         """Before the start."""
@@ -77,6 +83,10 @@ class BadStore(Fault):
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
         self._way: BadS3 | None = None
+
+    @property
+    def what(self) -> str:
+        return f"{super().what} {WRONG_WAYS[self._mode]}"
 
     def prepare(self, cluster: Cluster) -> None:
         self._way = BadS3(cluster.s3.endpoint)
@@ -277,7 +287,7 @@ def suffer(name: str, seconds: float, folder: Path, base: Path) -> dict[str, Any
         ended = [process.name for process in cluster.processes if not process.runs]
         fsck = cluster.run("fsck")
     return {
-        "what": " ".join((type(fault).__doc__ or "").split()),
+        "what": fault.what,
         "seconds": seconds,
         "users_saw": dict(sorted(during.items())),
         "healed_s": round(healed, 1),
@@ -304,7 +314,9 @@ def main() -> int:
             print(fault, flush=True)
             found[fault] = suffer(fault, asked.seconds, folder, base)
             print(json.dumps(found[fault], indent=1), flush=True)
-    write_results("faults", {"machine": machine(1), "faults": found})
+    earlier = RESULTS / "faults.json"
+    known = json.loads(earlier.read_text())["faults"] if earlier.exists() else {}
+    write_results("faults", {"machine": machine(1), "faults": known | found})
     return 1 if any(one["wrong"] or one["fsck_exit_code"] for one in found.values()) else 0
 
 
