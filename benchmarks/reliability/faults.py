@@ -4,8 +4,8 @@
 
 Each fault has a cluster of its own: PostgreSQL, S3 server, two API processes, two workers, and two clients at work all
 the time. It breaks for so many seconds and is mended; a request of every kind is tried until all succeed again. Then
-every acknowledged change is looked for, as after the storm of kills. Faults that are not asked for keep the results that
-an earlier run wrote. Needs Linux, root and a C compiler.
+every acknowledged change is looked for, as after the storm of kills. Faults that are not asked for keep the results
+that an earlier run wrote. Needs Linux, root and a C compiler.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.reliability.cut import HERE, Cable
 from benchmarks.reliability.ledger import Ledger
 from benchmarks.reliability.load import Client
 from benchmarks.reliability.tiny_base import write_tiny_base
-from benchmarks.reliability.verify import losses
+from benchmarks.reliability.verify import attempts, losses, wait_for_jobs
 
 HEALS_WITHIN_S = 180
 
@@ -283,6 +283,9 @@ def suffer(name: str, seconds: float, folder: Path, base: Path) -> dict[str, Any
             client.stopping.set()
         for client in clients:
             client.join()
+        wait_for_jobs(cluster.urls[0], ledger, HEALS_WITHIN_S)
+        ended_s = time.monotonic() - mended
+        taken = attempts(cluster.urls[0], ledger)
         wrong = losses(cluster.urls[0], ledger) + [f"client: {c.failure}" for c in clients if c.failure is not None]
         ended = [process.name for process in cluster.processes if not process.runs]
         fsck = cluster.run("fsck")
@@ -291,6 +294,8 @@ def suffer(name: str, seconds: float, folder: Path, base: Path) -> dict[str, Any
         "seconds": seconds,
         "users_saw": dict(sorted(during.items())),
         "healed_s": round(healed, 1),
+        "last_job_ended_s": round(ended_s, 1),
+        "attempts_of_merges": dict(sorted(taken.items())),
         "processes_that_ended": ended,
         "acknowledged": {"versions": len(ledger.uploads), "merges": len(ledger.merges)},
         "wrong": wrong,

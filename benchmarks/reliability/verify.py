@@ -23,6 +23,15 @@ def attempts(url: str, ledger: Ledger) -> Counter[int]:
         return Counter(int(http.get(f"/v1/jobs/{job_id}").json()["attempts"]) for job_id in ledger.merges)
 
 
+def wait_for_jobs(url: str, ledger: Ledger, within_s: float) -> None:
+    """Until every accepted job has ended, or the time is over."""
+    deadline = time.monotonic() + within_s
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for job_id in ledger.merges:
+            while http.get(f"/v1/jobs/{job_id}").json().get("state") not in FINAL and time.monotonic() < deadline:
+                time.sleep(0.2)
+
+
 def _jobs(http: httpx.Client, ledger: Ledger, within_s: float) -> list[str]:
     wrong, deadline = [], time.monotonic() + within_s
     for job_id, sources in ledger.merges.items():
