@@ -39,6 +39,11 @@ class Cluster:
             SpoliaProcess(f"worker-{n}", ["worker"], self._own(f"worker-{n}"), folder) for n in range(workers)
         ]
 
+    def born_in(self, nursery: Nursery) -> None:
+        """Before the start: let it fork the processes."""
+        for process in self.processes:
+            process.born_in(nursery)
+
     def share(self, **settings: str) -> None:
         """Before the start: other settings for all processes."""
         self.settings |= settings
@@ -93,8 +98,8 @@ def running(
     """A started cluster in a new folder, stopped at the end. `nursery` forks the processes, if there is one."""
     place = folder / secrets.token_hex(4)
     cluster = Cluster(place, base, apis=apis, workers=workers)
-    for process in cluster.processes if nursery is not None else ():
-        process.born_in(nursery)
+    if nursery is not None:
+        cluster.born_in(nursery)
     try:
         cluster.start()
         yield cluster

@@ -29,8 +29,10 @@ from benchmarks.reliability.bad_s3 import WRONG_WAYS, BadS3, Mode
 from benchmarks.reliability.clock import Clock
 from benchmarks.reliability.cluster import Cluster
 from benchmarks.reliability.cut import HERE, Cable
+from benchmarks.reliability.forked import Nursery
 from benchmarks.reliability.ledger import Ledger
 from benchmarks.reliability.load import Client
+from benchmarks.reliability.processes import LOADED_WITH
 from benchmarks.reliability.tiny_base import write_tiny_base
 from benchmarks.reliability.verify import attempts, losses, wait_for_jobs
 
@@ -244,8 +246,9 @@ class Probe:
 
 
 @contextmanager
-def _cluster(folder: Path, base: Path, fault: Fault) -> Iterator[Cluster]:
+def _cluster(folder: Path, base: Path, fault: Fault, nursery: Nursery) -> Iterator[Cluster]:
     cluster = Cluster(folder, base, apis=2, workers=2)
+    cluster.born_in(nursery)
     fault.prepare(cluster)
     try:
         cluster.start()
@@ -255,10 +258,10 @@ def _cluster(folder: Path, base: Path, fault: Fault) -> Iterator[Cluster]:
         fault.close()
 
 
-def suffer(name: str, seconds: float, folder: Path, base: Path) -> dict[str, Any]:
+def suffer(name: str, seconds: float, folder: Path, base: Path, nursery: Nursery) -> dict[str, Any]:
     """One fault from its beginning to the last look for losses."""
     fault, ledger = FAULTS[name](), Ledger()
-    with _cluster(folder / name, base, fault) as cluster:
+    with _cluster(folder / name, base, fault, nursery) as cluster:
         probe = Probe(cluster, base)
         before: Counter[str] = Counter()
         while not probe.once(before):
@@ -311,13 +314,14 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="scratch (default: a temporary folder)")
     asked = parser.parse_args()
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=asked.folder, ignore_cleanup_errors=True) as name:
+    scratch = tempfile.TemporaryDirectory(dir=asked.folder, ignore_cleanup_errors=True)
+    with scratch as name, Nursery(LOADED_WITH) as nursery:
         folder = Path(name)
         base = folder / "base"
         write_tiny_base(base)
         for fault in asked.only:
             print(fault, flush=True)
-            found[fault] = suffer(fault, asked.seconds, folder, base)
+            found[fault] = suffer(fault, asked.seconds, folder, base, nursery)
             print(json.dumps(found[fault], indent=1), flush=True)
     earlier = RESULTS / "faults.json"
     known = json.loads(earlier.read_text())["faults"] if earlier.exists() else {}

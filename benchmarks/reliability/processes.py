@@ -48,12 +48,13 @@ class SpoliaProcess:
         self._settings |= settings
 
     def born_in(self, nursery: Nursery) -> None:
-        """Fork it from now on, instead of loading its libraries each time."""
+        """Fork it from now on, instead of loading its libraries each time, unless another program is to start it or a
+        library is to be loaded before all others."""
         self._nursery = nursery
 
     def start(self) -> None:
         """Start the process; it is not ready yet."""
-        if self._nursery is not None:
+        if self._nursery is not None and not self._prefix and "LD_PRELOAD" not in self._settings:
             environment = {**os.environ, **self._settings, "PYTHONPATH": str(_ROOT)}
             self._process = self._nursery.bear(self._words, environment, self.log)
             return
