@@ -33,7 +33,7 @@ from store.errors import StoreError
 log = logging.getLogger("spolia.worker")
 
 KINDS: dict[str, Runs] = {"merge": run_merge_job, "verify": run_verify_job, "distillation": run_distillation_job}
-_MAKE_UP_EVERY_S = 10.0  # looking for missing sketches goes through all versions
+_MAKE_UP_EVERY_S = 10.0
 
 
 class Chores:

@@ -323,9 +323,11 @@ class LineageRow(Model):
 
 
 class SketchRow(Model):
-    """What stands for a version's updates in the search of near adapters; ``kind`` says how it was made."""
+    """What stands for a version's updates in the search of near adapters; ``kind`` says how it was made, 0 that it
+    is still to be."""
 
     __tablename__ = "sketches"
+    __table_args__ = (Index(None, "kind"),)
 
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
     kind: Mapped[int]

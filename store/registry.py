@@ -26,6 +26,7 @@ from store.models import (
     AliasRow,
     BaseModelRow,
     LineageRow,
+    SketchRow,
     SurrogateRow,
     TagRow,
     VersionRow,
@@ -34,6 +35,7 @@ from store.models import (
 from store.publishing import add_version
 from store.quotas import check_publish
 from store.records import (
+    UNMADE,
     AdapterEntry,
     Base,
     BlobRef,
@@ -304,7 +306,10 @@ class Registry:
             "judged": judged,
         }
         with self.database.session() as session:
-            session.execute(update(VersionRow).where(VersionRow.id == version.id).values(**said))
+            changed = update(VersionRow).where(VersionRow.id == version.id).values(**said).returning(VersionRow.id)
+            there = session.scalar(changed) is not None
+            if there and mergeable and session.get(SketchRow, version.id) is None:
+                session.add(SketchRow(version_id=version.id, kind=UNMADE.kind, data=UNMADE.data))
 
     @retried
     def upsert_base(
