@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
-from benchmarks.recycle.candidates import FITTED, candidates, make, profile
-from benchmarks.recycle.fitted import fitted_accuracy, lorahub, tuned
+from benchmarks.recycle.candidates import ENSEMBLE, FITTED, candidates, make, profile
+from benchmarks.recycle.fitted import fitted_accuracy, lorahub, tuned, voted
 from benchmarks.recycle.images import Images, read_images
 from benchmarks.recycle.tasks import WAYS, split_classes
 from deltas.adapter import Adapter
@@ -129,6 +129,23 @@ class Bench:
                 )
                 self.ledger.keep(key | cost, found)
 
+    def measure_ensemble(self, seeds: Sequence[int], sets: Sequence[str]) -> None:
+        """All sources side by side; what they make of an image is the same for all seeds."""
+        network = self.base.network.to(getattr(torch, profile(self.px, 0).precision))
+        for name in sets:
+            keys = {(seed, shots): self.key(ENSEMBLE, name, shots, seed) for seed in seeds for shots in SHOTS}
+            todo = {own: key for own, key in keys.items() if not self.ledger.has(key)}
+            if not todo:
+                continue
+            pixels, labels = self.pixels(name)
+            embeddings = torch.stack([embed(network, pixels, source.lora) for source in self.sources], 1)
+            for (seed, shots), key in todo.items():
+                found = fitted_accuracy(
+                    ENSEMBLE, voted, embeddings, labels,
+                    ways=WAYS, shots=shots, queries=QUERIES, episodes=EPISODES, seed=seed,
+                )  # fmt: skip
+                self.ledger.keep(key, found)
+
     def measure_fitted(self, candidate: str, seed: int, tasks: int) -> None:
         """What is fitted to each task, in domain only; at 5-shot, which takes four times as long, a third as many."""
         network = self.base.network.to(getattr(torch, profile(self.px, seed).precision))
@@ -167,11 +184,13 @@ def main() -> None:
     )
     sources = read_sources(base, asked.folder / "sources" / asked.sources)
     bench = Bench(base, sources, asked.sources, asked.folder, Ledger(asked.results))
+    if ENSEMBLE in asked.only:
+        bench.measure_ensemble(asked.seeds, asked.sets)
     for seed in asked.seeds:
         for candidate in asked.only:
             if candidate in FITTED:
                 bench.measure_fitted(candidate, seed, asked.fitted)
-            else:
+            elif candidate != ENSEMBLE:
                 bench.measure(candidate, seed, asked.sets)
 
 

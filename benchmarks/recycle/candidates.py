@@ -6,6 +6,7 @@
 | average | A and B averaged apart ("LoRAs Avg" in the paper) |
 | sum, lego, … | Spolia's merge methods at the sources' rank, each source at weight 1 / sources |
 | recycle-M | LoRA Recycle with M % of the patches masked in meta-training |
+| ensemble | every source by itself, prototypes and all; their probabilities averaged: a pass for each source |
 | lorahub | weights of the sources, searched on each task's support set (`fitted.py`) |
 | tuned | a LoRA of rank 4 and a linear head trained on each task's support set (`fitted.py`) |
 """
@@ -30,12 +31,13 @@ from merging.recycle.vision_base import VisionBase
 
 MERGES = ("sum", "lego", "ties")
 MASKS = (75, 0, 25, 50)
+ENSEMBLE = "ensemble"
 FITTED = ("lorahub", "tuned")  # to each task, so on fewer tasks than the others
 
 
 def candidates(masks: Sequence[int] = MASKS) -> list[str]:
     """All names, the cheap ones first."""
-    return ["base", "average", *MERGES, *(f"recycle-{mask}" for mask in masks), *FITTED]
+    return ["base", "average", *MERGES, *(f"recycle-{mask}" for mask in masks), ENSEMBLE, *FITTED]
 
 
 def make(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.recycle.__main__ import CROSS, SHOTS
-from benchmarks.recycle.candidates import FITTED, candidates
+from benchmarks.recycle.candidates import ENSEMBLE, FITTED, candidates
 
 Row = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ def verdicts(rows: Sequence[Row]) -> str:
             for name in candidates()
         }
         free = {name: cell[0] for name, cell in cells.items() if cell and name not in FITTED}
-        others = {name: mean for name, mean in free.items() if not name.startswith("recycle")}
+        others = {name: mean for name, mean in free.items() if not name.startswith("recycle") and name != ENSEMBLE}
         own = {name: mean for name, mean in free.items() if name.startswith("recycle")}
         if not own or not others:
             continue
@@ -56,6 +56,9 @@ def verdicts(rows: Sequence[Row]) -> str:
         lines.append(
             f"- {shots}-shot: {best} is {ahead:+.1f} points from {rival}, the best that needs no tuning{goal}."
         )
+        if ENSEMBLE in free:
+            apart = 100 * (own[best] - free[ENSEMBLE])
+            lines.append(f"- {shots}-shot: {best} is {apart:+.1f} points from all sources asked one by one.")
         if {"recycle-0", "recycle-75"} <= own.keys():
             apart = 100 * (own["recycle-75"] - own["recycle-0"])
             lines.append(
