@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.recycle.__main__ import read_sources
 from benchmarks.recycle.candidates import profile
 from benchmarks.recycle.images import read_images
-from benchmarks.recycle.remedies import own_images
+from benchmarks.recycle.teaching import own_images
 from merging.recycle.randomness import generator
 from merging.recycle.statistics import expected_moments, feature_distance, feature_moments
 from merging.recycle.vision_base import DEFAULT_VISION_BASE, ensure_vision_base, load_vision_base
