@@ -58,6 +58,8 @@ async def on_http(request: Request, error: Exception) -> Response:
     }
     if error.status_code == 404 and b"%2f" in request.scope.get("raw_path", b"").lower():
         return respond(request, 422, "invalid-name", "A name in an address must not hold a slash.")
+    if error.status_code == 400 and error.detail != UNPARSED:  # how the framework refuses forms
+        return respond(request, 422, "invalid-request", sentence(str(error.detail)))
     if error.detail == UNPARSED:
         return respond(request, 422, "invalid-request", "The body is not JSON that can be parsed.")
     detail = details.get(error.status_code, sentence(str(error.detail)))

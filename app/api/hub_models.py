@@ -14,7 +14,7 @@ from app.hub.revisions import MAIN, refs, repository, resolve, unknown_repositor
 from app.hub.trees import hub_time
 from app.problems import Refusal
 from app.schemas import Body
-from app.upload_forms import read_json_body
+from app.upload_forms import read_json_body, utf8_form
 from store.hub_listing import Sort
 from store.hub_records import Commit
 
@@ -22,6 +22,7 @@ router = APIRouter(prefix="/api/models", tags=["hub"], include_in_schema=False)
 
 Json = dict[str, Any]
 MOST_PATHS = 1000
+_LONGEST_PATH = 1024
 _SORTS: dict[str, Sort] = {"createdAt": "created_at", "lastModified": "last_modified"}
 _COUNTED_NOWHERE = {"downloads", "likes", "trendingScore"}
 
@@ -115,7 +116,7 @@ async def paths_info(house: HouseDep, request: Request, namespace: str, name: st
         body = await read_json_body(request, AskedPaths)
         paths, expand = body.paths, body.expand
     else:
-        async with request.form(max_fields=MOST_PATHS + 1) as form:
+        async with utf8_form(request, max_files=0, max_fields=MOST_PATHS + 1, max_part_size=_LONGEST_PATH) as form:
             paths, expand = [str(path) for path in form.getlist("paths")], str(form.get("expand")).lower() == "true"
     return await run_in_threadpool(_paths_info, house, namespace, name, revision, paths, expand)
 

@@ -130,11 +130,17 @@ def complete_object(house: HouseDep, upload_id: str, body: LfsCompletion) -> Jso
     """Put the parts together; kept only if they are the object that was announced."""
     upload = _expected(house, upload_id)
     parts = house.shelves.hub_uploads.parts(upload_id)
+    chosen = []
+    for part in sorted(body.parts, key=lambda part: part.number):
+        blob = parts.get(str(part.number))
+        if blob is None or blob.digest != part.etag.strip('"'):
+            raise Refusal(422, "missing-part", f"Part {part.number} was not sent, or was sent anew since.")
+        chosen.append(blob)
+    if sum(blob.size_bytes for blob in chosen) != upload.size_bytes:  # a part may be named again and again
+        detail = f"The parts are not the {upload.size_bytes} bytes that were announced: name each of them once."
+        raise Refusal(422, "missing-part", detail)
     with house.shelves.blobs.stage() as staging:
-        for part in sorted(body.parts, key=lambda part: part.number):
-            blob = parts.get(str(part.number))
-            if blob is None or blob.digest != part.etag.strip('"'):
-                raise Refusal(422, "missing-part", f"Part {part.number} was not sent, or was sent anew since.")
+        for blob in chosen:
             with house.shelves.blobs.path(blob.digest).open("rb") as file:
                 while piece := file.read(_CHUNK_BYTES):
                     staging.write(piece)

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from app.answer_docs import THERE_ALREADY
 from app.api.access import HouseDep, needs
+from app.front_matter import BadFrontMatter, front_matter
 from app.hub.answers import commit_headers
-from app.hub.cards import BadFrontMatter, front_matter
 from app.hub.revisions import DRAFT, MAIN, repository, resolve, unknown_repository
 from app.identity.caller import EVERYWHERE, Caller, current
 from app.problems import Refusal

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.hub.cards import BadFrontMatter, front_matter
+from app.front_matter import BadFrontMatter, front_matter
 from tests.app.hub_client import Hub
 from tests.app.service import BASE, Service, small_adapter
 

@@ -11,13 +11,11 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["deltas", "store", "app.recipe_file"]):
+with atheris.instrument_imports(include=["app", "deltas", "store", "yaml", "python_multipart", "starlette"]):
     from app.client_http import SpoliaError
     from app.recipe_file import read_recipe
     from deltas.adapter import Adapter
@@ -28,21 +26,14 @@ with atheris.instrument_imports(include=["deltas", "store", "app.recipe_file"]):
     from store.cursors import decode_cursor, encode_cursor
     from store.errors import StoreError
     from store.references import parse_reference
+    from tests.fuzz.request_parsers import REQUEST_PARSERS
+    from tests.fuzz.seeds import WORDS
 
 from tests.factory import write_adapter
+from tests.fuzz.parser import Parser
 
 SHARED_MEMORY = Path("/dev/shm")  # files that are written a million times
 HANG_S, MEMORY_MIB = 10, 1024
-
-
-@dataclass(frozen=True)
-class Parser:
-    """How bytes are read (with a scratch folder), what may refuse them, and what good inputs look like."""
-
-    read: Callable[[bytes, Path], object]
-    refusal: type[Exception]
-    seeds: Callable[[Path], list[bytes]]
-    longest: int = 4096
 
 
 def _header(data: bytes, folder: Path) -> None:
@@ -109,6 +100,7 @@ PARSERS = {
         longest=256,
     ),
     "recipe": Parser(_recipe, SpoliaError, lambda _: [RECIPE, b'{"sources": ["a/b", "c/d"], "method": "sum"}']),
+    **REQUEST_PARSERS,
 }
 
 
@@ -120,6 +112,9 @@ def fuzz(name: str, runs: int, seed: int, folder: Path) -> None:
     for number, data in enumerate(parser.seeds(folder)):
         (corpus / str(number)).write_bytes(data)
 
+    words = folder / "words"
+    words.write_text("".join('"' + "".join(map(r"\x{:02x}".format, word)) + '"\n' for word in WORDS))
+
     def one(data: bytes) -> None:
         sentence = "read"
         try:
@@ -129,7 +124,7 @@ def fuzz(name: str, runs: int, seed: int, folder: Path) -> None:
         assert 0 < len(sentence.encode()) < 5000  # an answer has to carry it
 
     options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={parser.longest}", f"-timeout={HANG_S}"]
-    options += [f"-rss_limit_mb={MEMORY_MIB}", "-verbosity=0", "-print_final_stats=1", str(corpus)]
+    options += [f"-rss_limit_mb={MEMORY_MIB}", "-verbosity=0", "-print_final_stats=1", f"-dict={words}", str(corpus)]
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()
 
