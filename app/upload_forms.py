@@ -18,6 +18,7 @@ from app.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 FILES = ("config", "weights", "card", "tokenizer", "head")
 FIELDS = ("license", "tags", "base_model", "classes")
 

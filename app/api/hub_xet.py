@@ -19,7 +19,7 @@ from app.receiving import receive
 from store.hub_uploads import LIFETIME
 from store.records import BlobRef
 
-router = APIRouter(tags=["hub"], include_in_schema=False)
+router = APIRouter(tags=["hub"])
 
 Hash = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 _NO_KEY = "none"
