@@ -5,7 +5,8 @@
 Starts `spolia serve` on an empty data folder, makes the first key on its database, pushes one of the example adapters
 so that some names exist, and lets schemathesis ask: examples, boundary values, random calls (well and badly formed) and
 chains of calls. It fails on any answer of 500 or above, on any answer that the document does not describe, on a key
-that is not asked for. `--postgres`: on a PostgreSQL of its own, which takes less for text than SQLite does. Ends with schemathesis' own exit status; its report is what is printed.
+that is not asked for. `--postgres`: on a PostgreSQL of its own, which takes less for text than SQLite does. Ends with
+schemathesis' own exit status; its report is what is printed.
 """
 
 import argparse
