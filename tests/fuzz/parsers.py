@@ -104,7 +104,7 @@ PARSERS = {
 }
 
 
-def fuzz(name: str, runs: int, seed: int, folder: Path) -> None:
+def fuzz(name: str, runs: int, seconds: int, seed: int, folder: Path) -> None:
     """Run one parser; the process ends with libFuzzer's exit code."""
     parser = PARSERS[name]
     corpus = folder / "corpus"
@@ -123,7 +123,13 @@ def fuzz(name: str, runs: int, seed: int, folder: Path) -> None:
             sentence = str(error)
         assert 0 < len(sentence.encode()) < 5000  # an answer has to carry it
 
-    options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={parser.longest}", f"-timeout={HANG_S}"]
+    options = [
+        f"-runs={runs}",
+        f"-max_total_time={seconds}",
+        f"-seed={seed}",
+        f"-max_len={parser.longest}",
+        f"-timeout={HANG_S}",
+    ]
     options += [f"-rss_limit_mb={MEMORY_MIB}", "-verbosity=0", "-print_final_stats=1", f"-dict={words}", str(corpus)]
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()
@@ -134,15 +140,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=["all", *PARSERS])
     parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=int, default=0, help="stop each after so long; 0: when it has run so often")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     if asked.name == "all":
         words = [sys.executable, "-m", "tests.fuzz.parsers"]
-        options = [f"--runs={asked.runs}", f"--seed={asked.seed}"]
+        options = [f"--runs={asked.runs}", f"--seconds={asked.seconds}", f"--seed={asked.seed}"]
         return max(subprocess.run([*words, name, *options], check=False).returncode for name in PARSERS)
     print(f"{asked.name}: {asked.runs} executions", flush=True)
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
-        fuzz(asked.name, asked.runs, asked.seed, Path(folder))
+        fuzz(asked.name, asked.runs, asked.seconds, asked.seed, Path(folder))
     return 0
 
 
