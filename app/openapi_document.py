@@ -34,7 +34,7 @@ _TUS = "/v1/resumable-uploads"
 _SEVERAL_KINDS = ("/versions", "/v1/predictions", "/paths-info/{revision}")
 _NAME = f"^{NAME_PATTERN}$"
 _FORMS = dict.fromkeys(("namespace", "name", "version", "alias", "filename"), _NAME)
-_GENERATION = {"/v1/chat/completions", "/v1/completions"}
+_GENERATION = {"/v1/chat/completions", "/v1/completions", "/generate", "/generate_stream", "/"}
 
 
 class DescribedApi(FastAPI):
