@@ -20,7 +20,7 @@ from app.uploading import claim_bytes
 from store.hub_uploads import LIFETIME
 from store.records import BlobRef
 
-router = APIRouter(tags=["hub"], include_in_schema=False)
+router = APIRouter(tags=["hub"])
 
 Hash = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 _NO_KEY = "none"

@@ -29,7 +29,7 @@ from serving.errors import ServingError
 from serving.generation import Event, FinishEvent, TokenEvent
 from serving.sampling import Sampling
 
-router = APIRouter(tags=["generation"], include_in_schema=False)
+router = APIRouter(tags=["generation"])
 
 Json = dict[str, Any]
 
