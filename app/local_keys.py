@@ -66,7 +66,7 @@ def open_local_keys() -> Iterator[LocalKeys]:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         database = open_database(settings)
         try:
-database.migrate(allow_newer=settings.allow_newer_schema)
+            database.migrate(allow_newer=settings.allow_newer_schema)
             with acting(Actor("spolia keys --local")):
                 yield LocalKeys(KeyTable(database))
         finally:
