@@ -97,10 +97,11 @@ class LoraBatch:
     def _stacked(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> dict[str, Hook]:
         uniform = sets[0] if all(one == sets[0] for one in sets) else None
         if uniform is None and share_little(sets, residents):
-            self._stacks.clear()  # one of the two ways is in use at a time, and only its memory is held
+            self._stacks.clear()  # a mixed batch goes one of the two ways, and only that one's memory is held
             parts = self._row_factors.place(sets, residents)
             return {name: _row_hook(found) for name, found in parts.items()}
-        self._row_factors.clear()
+        if uniform is None:  # a batch that has one set for a while, as its first row does, is soon mixed again
+            self._row_factors.clear()
         stack = self._stack(uniform, sets, residents)
         if uniform is not None:
             return {name: _stacked_hook(factors, None) for name, factors in stack.modules.items()}
@@ -192,7 +193,12 @@ def _stacked_hook(factors: ServedFactors, mask: Tensor | None) -> Hook:
 def _row_hook(parts: Sequence[RowPart]) -> Hook:
     def add_updates(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         for part in parts:
-            part.add(args[0], output)
+            if part.rows is None:
+                inner = torch.bmm(part.A, args[0].transpose(1, 2))
+                output.baddbmm_(inner.transpose(1, 2), part.Bt)
+            else:
+                inner = torch.bmm(part.A, args[0][part.rows].transpose(1, 2))
+                output.index_add_(0, part.rows, torch.bmm(inner.transpose(1, 2), part.Bt))
 
     return add_updates
 

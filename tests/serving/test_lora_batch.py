@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from tests.factory import write_adapter
 
 NAMES = [f"a{index}" for index in range(6)]
 SETS = st.lists(st.tuples(st.sampled_from(NAMES), st.floats(-2, 2)), max_size=4).map(adapter_set)
+ONE, TWO = (("a1", 1.0),), (("a2", 0.5),)
 IDS = torch.tensor([[5, 17, 301, 8], [99, 1, 5, 4021], [7, 7, 23, 2000], [640, 11, 3, 12]])
 
 
@@ -35,6 +36,7 @@ def _dense(base: BaseModel, adapters: Callable[[str], Adapter], one: AdapterSet,
 
 
 @given(st.lists(st.tuples(st.lists(SETS, min_size=4, max_size=4), st.booleans()), min_size=1, max_size=3))
+@example([([ONE, TWO, ONE, TWO], False), ([ONE] * 4, False), ([TWO, ONE, ONE, TWO], False)])  # one set for a while
 @settings(max_examples=15, deadline=None)
 def test_every_row_gets_exactly_its_own_set(
     tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter], batches: list[tuple[list[AdapterSet], bool]]
