@@ -12,6 +12,7 @@ from xdist.scheduler import LoadFileScheduling
 
 # By seconds on two cores; what is not here takes less than half a minute.
 LONGEST_FIRST = (
+    "tests/vllm/test_pulls.py",  # before the others of its folder, which kill the servers in the end
     "tests/vllm/",
     "tests/client/",
     "tests/e2e/test_kill.py",

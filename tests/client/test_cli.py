@@ -217,7 +217,7 @@ def test_generate_shows_what_an_ensemble_does_not_know(shell: Shell, pushed: lis
     [
         (["generate", "Hi", "--schema", "/does/not/exist.json"], 2, "/does/not/exist.json"),
         (["show", "shell/nothing"], 1, "shell/nothing"),
-        (["show", "nothing"], 1, "not a reference"),
+        (["show", "nothing"], 1, "names no adapter"),
         (["push", "/does/not/exist", "shell/x"], 1, "not a folder"),
         (["merge", "shell/x", "shell/y=heavy"], 2, "'heavy'"),
         (["merge", "shell/x", "shell/y=0.2,heavy"], 2, "'heavy'"),

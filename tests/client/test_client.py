@@ -245,7 +245,7 @@ def test_refusals_are_one_sentence_with_their_problem(spolia: Client, two: tuple
     assert streamed.value.status == 404
     with pytest.raises(SpoliaError, match=r"no adapter_config\.json"):
         spolia.push(tmp_path, "two/c")
-    with pytest.raises(SpoliaError, match="not a reference"):
+    with pytest.raises(SpoliaError, match="names no adapter"):
         spolia.show("just-a-name")
     with Client("http://127.0.0.1:9") as nobody, pytest.raises(SpoliaError, match="No service answers"):
         nobody.models()

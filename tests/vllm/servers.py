@@ -12,6 +12,7 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("SPOLIA_TEST_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+CACHE = PYTHON.parents[1] / "cache"  # of what it takes vLLM a whole process to find out about a model's class
 MAX_RANK, SLOTS = 16, 3
 READY_S = 300
 
@@ -82,7 +83,7 @@ def start_server(base: Path, name: str, log: Path, hub: str) -> VllmServer:
     environment = {
         "PATH": os.environ["PATH"], "HOME": str(log.parent), "OMP_NUM_THREADS": "1", "HF_ENDPOINT": hub,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "OMP_WAIT_POLICY": "PASSIVE",
+        "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CACHE_ROOT": str(CACHE),
     }  # fmt: skip
     module = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", *arguments, "--enable-lora", "--enforce-eager"]
     with log.open("wb") as out:
