@@ -4,7 +4,7 @@ Whether a blob may go, `store.blob_users` asks the database, so that nothing is 
 know what is missing and to whom.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +17,25 @@ from store.models import AdapterRow, SurrogateRow, VersionFileRow, VersionRow
 NO_BLOBS = frozenset({"versions", "recipes"})
 """Tables whose digests are not those of one file."""
 
+
+def _rows(user: Any, digest: Any, size_bytes: Any) -> Select[str, str, int | None]:
+    statement: Select[str, str, int | None] = select(user, digest, size_bytes)
+    return statement
+
+
 _ADAPTER = AdapterRow.namespace + "/" + AdapterRow.name
-_STATEMENTS: Mapping[str, Select[Any]] = {
-    "version_files": select(
+_STATEMENTS = {
+    "version_files": _rows(
         _ADAPTER + "@" + cast(VersionRow.number, String), VersionFileRow.digest, VersionFileRow.size_bytes
     )
     .join(VersionRow, VersionRow.id == VersionFileRow.version_id)
     .join(AdapterRow, AdapterRow.id == VersionRow.adapter_id),
-    "surrogates": select("images made from " + SurrogateRow.source_ref, SurrogateRow.digest, null()),
-    "hub_files": select("a commit of " + _ADAPTER, HubFileRow.digest, HubFileRow.size_bytes)
+    "surrogates": _rows("images made from " + SurrogateRow.source_ref, SurrogateRow.digest, null()),
+    "hub_files": _rows("a commit of " + _ADAPTER, HubFileRow.digest, HubFileRow.size_bytes)
     .join(HubCommitRow, HubCommitRow.id == HubFileRow.commit_id)
     .join(AdapterRow, AdapterRow.id == HubCommitRow.adapter_id)
     .where(HubFileRow.digest.is_not(None)),
-    "hub_parts": select(literal("an unfinished push"), HubPartRow.digest, HubPartRow.size_bytes),
+    "hub_parts": _rows(literal("an unfinished push"), HubPartRow.digest, HubPartRow.size_bytes),
 }
 TABLES = frozenset(_STATEMENTS)
 

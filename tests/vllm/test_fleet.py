@@ -264,16 +264,16 @@ def test_two_services_share_a_fleet(
     prompt: tuple[int, ...],
 ) -> None:
     """Each unloads what the other is about to use, again and again: every answer is right all the same."""
-    generations = [greedy(prompt, [(digest, 1.0)], 2) for digest in digests.values()]
+    generations = [greedy(prompt, [(digest, 1.0)], 2) for digest in list(digests.values())[:5]]
     expected = generate(embedded, generations)
     options: dict[str, Any] = {"servers": [server.url for server in servers], "slots": 1}
     load, folder = service.house.shelves.adapter_loader(), service.house.settings.data_dir / "vllm"
     with VllmEngine(load_info(base_folder), load, folder=folder, **options) as other, ThreadPoolExecutor(2) as pool:
-        one = pool.submit(generate, fleet, generations * 2)
-        two = pool.submit(generate, other, generations[::-1] * 2)
-        for found, right in zip(one.result(), expected * 2, strict=True):
+        one = pool.submit(generate, fleet, generations)
+        two = pool.submit(generate, other, generations[::-1])
+        for found, right in zip(one.result(), expected, strict=True):
             agree(found, right)
-        for found, right in zip(two.result(), expected[::-1] * 2, strict=True):
+        for found, right in zip(two.result(), expected[::-1], strict=True):
             agree(found, right)
 
 
