@@ -86,6 +86,7 @@ async def _events(house: House, job_id: str) -> AsyncIterator[str]:
         while seen is None or not seen.finished:
             if seen is not None and not await follower.changed(_COMMENT_EVERY_S):
                 yield ": still here\n\n"
+                continue  # thousands may wait: who hears nothing reads nothing
             job = await to_thread.run_sync(house.jobs.get, job_id)
             while told < job.log_lines:
                 lines = await to_thread.run_sync(house.jobs.lines, job_id, told)

@@ -3,6 +3,7 @@
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.reliability.bad_s3 import WRONG_WAYS, BadS3, Mode
@@ -96,12 +97,8 @@ class FullDisk(Fault):
 
     def break_(self, cluster: Cluster) -> None:
         for folder in self._mounts:
-            with (folder / "ballast").open("wb") as ballast:
-                try:
-                    while True:
-                        ballast.write(bytes(65536))
-                        ballast.flush()
-                except OSError:
+            with (folder / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+                while ballast.write(bytes(65536)):
                     continue
 
     def mend(self, cluster: Cluster) -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.reliability.sse_idle [--clients 2000] [--seconds 30]
 
 One API process with the embedded default. Measured: memory and time of ordinary requests before and with the
-listeners, and that every listener hears the job's end.
+listeners, the processor time that they cost while nothing happens, and that every listener hears the job's end.
 """
 
 import argparse
@@ -26,11 +26,19 @@ from benchmarks.reliability.adapters import tiny_adapter
 from benchmarks.reliability.processes import Api
 from benchmarks.reliability.tiny_base import write_tiny_base
 
+SILENCE_S = 30.0  # in which everybody is told twice that the connection lives
+
 
 def memory_mib(pid: int) -> float:
     """Resident memory of a process."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1024
+
+
+def processor_s(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def listen(http: httpx.AsyncClient, url: str, heard: list[str], connected: asyncio.Semaphore) -> None:
@@ -77,6 +85,9 @@ async def measure(api: Api, job: str, clients: int, seconds: float) -> dict[str,
         ]
         for _ in range(clients):
             await asyncio.wait_for(connected.acquire(), 120)
+        used, began = processor_s(api.pid), time.monotonic()
+        await asyncio.sleep(max(seconds, SILENCE_S))
+        used, waited = processor_s(api.pid) - used, time.monotonic() - began
         with_them = await probes(api.url, seconds)
         during = memory_mib(api.pid)
         await http.post(f"/v1/jobs/{job}/cancel")
@@ -86,6 +97,7 @@ async def measure(api: Api, job: str, clients: int, seconds: float) -> dict[str,
         "clients": clients,
         "alone": _summary(alone),
         "with_listeners": _summary(with_them),
+        "processor_share_of_silence": round(used / waited, 3),
         "memory_mib": {"before": round(before), "with_listeners": round(during)},
         "kib_each": round((during - before) * 1024 / clients, 1),
         "heard": {state: heard.count(state) for state in sorted(set(heard))},
