@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from benchmarks.recycle.fitted import voted
 from benchmarks.recycle.images import SETS, Images, read_images
 from benchmarks.recycle.tasks import WAYS, draw_tasks, split_classes
 
@@ -44,3 +45,11 @@ def test_images_are_cut_on_white_and_small_classes_left_out(tmp_path: Path) -> N
     assert made.pixels.shape == (41, 3, 14, 14)
     assert made.pixels[0].unique().tolist() == [255]
     assert made.pixels[-1, :, 7, 7].tolist() == [255, 0, 0]
+
+
+def test_members_of_an_ensemble_vote_with_their_probabilities() -> None:
+    """One is sure of class 0 (distances 0 and 9), two lean to class 1 (distances 1.1 and 1): the sure one wins."""
+    support = torch.tensor([[[0.0], [0.0], [0.0]], [[9.0], [2.1], [2.1]]])
+    asked = torch.tensor([[[0.0], [1.1], [1.1]], [[9.0], [1.1], [1.1]]])
+    found = voted(support, torch.tensor([0, 1]), asked, torch.Generator())
+    assert found.tolist() == [0, 1]

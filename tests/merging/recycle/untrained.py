@@ -14,7 +14,7 @@ PARAMS = RecycleParams(
     rank=2,
     calibration=16,
     inversion=InversionParams(steps=30, batch=10, prune={-1: 0.5}),
-    meta=MetaParams(iterations=12, cycle=5, warmup=2, queries=3, ways=3),
+    meta=MetaParams(iterations=12, cycle=5, warmup=2, queries=3, ways=3, mixed=0.3),
 )
 
 
