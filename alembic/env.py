@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from alembic import context
 
-from store import hub_models, key_models  # noqa: F401  their tables are among the metadata's
+from store import hub_models, job_models, key_models  # noqa: F401  their tables are among the metadata's
 from store.models import Model, UtcDateTime, is_on
 
 

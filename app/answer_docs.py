@@ -2,9 +2,30 @@
 
 from typing import Any
 
+from pydantic import BaseModel
+
 Described = dict[int | str, dict[str, Any]]
 
 _OBJECT: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+
+
+def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a body that a handler reads by itself, with nothing that it refers to left outside.
+
+    A reference inside the document counts from the document's root, where pydantic puts no definitions of such a body.
+    """
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, dict):
+            name = str(node.get("$ref", "")).removeprefix("#/$defs/")
+            whole = {**definitions[name], **node} if name in definitions else node
+            return {key: resolved(value) for key, value in whole.items() if key != "$ref"}
+        return [resolved(item) for item in node] if isinstance(node, list) else node
+
+    inlined: dict[str, Any] = resolved(schema)
+    return inlined
 
 
 def at_once(what: str) -> Described:
@@ -28,6 +49,7 @@ FILE: Described = {
 MADE_FILE: Described = {200: {"description": "The file", "content": _FILE}, **UNCHANGED}
 UNKNOWN: Described = {404: {"description": "A reference names nothing that the caller may see", "content": _PROBLEM}}
 THERE_ALREADY: Described = {409: {"description": "There is one already; the answer says where", "content": _OBJECT}}
+UNREAD: Described = {400: {"description": "The metadata cannot be read; the answer says why", "content": _OBJECT}}
 UNNAMED: Described = {400: {"description": "A name that is needed is empty", "content": _PROBLEM}}
 NOT_HERE: Described = {404: {"description": "These bytes are not here"}}
 """HEAD has no body, so neither has its refusal."""

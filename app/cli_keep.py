@@ -14,6 +14,7 @@ from app.cli_output import fail, out, print_json, progress, size, table
 
 if TYPE_CHECKING:
     from app.settings import Settings
+    from store.audit import Action
     from store.partial_uploads import PartialUploads
     from store.registry import Registry
 
@@ -36,6 +37,8 @@ def gc(
     grace_s = kept.settings.orphan_max_age_s if grace is None else grace
     staging_age_s = kept.settings.staging_max_age_s
     found = collect(kept.registry, kept.uploads, grace_s=grace_s, staging_age_s=staging_age_s, dry_run=dry_run)
+    if found.files and not dry_run:
+        _note(kept, "files.collect", "files", {"files": found.files, "size_bytes": found.size_bytes})
     if as_json:
         return print_json(asdict(found) | {"dry_run": dry_run})
     what = "Would remove" if dry_run else "Removed"
@@ -65,19 +68,20 @@ def fsck(
             quick=quick,
             on_file=lambda files: move(files, files),
         )
+    for one in found.findings:
+        if one.repaired:
+            _note(kept, "files.set_aside", f"sha256:{one.digest}", {"users": one.users})
     if as_json:
         print_json(asdict(found) | {"clean": found.clean})
     else:
         out.print(f"{found.versions} versions, {found.files} files, {size(found.size_bytes)}.")
         if found.findings:
-            shown = table(None, "finding", "file", ">size", "versions", "")
+            shown = table(None, "finding", "file", ">size", "needed by", "")
             for one in found.findings:
                 done = "set aside" if one.repaired else ""
-                shown.add_row(one.kind, f"sha256:{one.digest}", size(one.size_bytes), ", ".join(one.versions), done)
+                shown.add_row(one.kind, f"sha256:{one.digest}", size(one.size_bytes), ", ".join(one.users), done)
             out.print(shown)
-        out.print(
-            "Every version has its files, with the right bytes." if found.clean else "Some versions are not whole."
-        )
+        out.print("Every version has its files, with the right bytes." if found.clean else "Some files are not whole.")
     raise typer.Exit(0 if found.clean else 1)
 
 
@@ -109,6 +113,8 @@ def restore(
     kept = _open(data_dir, migrate=False)
     with progress("restore", data=False, quiet=as_json) as move:
         made = run(folder, kept.settings.database, kept.registry.blobs, move)
+    kept.registry.database.migrate(allow_newer=kept.settings.allow_newer_schema)  # an earlier release may have made it
+    _note(kept, "database.restore", str(folder)[:255], {"created_at": made.created_at, "files": made.files})
     found = check(kept.registry.database, kept.registry.blobs)
     if as_json:
         print_json(asdict(made) | {"clean": found.clean, "versions": found.versions})
@@ -129,6 +135,15 @@ class _Kept:
     uploads: "PartialUploads"
 
 
+def _note(kept: _Kept, action: "Action", target: str, after: dict[str, Any]) -> None:
+    """Write down in the audit log what was done at this machine."""
+    from store.actor import Actor, acting
+    from store.audit import AuditLog
+
+    with acting(Actor("spolia, at its machine")):
+        AuditLog(kept.registry.database).note(action, target, after=after)
+
+
 def _open(data_dir: Path | None, migrate: bool = True) -> _Kept:
     """The store, as the settings have it."""
     # The database's library takes a while to load: verbs of the client start without it.
@@ -147,5 +162,5 @@ def _open(data_dir: Path | None, migrate: bool = True) -> _Kept:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database, blobs = open_database(settings), open_blobs(settings)
     if migrate:
-        database.migrate()
+        database.migrate(allow_newer=settings.allow_newer_schema)
     return _Kept(settings, Registry(database, blobs), open_uploads(settings, blobs))

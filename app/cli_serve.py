@@ -19,9 +19,12 @@ def serve(
     # These bring torch and the web server along, which takes seconds; the other verbs start without them.
     from pydantic import ValidationError
 
-    from app.main import serve as run
-    from app.problems import AppError
-    from app.settings import Settings
+    from app.quick_start import loading
+
+    with loading():
+        from app.main import serve as run
+        from app.problems import AppError
+        from app.settings import Settings
 
     given: dict[str, Any] = {"host": host, "port": port, "data_dir": data_dir}
     try:

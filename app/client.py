@@ -12,33 +12,21 @@ Every refusal is a SpoliaError whose text is one clear sentence.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 from app.client_exports import save_export
 from app.client_generate import GenerationVerbs
 from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, sha256_of
-from app.client_inputs import (
-    MergeSources,
-    Rank,
-    Sources,
-    Weight,
-    adapter_files,
-    adapter_path,
-    part,
-    read_config,
-    source_list,
-    version_path,
-)
-from app.client_jobs import JobVerbs
+from app.client_inputs import adapter_files, adapter_path, is_digest, part, read_config, version_path
 from app.client_keys import KeyVerbs
+from app.client_merge import MergeVerbs
 from app.client_pool import PoolVerbs
 from app.client_recycle import RecycleVerbs
 from app.client_uploads import upload_directly, upload_in_parts
-from app.recipe_file import read_recipe
 
 __all__ = ["Client", "Json", "Progress", "SpoliaError"]
 
@@ -46,7 +34,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 STREAMED_FROM_BYTES = 8 * 1024 * 1024
 
 
-class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
+class Client(GenerationVerbs, PoolVerbs, MergeVerbs, RecycleVerbs, KeyVerbs):
     """One service. Use it as a context manager, or close it."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
@@ -69,8 +57,6 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
     def ready(self) -> bool:
         """Whether the service can do its work; False while it is starting. Raises SpoliaError if none answers."""
         return self._http.status("GET", "/readyz") == 200
-
-    # --- the registry
 
     def push(
         self,
@@ -158,13 +144,19 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
             self._http.download(path, target / file["name"], file["sha256"].removeprefix("sha256:"), count)
         return version
 
+    def _pinned(self, ref: str) -> str:
+        return str(self.show(ref)["ref"]) if is_digest(ref) else ref
+
+    def _place(self, ref: str) -> str:
+        return version_path(self._pinned(ref))
+
     def show(self, ref: str) -> Json:
-        """One version."""
-        return self._http.json("GET", version_path(ref))
+        """One version, by any reference: namespace/name, …@3, …:alias, or sha256:… (its digest)."""
+        return self._http.json("GET", f"/v1/adapters/{part(ref)}" if is_digest(ref) else version_path(ref))
 
     def report(self, ref: str) -> Json:
         """The report of a merged version: what was kept and what was lost."""
-        return self._http.json("GET", f"{version_path(ref)}/report")
+        return self._http.json("GET", f"{self._place(ref)}/report")
 
     def compare(self, refs: Sequence[str]) -> Json:
         """How adapters relate: norms, cosines, sign agreement, shared subspaces, duplicates, layer by layer."""
@@ -172,11 +164,11 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
 
     def nearest(self, ref: str, *, limit: int = 8) -> Json:
         """The versions on the same base whose updates are most alike: exact cosines, duplicates flagged."""
-        return self._http.json("GET", f"{version_path(ref)}/nearest", params={"limit": limit})
+        return self._http.json("GET", f"{self._place(ref)}/nearest", params={"limit": limit})
 
     def lineage(self, ref: str) -> Json:
         """What a version was made from, through all merges on the way, and its share of each upload at the start."""
-        return self._http.json("GET", f"{version_path(ref)}/lineage")
+        return self._http.json("GET", f"{self._place(ref)}/lineage")
 
     def verify(self, ref: str, *, wait: bool = True, on_progress: Progress | None = None) -> Json:
         """Check a version's files and, for a merge, replay its recipe and compare.
@@ -184,12 +176,12 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
         The answer is the finished job, whose result holds `outcome` (identical, equivalent, different, intact, damaged)
         and `summary`; with `wait=False` the job as it is queued.
         """
-        job = self._http.json("POST", f"{version_path(ref)}/verify", once=True)
+        job = self._http.json("POST", f"{self._place(ref)}/verify", once=True)
         return self.wait(job["id"], on_progress=on_progress) if wait else job
 
     def compatibility(self, ref: str) -> Json:
         """Which servers load a version: as it is, after an export, or not at all, each with its reasons."""
-        return self._http.json("GET", f"{version_path(ref)}/compatibility")
+        return self._http.json("GET", f"{self._place(ref)}/compatibility")
 
     def export(
         self,
@@ -205,7 +197,7 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
         The answer says what was changed, the settings that the server needs, and under `energy_lost` what `max_rank`
         cost. Nothing is written if the bytes do not arrive whole.
         """
-        return save_export(self._http, ref, target, Path(folder), max_rank, on_progress)
+        return save_export(self._http, self._pinned(ref), target, Path(folder), max_rank, on_progress)
 
     def versions(self, ref: str) -> Sequence[Json]:
         """All versions of an adapter, newest first."""
@@ -236,148 +228,6 @@ class Client(GenerationVerbs, PoolVerbs, JobVerbs, RecycleVerbs, KeyVerbs):
     def reinstate(self, ref: str) -> Json:
         """Take a revocation back; what was revoked for another version's sake, too, stays so."""
         return self._http.json("DELETE", f"{version_path(ref)}/revoke")
-
-    # --- merges and jobs
-
-    def methods(self) -> Sequence[Json]:
-        """Every merge method with its parameter schema and source."""
-        items: Sequence[Json] = self._http.json("GET", "/v1/merge-methods")["items"]
-        return items
-
-    def method(self, name: str) -> Json:
-        """One merge method, with what is known about it under `notes`: formula, evidence, cost."""
-        return self._http.json("GET", f"/v1/merge-methods/{part(name)}")
-
-    def join(
-        self,
-        new: str,
-        slots: Sequence[str],
-        *,
-        budget: int,
-        threshold: float | None = None,
-        method: str = "sum",
-        rank: int | float | str | None = None,
-        dry_run: bool = False,
-        on_progress: Progress | None = None,
-    ) -> Json:
-        """Let a new adapter join the slot that it resembles most, or take one of its own (K-Merge).
-
-        The answer says which (`slot`, None for one of its own) and why (`slots`); `job` is the finished merge, None
-        if there was nothing to merge or with `dry_run`.
-        """
-        body: Json = {"new": new, "slots": list(slots), "budget": budget, "threshold": threshold}
-        body |= {"method": method, "rank": rank}
-        query = {"dry_run": "true"} if dry_run else {}
-        answer: Json = self._http.json("POST", "/v1/online-merges", json=body, params=query, once=True)
-        if answer["job"]:
-            answer["job"] = self.wait(answer["job"]["id"], on_progress=on_progress)
-        return answer
-
-    def promote(
-        self,
-        name: str,
-        adapters: Sources,
-        *,
-        bar: Mapping[str, float],
-        prompts: Sequence[Any] | None = None,
-        alias: str = "production",
-        recipe: Mapping[str, Any] | None = None,
-        max_tokens: int = 32,
-        on_progress: Progress | None = None,
-    ) -> Json:
-        """Merge a set in use into `name`, compare both as they answer, move `alias` if the bar is met.
-
-        `bar`: {"agreement": least share of equal tokens} and/or {"loss": most nats a token}. `prompts`: texts or lists
-        of messages, None for those that the service logged. `recipe`: method, rank, params … as in `merge`. The
-        answer is the finished job; its result tells `promoted`, `ref` and the `comparison`.
-        """
-        body: Json = {**(recipe or {}), "name": name, "sources": source_list(adapters), "alias": alias}
-        body |= {"bar": dict(bar), "prompts": None if prompts is None else list(prompts), "max_tokens": max_tokens}
-        job: Json = self._http.json("POST", "/v1/promotions", json=body, once=True)
-        return self.wait(job["id"], on_progress=on_progress)
-
-    def merge(
-        self,
-        name: str,
-        sources: MergeSources,
-        *,
-        weights: Sequence[Weight] | None = None,
-        method: str = "sum",
-        rank: Rank | None = None,
-        params: Mapping[str, Any] | None = None,
-        space: str | None = None,
-        conversion_rank: int | None = None,
-        export: str | None = None,
-        dtype: str = "auto",
-        seed: int = 0,
-        priority: int = 0,
-        dry_run: bool = False,
-        wait: bool = True,
-        on_progress: Progress | None = None,
-    ) -> Json:
-        """Merge adapters into `name` (namespace/name).
-
-        The answer is the finished job, whose result holds the new version's `ref`; with `wait=False` the job as it is
-        queued; with `dry_run=True` the plan. `on_progress` counts modules. `conversion_rank` is what updates of full
-        rank are cut to; `export="family"` writes a sum as its sources' own family; of waiting merges those of higher
-        `priority` run first. Raises SpoliaError if the job fails.
-        """
-        body: Json = {"sources": source_list(sources), "method": method, "dtype": dtype, "seed": seed}
-        if weights is not None:
-            body["weights"] = list(weights)
-        if rank is not None:
-            body["rank"] = rank
-        if params:
-            body["params"] = dict(params)
-        if space is not None:
-            body["space"] = space
-        if conversion_rank is not None:
-            body["conversion_rank"] = conversion_rank
-        if export is not None:
-            body["export"] = export
-        if priority:
-            body["priority"] = priority
-        return self.merge_recipe(name, body, dry_run=dry_run, wait=wait, on_progress=on_progress)
-
-    def merge_recipe(
-        self,
-        name: str,
-        recipe: Mapping[str, Any] | Path | str,
-        *,
-        dry_run: bool = False,
-        wait: bool = True,
-        on_progress: Progress | None = None,
-    ) -> Json:
-        """Merge by a whole recipe: the fields of POST /v1/merges, or a YAML or JSON file that holds them.
-
-        The answer is `merge`'s.
-        """
-        fields = recipe if isinstance(recipe, Mapping) else read_recipe(recipe)
-        body: Json = {**fields, "name": name}
-        if dry_run:
-            plan: Json = self._http.json("POST", "/v1/merges", json=body, params={"dry_run": "true"})["plan"]
-            return plan
-        job = self._http.json("POST", "/v1/merges", json=body, once=True)
-        return self.wait(job["id"], on_progress=on_progress) if wait else job
-
-    def what_if(
-        self,
-        ref: str | None = None,
-        *,
-        recipe: Mapping[str, Any] | None = None,
-        weights: Mapping[str, Any] | None = None,
-        drop: Sequence[str] = (),
-        add: Sources = (),
-        modules: bool = False,
-        **changes: Any,
-    ) -> Json:
-        """The report of a merged version (or of a `recipe`, as `merge` sends it) before and after changes; nothing is
-        made. `changes`: another method, rank, params, space, dtype or seed."""
-        body: Json = {"modules": modules, "drop": list(drop), "add": source_list(add), **changes}
-        body |= {"ref": ref} if ref is not None else {}
-        body |= {"recipe": dict(recipe)} if recipe is not None else {}
-        body |= {"weights": dict(weights)} if weights else {}
-        return self._http.json("POST", "/v1/what-if", json=body)
 
     # Last, because below it `list` is this method and no longer the type.
     def list(

@@ -65,9 +65,14 @@ def split_reference(ref: str) -> tuple[str, str, str]:
     marks = [mark for mark in "@:" if mark in rest]
     name, _, version = rest.partition(marks[0]) if marks else (rest, "", "latest")
     if not slash or not namespace or not name or not version or "/" in rest:
-        detail = f"{ref!r} is not a reference; write namespace/name, namespace/name@3 or namespace/name:alias."
+        detail = f"{ref!r} names no adapter; write namespace/name, namespace/name@3 or namespace/name:alias."
         raise problem_error("bad-reference", detail)
     return namespace, name, version
+
+
+def is_digest(ref: str) -> bool:
+    """Whether a reference is a version's digest, which needs no name."""
+    return ref.startswith("sha256:")
 
 
 def part(text: str) -> str:

@@ -58,8 +58,9 @@ async def on_http(request: Request, error: Exception) -> Response:
     }
     if error.status_code == 404 and b"%2f" in request.scope.get("raw_path", b"").lower():
         return respond(request, 422, "invalid-name", "A name in an address must not hold a slash.")
-    if error.detail == UNPARSED:
-        return respond(request, 422, "invalid-request", "The body is not JSON that can be parsed.")
+    if error.status_code == 400:  # how the framework refuses bodies that it cannot take apart
+        unread = "The body is not JSON that can be parsed."
+        return respond(request, 422, "invalid-request", unread if error.detail == UNPARSED else sentence(error.detail))
     detail = details.get(error.status_code, sentence(str(error.detail)))
     headers = dict(error.headers or {})
     if error.status_code == 405:

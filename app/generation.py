@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from app.house import House
 from app.identity.caller import current
+from app.mailbox import Mailbox
 from app.observing.meter import Meter
 from app.problems import Refusal
 from app.revoked import in_force
@@ -173,13 +174,15 @@ class Run:
     """Several continuations at once, with these adapters (references, for metrics). Leaving the context cancels
     whatever has not ended, and counts what was used against the caller's tokens a minute."""
 
-    def __init__(self, engine: Engine, generations: Sequence[Generation], adapters: Sequence[str] = ()) -> None:
+    def __init__(
+        self, engine: Engine, mailbox: Mailbox, generations: Sequence[Generation], adapters: Sequence[str] = ()
+    ) -> None:
         self._engine = engine
+        self._mailbox = mailbox
         self._generations = generations
         self._adapters = adapters
         self._tickets: list[Ticket] = []
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
         self._meter = current().tokens
         self._completion_tokens = 0
 
@@ -227,9 +230,7 @@ class Run:
 
     def _listener(self, index: int) -> Callable[[Event], None]:
         def on_event(event: Event) -> None:
-            # The engine's thread calls this; at shutdown the loop may be gone before it.
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
+            self._mailbox.post(self._queue.put_nowait, (index, event))  # the engine's thread calls this
 
         return on_event
 

@@ -9,6 +9,7 @@ from app.hub.trees import Trees
 from app.identity.keyring import Keyring
 from app.job_watch import JobWatch
 from app.jobs import JobEngine
+from app.mailbox import Mailbox
 from app.observing.patience import Patience
 from app.predictor import Predictor
 from app.prompt_log import PromptLog
@@ -28,6 +29,7 @@ class House:
     shelves: Shelves
     base: BaseInfo
     engine: Engine
+    mailbox: Mailbox
     prompts: Prompts
     job_engine: JobEngine
     explorer: Explorer

@@ -1,4 +1,4 @@
-"""One process of a `spolia worker`: runs the jobs that the worker claimed. `python -m app.job_process NAME PLACE`
+"""One process of a `spolia worker`: runs the jobs that the worker claimed.
 
 It says `ready`, hears the worker on standard input, a line a job (`ID ATTEMPT`), and says `ended ID` on what was its
 standard output once it is through with it, whatever came of it. `stop` lets it hand the job back between two modules.
@@ -6,7 +6,6 @@ When the worker is gone, also by kill -9, the pipe ends, and with it this proces
 """
 
 import os
-import sys
 import threading
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
@@ -74,7 +73,3 @@ def main(worker: str, place: str) -> None:
             if job is not None:
                 runner.run_one(job)
             os.write(answers, ENDED + order[0].encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from app.errors import as_problem
+from app.errors import as_problem, is_disk_full
 from app.identity.owners import working_for
 from app.observing import metrics
 from app.observing.failures import count_storage_error
@@ -21,7 +21,7 @@ from app.shelves import Shelves
 from app.work import Work
 from merging.errors import MergeCancelled
 from merging.recycle.errors import DistillationCancelled
-from store.errors import JobNotRunning, JobTakenOver, StoreError
+from store.errors import JobNotRunning, JobTakenOver, StorageFull, StoreError
 from store.jobs import Job
 
 log = logging.getLogger("spolia.jobs")
@@ -129,7 +129,12 @@ class JobRunner:
         jobs, problem = self.shelves.jobs, as_problem(error)
         count_storage_error(error)
         lines = [*work.last_lines(), ("error", str(problem["detail"]))]
-        if passes(error) and job.failures < self.shelves.settings.max_job_failures:
+        full = isinstance(error, StorageFull) or is_disk_full(error)
+        if full:
+            clear(self.shelves.settings.work_dir, job.id)
+        # Where others run jobs too, one of them may have the room that is missing here.
+        again = passes(error) or (full and jobs.lease_s is not None)
+        if again and job.failures < self.shelves.settings.max_job_failures:
             wait_s = min(_FIRST_RETRY_S * 2**job.failures, _LONGEST_RETRY_S)
             log.warning("job %s is tried again in %.0f s: %s", job.id, wait_s, error)
             lines.append(("info", f"Tried again in {wait_s:g} s."))

@@ -30,6 +30,7 @@ from app.queues import QUEUES, limits_of
 from app.scratch import sweep_scratch
 from app.settings import Settings
 from app.slots import Slot
+from store.catching_up import catch_up
 from store.errors import StoreError
 
 log = logging.getLogger("spolia.worker")
@@ -68,7 +69,13 @@ class JobWorker:
         ]
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT; jobs that run then are handed back to others."""
+        """Work until SIGTERM or SIGINT; jobs that run then are handed back to others. Raises SchemaNewer."""
+        try:
+            await self._run()
+        finally:
+            self._database.close()
+
+    async def _run(self) -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -86,13 +93,13 @@ class JobWorker:
             chores.pop().cancel()
             await asyncio.gather(*chores)
         opening.cancel()
-        self._database.close()
 
     async def _open(self) -> None:
         """Wait for the database, bring it to date, and remove what ended jobs left on this machine."""
         while True:
             try:
                 await asyncio.to_thread(self._database.migrate, allow_newer=self._settings.allow_newer_schema)
+                await asyncio.to_thread(catch_up, self._database)
                 await asyncio.to_thread(sweep_scratch, self._settings.work_dir, self._jobs)
                 return
             except StoreError as error:

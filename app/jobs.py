@@ -68,7 +68,7 @@ def open_job_engine(settings: Settings) -> JobEngine:
 
 
 class EmbeddedJobEngine:
-    """One worker process, `python -m app.worker`, supervised by a thread."""
+    """One worker process, `app.worker`, supervised by a thread."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = child_environment(environment)
@@ -131,7 +131,7 @@ class EmbeddedJobEngine:
     def _spawn(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C at the terminal reaches the API, which then tells the worker.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "app.worker"],
+            [sys.executable, "-P", "-m", "app.quick_start", "app.worker"],
             stdin=subprocess.PIPE,
             env=self._environment,
             start_new_session=True,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.presenting import time_json
+from app.moments import time_json
 from store.keys import Key
 
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-import yaml
-
-from app.problems import Refusal
+from app.front_matter import BadFrontMatter, stated_texts
+from app.problems import Refusal, sayable
 
 
 class Kind(IntEnum):
@@ -78,7 +77,6 @@ _ALIASES = {
     "llama-3.1": "llama3.1", "llama-3.2": "llama3.2", "llama-3.3": "llama3.3", "llama-4": "llama4",
 }  # fmt: skip
 _BY_NAME = {name.lower(): (name, kind) for kind, names in KNOWN.items() for name in names.split()}
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
 _TOKEN = re.compile(r"\(|\)|[^\s()]+")
 
 
@@ -106,21 +104,13 @@ def licence(stated: str | None) -> Licence:
 
 def card_licence(card: str | None) -> str | None:
     """The licence that a card's YAML front matter states, as model hubs read it; `other` is told by `license_name`."""
-    found = _FRONT_MATTER.match(card or "")
-    if found is None:
-        return None
     try:
-        matter = yaml.safe_load(found[1])
-    except (yaml.YAMLError, RecursionError, ValueError):
+        stated = stated_texts(card or "", "license")
+        if stated == ["other"]:
+            stated = stated_texts(card or "", "license_name") or stated
+    except BadFrontMatter:
         return None
-    if not isinstance(matter, dict):
-        return None
-    stated = matter.get("license")
-    if stated == "other":
-        stated = matter.get("license_name") or "other"
-    if isinstance(stated, list):
-        stated = " AND ".join(str(one) for one in stated)
-    return stated.strip()[:255] or None if isinstance(stated, str) else None
+    return sayable(" AND ".join(stated)).strip()[:255] or None
 
 
 class NoDerivatives(Refusal):

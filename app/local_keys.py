@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from app.client_http import SpoliaError
 from app.complaints import invalid_request
 from app.errors import as_problem
+from app.job_tables import open_database
 from app.key_json import key_json
 from app.problems import AppError
 from app.schemas_keys import KeyBody
 from app.settings import Settings
-from app.shelves import open_shelves
 from store.actor import Actor, acting
 from store.errors import StoreError
 from store.keys import KeyTable
@@ -62,12 +62,14 @@ class LocalKeys:
 def open_local_keys() -> Iterator[LocalKeys]:
     """The keys of the service that SPOLIA_* describes, whether it runs or not. Raises SpoliaError."""
     try:
-        shelves = open_shelves(Settings())
+        settings = Settings()
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        database = open_database(settings)
         try:
-            shelves.database.migrate()
+            database.migrate(allow_newer=settings.allow_newer_schema)
             with acting(Actor("spolia keys --local")):
-                yield LocalKeys(shelves.keys)
+                yield LocalKeys(KeyTable(database))
         finally:
-            shelves.database.close()
+            database.close()
     except (AppError, StoreError) as error:
         raise SpoliaError(as_problem(error)) from None

@@ -4,6 +4,7 @@ create_app(settings)   routes, limits, errors; nothing is opened before the life
 serve(settings)        uvicorn on one address; refuses to listen beyond loopback while no key is needed
 """
 
+import asyncio
 import logging
 import tempfile
 import time
@@ -64,10 +65,12 @@ from app.identity.door import Door
 from app.identity.exposure import check_exposure
 from app.identity.keyring import Keyring
 from app.identity.rates import Rates
+from app.job_tables import open_database
 from app.job_watch import open_job_watch
 from app.jobs import open_job_engine
 from app.judging import judge_refused
 from app.limits import BodyLimits
+from app.mailbox import Mailbox
 from app.observing.logs import configure_logs
 from app.observing.metrics import bound_adapters
 from app.observing.patience import Patience
@@ -82,6 +85,7 @@ from app.prompts import Prompts
 from app.settings import Settings
 from app.shelves import Shelves, open_shelves
 from app.vision import register_made
+from store.catching_up import catch_up
 from store.errors import StoreError
 from store.rate_counts import RateCounts
 
@@ -106,7 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(flush_traces)
-            app.state.house = await to_thread.run_sync(open_house, settings, stack)
+            app.state.house = await to_thread.run_sync(open_house, settings, stack, Mailbox(asyncio.get_running_loop()))
             yield
 
     app = DescribedApi(
@@ -127,8 +131,9 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def open_house(settings: Settings, stack: AsyncExitStack) -> House:
-    """Open store, base model, generation and jobs; what was opened is closed by the stack, last first."""
+def open_house(settings: Settings, stack: AsyncExitStack, mailbox: Mailbox) -> House:
+    """Open store, base model, generation and jobs; what was opened is closed by the stack, last first. `mailbox`: of
+    the loop that answers."""
     shelves = open_shelves(settings)
     stack.callback(shelves.database.close)
     settle_when_reachable(shelves)
@@ -154,6 +159,7 @@ def open_house(settings: Settings, stack: AsyncExitStack) -> House:
         shelves,
         base,
         engine,
+        mailbox,
         Prompts(base.tokenizer),
         job_engine,
         Explorer(shelves, shelves.cache),
@@ -188,12 +194,14 @@ def settle_when_reachable(shelves: Shelves) -> None:
 
 
 def settle(shelves: Shelves) -> None:
-    """Bring the tables to date, and remove what crashes and refused uploads left behind.
+    """Bring the tables and what an earlier release wrote to date; remove what crashes and refused uploads left behind.
 
     In an object store, which many share and which may be away or huge, only `spolia gc` removes.
     """
     settings = shelves.settings
     shelves.database.migrate(allow_newer=settings.allow_newer_schema)
+    if caught := catch_up(shelves.database):
+        log.info("an earlier release wrote here: %d listings and %d revocations added", caught.listings, caught.marks)
     if settings.s3 is not None:
         return
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s) + shelves.uploads.sweep()
@@ -206,6 +214,7 @@ def serve(settings: Settings) -> None:
     """Serve until the process is told to stop.
 
     Raises:
+        SchemaNewer: a newer release brought the tables to date; said here, not out of the server's own start.
         RemoteRefused: the host is beyond loopback, and nothing would be asked of whoever comes.
         DataFolderInUse: another service has this data folder, with SQLite in it.
     """
@@ -215,6 +224,7 @@ def serve(settings: Settings) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     spool_in(settings.spool_dir)
     with only_service(settings):
+        refuse_newer_schema(settings)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
@@ -224,6 +234,18 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=5,
             server_header=False,
         )
+
+
+def refuse_newer_schema(settings: Settings) -> None:
+    """Bring the tables to date; a database that is away is left to the lifespan, which waits. Raises SchemaNewer."""
+    database = open_database(settings)
+    try:
+        database.migrate(allow_newer=settings.allow_newer_schema)
+    except StoreError as error:
+        if not passes(error):
+            raise
+    finally:
+        database.close()
 
 
 def spool_in(folder: Path) -> None:

@@ -16,6 +16,8 @@ from serving.generation import AppliedSet, Event, FinishEvent, PromptEvent, Toke
 Json = dict[str, Any]
 Piece = Callable[[int], str]
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+
 DONE = "data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0  # what JSON cannot say, -inf, becomes this (vLLM's number)
 
@@ -84,6 +86,11 @@ class Shape:
             **more,
         }
 
+    def frame(self, *, kind: str, **more: Any) -> "Frame":
+        """The text of a stream's chunks but for their choice."""
+        before, _, after = sse(self.envelope([], kind=kind, **more)).partition('"choices": []')
+        return Frame(f'{before}"choices": [', f"]{after}")
+
     def usage(self, answers: Sequence[Answer]) -> Json:
         """Token counts of all choices; a prompt counts once, as its first choice found it."""
         firsts = [answer.usage for answer in answers[:: self.choices_each]]
@@ -95,6 +102,18 @@ class Shape:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands in every chunk of a stream, as text once and for all: a chunk costs the encoding of its choice."""
+
+    before: str
+    after: str
+
+    def around(self, choice: Json) -> str:
+        """One chunk."""
+        return f"{self.before}{_ENCODE(choice)}{self.after}"
 
 
 def set_form(answer: Answer) -> Json:
@@ -160,7 +179,7 @@ async def collect(events: AsyncIterator[tuple[int, Event]], count: int) -> list[
 
 def sse(document: Json) -> str:
     """One chunk of a stream."""
-    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+    return f"data: {_ENCODE(document)}\n\n"
 
 
 def sse_error(error: ServingError) -> str:

@@ -9,12 +9,15 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 
 from app.api.access import Needs
+from app.openapi_links import describe_links
 from app.problems import MEDIA_TYPE, Problem
+from store.references import NAME_PATTERN
 
 _WORDS = {
     401: "No API key was sent where one is needed, or it is not known, revoked or expired",
     403: "The key does not hold the scope that is needed there, or its quota is used up",
     404: "There is nothing of this name that the caller may see",
+    410: "A version that is needed there was revoked; the answer says which one, and why",
     409: "What is there now stands against it",
     412: "The client speaks another version of the protocol than the service",
     413: "The body is larger than this address takes",
@@ -28,7 +31,10 @@ _WORDS = {
     507: "The disk is full",
 }
 _TUS = "/v1/resumable-uploads"
-_GENERATION = {"/v1/chat/completions", "/v1/completions"}
+_SEVERAL_KINDS = ("/versions", "/v1/predictions", "/paths-info/{revision}")
+_NAME = f"^{NAME_PATTERN}$"
+_FORMS = dict.fromkeys(("namespace", "name", "version", "alias", "filename"), _NAME)
+_GENERATION = {"/v1/chat/completions", "/v1/completions", "/generate", "/generate_stream", "/"}
 
 
 class DescribedApi(FastAPI):
@@ -42,10 +48,21 @@ class DescribedApi(FastAPI):
             document["components"].setdefault("schemas", {})["Problem"] = problem
             for context in iter_route_contexts(self.routes):
                 describe_problems(document, context)
+            describe_names(document)
+            describe_links(document)
             for name in ("HTTPValidationError", "ValidationError"):  # the framework's own, which nobody gets here
                 document["components"]["schemas"].pop(name, None)
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+def describe_names(document: dict[str, Any]) -> None:
+    """Say of the parts of addresses that are names what names are."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path" and parameter["name"] in _FORMS:
+                    parameter["schema"].setdefault("pattern", _FORMS[parameter["name"]])
 
 
 def describe_problems(document: dict[str, Any], context: RouteContext) -> None:
@@ -75,15 +92,26 @@ def problems_of(route: APIRoute, method: str) -> list[int]:
         found.add(422)
     if method in ("POST", "PUT", "PATCH"):
         found |= {413, 507}
-    if route.path.endswith("/versions") and method == "POST":
+    if method == "POST" and route.path.endswith(_SEVERAL_KINDS):
         found.add(415)
+    if "version" in route.param_convertors or _names_versions(guards, route, method):
+        found.add(410)
     if method not in ("GET", "HEAD"):
         found |= {409, 507}
+    if "/commit/" in route.path:
+        found.add(412)
     if route.path.startswith(_TUS):
         found |= {412, 415} if method == "PATCH" else {412}
     if route.path in _GENERATION:
         found |= {502, 504}
     return sorted(found)
+
+
+def _names_versions(guards: list[Needs], route: APIRoute, method: str) -> bool:
+    """Whether versions may be named in the body, or by the revision of a repository."""
+    if "revision" in route.param_convertors:
+        return True
+    return method in ("POST", "PUT") and any(guard.scope in ("generate", "write") for guard in guards)
 
 
 def problem_entry(status: int) -> dict[str, Any]:

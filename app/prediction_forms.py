@@ -12,7 +12,7 @@ from app.predicting import Pictures
 from app.problems import Refusal
 from app.schemas_recycle import PredictionBody, PredictionForm
 from app.settings import Settings
-from app.upload_forms import read_json_body, validated
+from app.upload_forms import read_json_body, utf8_form, validated
 
 FIELDS = tuple(PredictionForm.model_fields)
 PARTS = ("support", "labels", "query", *FIELDS)
@@ -36,8 +36,8 @@ async def _from_multipart(request: Request, settings: Settings) -> tuple[Predict
     """Files `support` and `query`, one part for each image. A support image's label is the folder in its file name
     ("cats/1.png"), or all labels come as fields `labels`, in order."""
     most = settings.max_prediction_images
-    async with request.form(
-        max_files=most + 1, max_fields=most + len(PARTS), max_part_size=_LARGEST_FIELD_BYTES
+    async with utf8_form(
+        request, max_files=most + 1, max_fields=most + len(PARTS), max_part_size=_LARGEST_FIELD_BYTES
     ) as form:
         for name, _ in form.multi_items():
             if name not in PARTS:

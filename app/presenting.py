@@ -1,9 +1,9 @@
 """Rows of the store as the JSON that the API answers with."""
 
-from datetime import datetime
 from typing import Any
 
 from app.licences import licence
+from app.moments import time_json
 from app.veil import Veil
 from merging.method import methods
 from store.jobs import Job, LogLine
@@ -163,8 +163,3 @@ def line_json(line: LogLine) -> Json:
 def page_json(items: list[Json], next_cursor: str | None) -> Json:
     """One page of a list."""
     return {"items": items, "next_cursor": next_cursor}
-
-
-def time_json(moment: datetime) -> str:
-    """A time as answers write it: ISO 8601 in UTC."""
-    return moment.isoformat().replace("+00:00", "Z")

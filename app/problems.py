@@ -52,7 +52,7 @@ def problem(status: int, slug: str, detail: str, extras: Mapping[str, Any] | Non
         "type": URN + slug,
         "title": slug.replace("-", " ").capitalize(),
         "status": status,
-        "detail": detail,
+        "detail": sayable(detail),
     }
     plain = {key: plain_json(value) for key, value in (extras or {}).items()}
     return standard | {key: value for key, value in plain.items() if key not in standard}
@@ -73,18 +73,29 @@ def problem_response(
 def plain_json(value: Any) -> Any:
     """`value` as something JSON can say: numbers that are not finite and foreign objects become words."""
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | int():
             return value
+        case str():
+            return sayable(value)
         case float():
             return value if math.isfinite(value) else str(value)
         case Mapping():
-            return {str(key): plain_json(item) for key, item in value.items()}
+            return {sayable(str(key)): plain_json(item) for key, item in value.items()}
         case list() | tuple():
             return [plain_json(item) for item in value]
         case set() | frozenset():
             return sorted((plain_json(item) for item in value), key=str)
         case _:
-            return str(value)
+            return sayable(str(value))
+
+
+def sayable(text: str) -> str:
+    """The text as UTF-8 can hold it: JSON's escapes can spell half a surrogate pair, which becomes "?".
+
+    >>> sayable("a\\ud800b")
+    'a?b'
+    """
+    return text.encode("utf-8", "replace").decode()
 
 
 def slug_of(status: int) -> str:

@@ -8,8 +8,8 @@ from sqlalchemy import false, update
 
 from app.house import House
 from app.observing.worker_page import FOLDER, WorkerSilent, read
+from store.job_models import JobRow
 from store.migrations import behind
-from store.models import JobRow
 
 OK = "ok"
 STEP_LIMIT_S = 120.0  # one turn of the engine; the longest, on a slow machine, takes seconds

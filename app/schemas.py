@@ -4,7 +4,16 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    field_validator,
+)
 
 from merging.ranks import Rank
 from merging.weights import Weight
@@ -183,4 +192,4 @@ class WhatIfBody(Body):
     space: Literal["core", "dense", "factors"] | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
-    modules: bool = Field(False, description="Whether the answer lists every module.")
+    modules: StrictBool = Field(False, description="Whether the answer lists every module.")

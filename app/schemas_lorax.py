@@ -5,7 +5,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, StrictBool, model_validator
 
 from app.answer_forms import as_json
 from app.schemas import Body, SourceBody, Text
@@ -90,15 +90,15 @@ class Parameters(Body):
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
     typical_p: Annotated[float | None, AfterValidator(_not_supported)] = None
-    do_sample: bool = False
+    do_sample: StrictBool = False
     max_new_tokens: int | None = Field(None, ge=1)
-    ignore_eos_token: bool = False
-    return_full_text: bool | None = None
+    ignore_eos_token: StrictBool = False
+    return_full_text: StrictBool | None = None
     stop: list[Stop] = Field(default_factory=list, max_length=16)
     truncate: int | None = Field(None, ge=1)
     watermark: Annotated[bool, AfterValidator(_not_supported)] = False
-    details: bool = False
-    decoder_input_details: bool = False
+    details: StrictBool = False
+    decoder_input_details: StrictBool = False
     return_k_alternatives: int | None = Field(None, ge=1, le=20)
     apply_chat_template: Annotated[bool, AfterValidator(_no_template)] = False
     seed: int | None = Field(None, ge=0, lt=2**63)
@@ -143,4 +143,4 @@ class LoraxBody(Body):
 class LoraxCompatBody(LoraxBody):
     """POST /, which LoRAX's own client uses for both."""
 
-    stream: bool = False
+    stream: StrictBool = False

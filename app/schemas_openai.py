@@ -5,7 +5,7 @@ A field that is not listed here is refused by name: an answer that ignored it wo
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator
+from pydantic import BeforeValidator, Field, StrictBool, StringConstraints, field_validator
 
 from app.answer_forms import ResponseFormat, StructuredOutputs, constraint_of
 from app.schemas import Body, Sources, Text
@@ -35,7 +35,7 @@ NULLABLE = (
 class StreamOptions(Body):
     """Options of a streamed answer."""
 
-    include_usage: bool = Field(False, description="Send a last chunk that holds the token counts.")
+    include_usage: StrictBool = Field(False, description="Send a last chunk that holds the token counts.")
 
 
 class GenerateBody(Body):
@@ -65,12 +65,12 @@ class GenerateBody(Body):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: list[Stop] = Field(default_factory=list, max_length=16)
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=256, description="End the answer.")
-    ignore_eos: bool = Field(False, description="Go on after the model's own end tokens.")
+    ignore_eos: StrictBool = Field(False, description="Go on after the model's own end tokens.")
     min_tokens: int = Field(0, ge=0, description="No end token and no stop string ends the answer earlier.")
     response_format: ResponseFormat | None = Field(None, description="text, json_object or json_schema.")
     structured_outputs: StructuredOutputs | None = Field(None, description="One of json, regex, choice.")
     n: Count = 1
-    stream: bool = False
+    stream: StrictBool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(
         None, max_length=512, description="Who asks; not stored. The users of one client address take turns."
@@ -137,12 +137,14 @@ class ChatBody(GenerateBody):
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: Count | None = Field(None, description="OpenAI's newer name of max_tokens.")
-    logprobs: bool | None = False
+    logprobs: StrictBool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    add_generation_prompt: bool | None = Field(
+    add_generation_prompt: StrictBool | None = Field(
         None, description="Open the assistant's turn (vLLM's name). Default: true, unless continue_final_message."
     )
-    continue_final_message: bool = Field(False, description="Go on with the last message instead of answering it.")
+    continue_final_message: StrictBool = Field(
+        False, description="Go on with the last message instead of answering it."
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Variables for the base model's chat template."
     )
@@ -167,7 +169,9 @@ class CompletionBody(GenerateBody):
         min_length=1, description="A string, a list of strings, a list of token ids, or a list of such lists."
     )
     logprobs: int | None = Field(None, ge=0, le=20, description="With echo: also of the prompt's own tokens.")
-    echo: bool = Field(False, description="The prompt comes before the answer; with max_tokens 0 it is only scored.")
+    echo: StrictBool = Field(
+        False, description="The prompt comes before the answer; with max_tokens 0 it is only scored."
+    )
     best_of: int | None = Field(None, ge=1, description="n, if given: every answer that is made is returned.")
 
     @field_validator("echo", mode="before")

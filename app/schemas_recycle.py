@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StrictBool
 
 from app.schemas import Body, Sources, Text
 
@@ -40,10 +40,10 @@ class DistillationBody(Body):
 class ConsentBody(Body):
     """What an adapter's owner allows others to find out about its training."""
 
-    inversion: bool = Field(
+    inversion: StrictBool = Field(
         description="Whether distillations may make images out of this adapter and its head: they show its classes."
     )
-    show_surrogates: bool = Field(False, description="Whether these images are kept and may be looked at.")
+    show_surrogates: StrictBool = Field(False, description="Whether these images are kept and may be looked at.")
 
 
 class SupportBody(Body):

@@ -27,7 +27,7 @@ _READY, _STOP, _ENDED = b"ready\n", b"stop\n", b"ended "
 
 
 class Slot:
-    """One process at a time, `python -m app.job_process`."""
+    """One process at a time, `app.job_process`."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Slot:
         if process is None or process.returncode is not None:
             # A session of its own: Ctrl-C at the terminal reaches the worker, which then tells its processes.
             process = self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "app.job_process", *self._names,
+                sys.executable, "-P", "-m", "app.quick_start", "app.job_process", *self._names,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=self._environment,

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 
 from app.complaints import invalid_request
@@ -17,6 +18,7 @@ from app.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 FILES = ("config", "weights", "card", "tokenizer", "head")
 FIELDS = ("license", "tags", "base_model", "classes")
 
@@ -34,6 +36,23 @@ class Parts:
 
 
 @asynccontextmanager
+async def utf8_form(
+    request: Request, *, max_files: int, max_fields: int, max_part_size: int
+) -> AsyncIterator[FormData]:
+    """A form, taken apart; files go to disk as they arrive.
+
+    Raises:
+        Refusal: it declares another encoding than UTF-8. The framework would look for a codec of that name, and some
+            of Python's make text of bytes that no answer can hold.
+    """
+    _, parameters = parse_options_header(request.headers.get("content-type"))
+    if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+        raise Refusal(415, "unsupported-media-type", "Forms are read as UTF-8; leave the charset out.")
+    async with request.form(max_files=max_files, max_fields=max_fields, max_part_size=max_part_size) as form:
+        yield form
+
+
+@asynccontextmanager
 async def read_multipart(request: Request, settings: Settings) -> AsyncIterator[Parts]:
     """Take a multipart body apart. Files go to disk as they arrive; the total is bounded below this (app.limits).
 
@@ -41,8 +60,8 @@ async def read_multipart(request: Request, settings: Settings) -> AsyncIterator[
         Refusal: a part is missing, unknown, given twice or too large.
     """
     largest_field = max(settings.max_config_bytes, settings.max_card_bytes, settings.max_tokenizer_bytes)
-    async with request.form(
-        max_files=len(FILES), max_fields=len(FILES) + len(FIELDS), max_part_size=largest_field
+    async with utf8_form(
+        request, max_files=len(FILES), max_fields=len(FILES) + len(FIELDS), max_part_size=largest_field
     ) as form:
         _check_parts(form)
         weights = form["weights"]

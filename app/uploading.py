@@ -26,6 +26,7 @@ from deltas.header import read_header
 from deltas.spellings import Respelling, respelt_config, written_config
 from deltas.tokenizer import Tokenizer
 from store.blobs import Staging
+from store.claims import claim
 from store.records import CONFIG_FILE, HEAD_FILE, TOKENIZER_FILE, WEIGHTS_FILE, BlobRef, NewVersion, Version
 from store.references import validate_name, validate_tag
 
@@ -70,11 +71,19 @@ def keep_blob(shelves: Shelves, staging: Staging, expected: str) -> str:
     """Publish staged bytes under the digest that was announced, if they are a safetensors file at all.
 
     Raises:
-        DigestMismatch, BadFile, StorageFull: nothing is kept.
+        DigestMismatch, BadFile, QuotaExceeded, StorageFull: nothing is kept.
     """
     if staging.digest == expected:
         read_header(staging.path, shelves.limits)
+        claim_bytes(shelves, expected, staging.size)
     return staging.commit(expected)
+
+
+def claim_bytes(shelves: Shelves, digest: str, size_bytes: int) -> None:
+    """Let the caller send or keep bytes that no version has yet: they count against its quota for as long as they can
+    lie here so. Raises QuotaExceeded."""
+    lifetime_s = max(shelves.settings.upload_expiry_s, shelves.settings.orphan_max_age_s)
+    claim(shelves.database, shelves.blobs, digest, size_bytes, lifetime_s)
 
 
 def publish_file(shelves: Shelves, upload: Upload, weights: BinaryIO) -> tuple[Version, bool]:
@@ -85,6 +94,7 @@ def publish_file(shelves: Shelves, upload: Upload, weights: BinaryIO) -> tuple[V
         with stage("upload check"):
             upload, new = _check(shelves, upload, staging.path)
         size = staging.size
+        claim_bytes(shelves, staging.digest, size)
         return _publish(shelves, upload, new, (staging.commit(), size))
 
 
@@ -206,4 +216,5 @@ def keep_bytes(shelves: Shelves, data: bytes) -> tuple[str, int]:
     """Store a small blob; (digest, size in bytes)."""
     with shelves.blobs.stage() as staging:
         staging.write(data)
+        claim_bytes(shelves, staging.digest, len(data))
         return staging.commit(), len(data)

@@ -1,4 +1,4 @@
-"""The worker process: merges and verifications, one after another. `python -m app.worker`
+"""The worker process: merges and verifications, one after another.
 
 It lives beside an API process and hears it on standard input (see app.jobs). Only one worker at a time holds the
 lock file, so what is still marked as running when it starts was interrupted, and goes on where it was: finished
@@ -33,7 +33,7 @@ from store.errors import StoreError
 log = logging.getLogger("spolia.worker")
 
 KINDS: dict[str, Runs] = {"merge": run_merge_job, "verify": run_verify_job, "distillation": run_distillation_job}
-_MAKE_UP_EVERY_S = 10.0  # looking for missing sketches goes through all versions
+_MAKE_UP_EVERY_S = 10.0
 
 
 class Chores:
@@ -94,7 +94,3 @@ def main() -> None:
         with hold_lock(settings.data_dir / "worker.lock"):
             sweep(shelves)
             runner.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.merge_speed import RESULTS, machine
 
-__all__ = ["base_folder", "in_fresh_process", "machine", "summary", "write_results"]
+__all__ = ["RESULTS", "base_folder", "in_fresh_process", "machine", "summary", "write_results"]
 
 
 def base_folder() -> Path:

@@ -192,12 +192,7 @@ def _stacked_hook(factors: ServedFactors, mask: Tensor | None) -> Hook:
 def _row_hook(parts: Sequence[RowPart]) -> Hook:
     def add_updates(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         for part in parts:
-            if part.rows is None:
-                inner = torch.bmm(part.A, args[0].transpose(1, 2))
-                output.baddbmm_(inner.transpose(1, 2), part.Bt)
-            else:
-                inner = torch.bmm(part.A, args[0][part.rows].transpose(1, 2))
-                output.index_add_(0, part.rows, torch.bmm(inner.transpose(1, 2), part.Bt))
+            part.add(args[0], output)
 
     return add_updates
 

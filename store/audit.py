@@ -20,6 +20,8 @@ Action = Literal[
     "version.publish",
     "version.describe",
     "version.delete",
+    "version.revoke",
+    "version.reinstate",
     "alias.set",
     "alias.delete",
     "tags.set",
@@ -33,6 +35,9 @@ Action = Literal[
     "job.cancel",
     "key.create",
     "key.revoke",
+    "files.collect",
+    "files.set_aside",
+    "database.restore",
     "pool.load",
     "pool.unload",
 ]
@@ -96,7 +101,9 @@ class AuditLog:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def note(self, action: Action, target: str, *, adapter: tuple[str, str], after: Values | None = None) -> None:
+    def note(
+        self, action: Action, target: str, *, adapter: tuple[str, str] | None = None, after: Values | None = None
+    ) -> None:
         """Write down a change that has just been made elsewhere, such as in memory."""
         with self.database.session() as session:
             note(session, action, target, adapter=adapter, after=after)

@@ -4,7 +4,7 @@ The database is asked which tables those are, not the code: a process that does 
 the table needs. A column of that name that holds other digests spares no blob, since no blob has such a digest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from sqlalchemy import Column, ColumnElement, MetaData, String, Table, inspect, select
 from sqlalchemy.orm import Session
@@ -18,8 +18,8 @@ FILES = "version_files"
 
 def blob_columns(session: Session) -> dict[str, ColumnElement[str]]:
     """Table -> its column that may name blobs."""
-    found = inspect(session.connection())
-    tables = [name for name in found.get_table_names() if COLUMN in {c["name"] for c in found.get_columns(name)}]
+    found = inspect(session.connection()).get_multi_columns()
+    tables = [name for (_, name), columns in found.items() if COLUMN in {column["name"] for column in columns}]
     return {name: Table(name, MetaData(), Column(COLUMN, String)).c[COLUMN] for name in sorted(tables)}
 
 
@@ -33,8 +33,13 @@ def named(session: Session) -> tuple[set[str], set[str]]:
     return files, set[str]().union(*values.values()) - files
 
 
-def needed(database: Database, digests: Sequence[str]) -> set[str]:
+def needed(database: Database, digests: Collection[str]) -> set[str]:
     """Those of the digests that some row names."""
     with database.reading() as session:
-        columns = blob_columns(session).values()
-        return {name for column in columns for name in session.scalars(select(column).where(column.in_(digests)))}
+        return needed_in(session, digests)
+
+
+def needed_in(session: Session, digests: Collection[str]) -> set[str]:
+    """Those of the digests that some row names, as this transaction sees it."""
+    columns = blob_columns(session).values()
+    return {name for column in columns for name in session.scalars(select(column).where(column.in_(digests)))}

@@ -22,7 +22,10 @@ from store.references import is_digest
 READ_BYTES = 1 << 20
 """How much of a blob is read at a time."""
 
-_FLUSH_BYTES = 16 << 20
+_WRITE_BYTES = 256 << 10
+"""More at once has the kernel look for longer stretches of free pages, dearer than the copying when they are few."""
+
+_FLUSH_BYTES = 4 << 20
 
 
 class Staging(Protocol):
@@ -171,7 +174,7 @@ class LocalStaging:
         self._hash.update(rest)
         with full_disk_named(self._blobs.root):
             while rest:
-                written = os.write(self._handle, rest)
+                written = os.write(self._handle, rest[:_WRITE_BYTES])
                 self._size += written
                 rest = rest[written:]
             if (begun := self._size - self._flushing) >= _FLUSH_BYTES:

@@ -2,17 +2,18 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
+from store.blob_rows import BlobUser, blob_rows
 from store.blob_users import needed
 from store.blobs import Blobs
 from store.database import Database
 from store.errors import MissingBlob
-from store.models import AdapterRow, VersionFileRow, VersionRow
+from store.models import VersionRow
 
 Kind = Literal["missing", "damaged", "wrong-size", "unneeded"]
 HARMLESS: frozenset[Kind] = frozenset({"unneeded"})
@@ -20,24 +21,24 @@ HARMLESS: frozenset[Kind] = frozenset({"unneeded"})
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be. ``versions``: references of those that need the file.
+    """Something that is not as it should be. ``users``: who needs the file, versions by their references.
 
-    missing      a version names it, and it is not there
+    missing      a row names it, and it is not there
     damaged      its bytes have another digest
-    wrong-size   a version gives it another size than it has
-    unneeded     no version names it: harmless, and garbage once it is old enough
+    wrong-size   a row gives it another size than it has
+    unneeded     no row names it: harmless, and garbage once it is old enough
     """
 
     kind: Kind
     digest: str
     size_bytes: int
-    versions: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
     repaired: bool = False
 
     @property
     def harmless(self) -> bool:
         """Whether nothing is lost by it, or no longer."""
-        return self.kind in HARMLESS or (self.repaired and not self.versions)
+        return self.kind in HARMLESS or (self.repaired and not self.users)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Checked:
 
     @property
     def clean(self) -> bool:
-        """Whether every version has its files, with the right bytes."""
+        """Whether every row has its file, with the right bytes."""
         return all(finding.harmless for finding in self.findings)
 
 
@@ -69,11 +70,14 @@ def check(
     right bytes can be stored again by an upload or a restored backup. Safe while the service runs: what is being
     published or deleted meanwhile is looked at twice.
     """
-    wanted, versions = _wanted(database)
+    wanted: dict[str, list[BlobUser]] = defaultdict(list)
+    for row in blob_rows(database):
+        wanted[row.digest].append(row)
     findings, files, size_bytes = [], 0, 0
     seen = set()
     for digest, _ in blobs.ages():
-        refs, sizes = _users(wanted.get(digest, []))
+        rows = wanted.get(digest, [])
+        users, sizes = _users(rows), {row.size_bytes for row in rows} - {None}
         try:
             size = blobs.size(digest)
             intact = quick or _sha256(blobs, digest) == digest
@@ -85,48 +89,24 @@ def check(
         if not intact:
             if repair:
                 blobs.set_aside(digest)
-            findings.append(Finding("damaged", digest, size, refs, repaired=repair))
+            findings.append(Finding("damaged", digest, size, users, repaired=repair))
         elif sizes - {size}:
-            findings.append(Finding("wrong-size", digest, size, refs))
-        elif not refs and not needed(database, [digest]):
+            findings.append(Finding("wrong-size", digest, size, users))
+        elif not users and not needed(database, [digest]):
             findings.append(Finding("unneeded", digest, size))
-    for digest, users in sorted(wanted.items()):
-        if digest not in seen and not blobs.exists(digest) and (refs := _users_now(database, digest)):
-            findings.append(Finding("missing", digest, users[0][1], refs))
-    return Checked(files, size_bytes, versions, tuple(findings))
+    for digest, rows in sorted(wanted.items()):
+        if digest not in seen and not blobs.exists(digest) and (users := _users(blob_rows(database, digest))):
+            findings.append(Finding("missing", digest, rows[0].size_bytes or 0, users))
+    return Checked(files, size_bytes, _versions(database), tuple(findings))
 
 
-def _wanted(database: Database) -> tuple[dict[str, list[tuple[str, int]]], int]:
-    """Digest -> (reference of a version that names it, the size that it gives), and how many versions there are."""
-    wanted: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    refs = set()
-    for ref, digest, size in _rows(database):
-        wanted[digest].append((ref, size))
-        refs.add(ref)
-    return wanted, len(refs)
-
-
-def _users_now(database: Database, digest: str) -> tuple[str, ...]:
-    return tuple(sorted(ref for ref, _, _ in _rows(database, digest)))
-
-
-def _rows(database: Database, digest: str | None = None) -> Iterator[tuple[str, str, int]]:
-    statement = (
-        select(
-            AdapterRow.namespace, AdapterRow.name, VersionRow.number, VersionFileRow.digest, VersionFileRow.size_bytes
-        )
-        .join(VersionRow, VersionRow.adapter_id == AdapterRow.id)
-        .join(VersionFileRow, VersionFileRow.version_id == VersionRow.id)
-    )
-    if digest is not None:
-        statement = statement.where(VersionFileRow.digest == digest)
+def _versions(database: Database) -> int:
     with database.reading() as session:
-        for namespace, name, number, found, size in session.execute(statement.execution_options(yield_per=1000)):
-            yield f"{namespace}/{name}@{number}", found, size
+        return session.scalar(select(func.count()).select_from(VersionRow)) or 0
 
 
-def _users(entries: list[tuple[str, int]]) -> tuple[tuple[str, ...], set[int]]:
-    return tuple(sorted(ref for ref, _ in entries)), {size for _, size in entries}
+def _users(rows: Iterable[BlobUser]) -> tuple[str, ...]:
+    return tuple(sorted({row.user for row in rows}))
 
 
 def _sha256(blobs: Blobs, digest: str) -> str:

@@ -21,7 +21,7 @@ StoreError
 ├── UploadBusy           a part of the same upload is still being received
 ├── UploadTooLong        more bytes than the upload was announced with
 ├── ObjectStoreUnavailable  the object store does not answer, or not as it should
-├── ObjectStoreDenied    the object store refuses our keys
+├── ObjectStoreDenied    the object store refuses our keys, or our clock
 ├── VersionInUse         a version that something still needs
 ├── UnknownKey           no API key has this id
 ├── QuotaExceeded        a key has used up what it may keep
@@ -262,11 +262,13 @@ class ObjectStoreUnavailable(StoreError):
 
 
 class ObjectStoreDenied(StoreError):
-    """The object store at ``place`` refused the keys that this service has."""
+    """The object store at ``place`` refused the keys that this service has, or signatures by a clock that is wrong."""
 
     def __init__(self, place: str) -> None:
         self.place = place
-        super().__init__("The object store refuses this service's keys: its operator must set the right ones.")
+        super().__init__(
+            "The object store refuses this service's keys or, if they are right, its clock: its operator must set them."
+        )
 
 
 class BackupRefused(StoreError):

@@ -6,7 +6,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 from ulid import ULID
 
-from store.actor import seen
+from store.actor import current_actor, seen
 from store.audit import note
 from store.blobs import Blobs
 from store.database import Database, retried
@@ -53,6 +53,7 @@ class HubTable:
             if adapter is None:
                 adapter = AdapterRow(id=str(ULID()), namespace=namespace, name=name, created_at=now(), last_number=0)
                 session.add(adapter)
+                adapter.key_id = current_actor().key_id
                 session.flush()
             elif adapter.latest_number is not None or draft_of(session, adapter) is not None:
                 return False
@@ -136,7 +137,8 @@ class HubTable:
         with self.database.session() as session:
             adapter, draft = unchanged(session, seen_now)
             self._hold(session, [blob.digest for blob in changes.values() if blob is not None])
-            check_publish(session, sum(blob.size_bytes for blob in changes.values() if blob), new_adapter=False)
+            added = sum(blob.size_bytes for blob in changes.values() if blob)
+            check_publish(session, adapter.id, added, new_adapter=False)
             if draft is not None:
                 session.delete(draft)
                 session.flush()
@@ -193,7 +195,7 @@ class HubTable:
             adapter, draft = unchanged(session, seen_now)
             self._hold(session, [blob.digest for blob in files.values()])
             added = sum(blob.size_bytes for path, blob in files.items() if blob != before.files.get(path))
-            check_publish(session, added, new_adapter=False)
+            check_publish(session, adapter.id, added, new_adapter=False)
             if draft is not None:
                 session.delete(draft)
             if session.scalar(select(HubCommitRow.id).where(HubCommitRow.version_id == version.id).limit(1)) is None:
@@ -251,6 +253,14 @@ class HubTable:
                     before=gone,
                 )
                 session.delete(row)
+            if draft is not None:
+                note(
+                    session,
+                    "draft.drop",
+                    f"{namespace}/{name}",
+                    adapter=(namespace, name),
+                    before={"commit": draft.oid},
+                )
             adapter.latest_number = None
             adapter.tags = []
             shelve(session, adapter, indexed=self.database.is_postgresql)

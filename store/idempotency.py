@@ -11,7 +11,8 @@ from sqlalchemy import delete
 
 from store.database import Database, retried
 from store.errors import KeyInUse
-from store.models import IdempotencyRow, now
+from store.job_models import IdempotencyRow
+from store.models import now
 
 IN_USE_S = 60.0
 """For how long a request may go without `keep_using` before its key counts as free."""

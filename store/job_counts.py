@@ -6,7 +6,8 @@ from datetime import datetime
 from sqlalchemy import func, select
 
 from store.database import Database
-from store.models import JobRow, now
+from store.job_models import JobRow
+from store.models import now
 
 
 @dataclass(frozen=True, slots=True)

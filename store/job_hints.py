@@ -12,7 +12,7 @@ from procrastinate import App, PsycopgConnector
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from store.models import JobRow
+from store.job_models import JobRow
 
 TASK = "spolia.run"
 _MENDED_AT_ONCE = 500

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from store.job_models import JobLogRow, JobRow
 from store.job_records import LogLine, line_record
-from store.models import JobLogRow, JobRow, now
+from store.models import now
 
 MAX_LINE = 2000
 """Characters of a line that are kept."""

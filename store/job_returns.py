@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 from store.database import Database, retried
 from store.errors import JobNotRunning, JobStalled, JobTakenOver, UnknownJob, WorkerLost
 from store.job_log import append_lines
+from store.job_models import JobRow
 from store.job_records import Job, JobState, job_record
-from store.models import JobRow, now
+from store.models import now
 
 CHANNEL = "spolia_jobs"
 """Where PostgreSQL says which job has changed (NOTIFY; the payload is its id)."""

@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from store.database import retried
 from store.job_log import append_lines
+from store.job_models import JobRow
 from store.job_records import Job, JobState, job_record
 from store.job_returns import JobReturns, Lines, finish, running_row
-from store.models import JobRow, now
+from store.models import now
 
 
 class JobRuns(JobReturns):

@@ -23,10 +23,11 @@ from store.cursors import decode_cursor, encode_cursor
 from store.database import retried
 from store.errors import BadCursor, UnknownJob
 from store.job_log import read_lines
+from store.job_models import JobRow
 from store.job_records import ACTIVE_STATES, FINAL_STATES, Job, JobState, LogLine, job_record
 from store.job_returns import finish
 from store.job_runs import JobRuns
-from store.models import JobRow, now
+from store.models import now
 from store.quotas import check_enqueue
 from store.records import Page
 

@@ -1,4 +1,4 @@
-"""The tables of identity: keys, what was changed by whom, and counts of what limited keys use."""
+"""The tables of identity: keys, what was changed by whom, and counts of what limited keys use and send."""
 
 from datetime import datetime
 
@@ -64,3 +64,14 @@ class CountRow(Model):
     name: Mapped[str] = mapped_column(String(96), primary_key=True)
     period: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     used: Mapped[int] = mapped_column(BigInteger)
+
+
+class ClaimRow(Model):
+    """Bytes that a key with a quota is sending or has sent, and that no version of its has yet."""
+
+    __tablename__ = "upload_claims"
+
+    key_id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[datetime]

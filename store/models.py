@@ -7,12 +7,12 @@ recipes ── versions                                           ├─ version
                                                               ├─ aliases
                                                               ├─ sketches
                                                               ├─ revocations
-jobs ── job_log                                               └─ lineage ── versions (the parent)
-idempotency_keys
+                                                              └─ lineage ── versions (the parent)
                                        adapters ─┬─ consents
                                                  └─ surrogates ── (blob, by digest)
 
-Keys, the audit log and rate counts are in store.key_models; the Hub's repositories in store.hub_models.
+Jobs are in store.job_models; keys, the audit log and rate counts in store.key_models; the Hub's repositories in
+store.hub_models.
 """
 
 from collections.abc import Callable
@@ -125,13 +125,17 @@ class ListingRow(Model):
     All of it follows from other tables and is written with them. ``number``: the version that it describes. ``terms``:
     ``target:q_proj``, ``tag:mail``. ``folded``: reference, base model, tags and card in one case, a line each.
     ``grams``: the distinct runs of one to five characters of its words, hashed (``store.shelving.grams``); empty on
-    SQLite, where a search reads ``folded``.
+    SQLite, where a search reads ``folded``. ``written`` grows with each write; a trigger sets it to 0 where it does
+    not: then an earlier release wrote, maybe in another form, and ``store.catching_up`` writes anew.
     """
 
     __tablename__ = "listings"
     __table_args__ = (
         UniqueConstraint("namespace", "name"),
         Index(None, "base_model", "namespace", "name"),
+        Index(
+            "ix_listings_stale", "adapter_id", sqlite_where=text("written = 0"), postgresql_where=text("written = 0")
+        ),
     )
 
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
@@ -144,12 +148,13 @@ class ListingRow(Model):
     terms: Mapped[list[str]] = mapped_column(ARRAY(Text).with_variant(JSON(), "sqlite"))
     folded: Mapped[str] = mapped_column(Text)
     grams: Mapped[list[int]] = mapped_column(ARRAY(Integer).with_variant(JSON(), "sqlite"))
+    written: Mapped[int] = mapped_column(server_default="0")
 
 
 class ListingTermRow(Model):
     """One term of one listing, so that all adapters that have it are found in the order of their names.
 
-    Written with the listing, and only read together with it: no foreign key, which would need an index the other way.
+    Triggers of ``listings`` write it, whichever release writes there.
     """
 
     __tablename__ = "listing_terms"
@@ -318,9 +323,11 @@ class LineageRow(Model):
 
 
 class SketchRow(Model):
-    """What stands for a version's updates in the search of near adapters; ``kind`` says how it was made."""
+    """What stands for a version's updates in the search of near adapters; ``kind`` says how it was made, 0 that it
+    is still to be."""
 
     __tablename__ = "sketches"
+    __table_args__ = (Index(None, "kind"),)
 
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
     kind: Mapped[int]
@@ -352,87 +359,6 @@ class SurrogateRow(Model):
     images: Mapped[int]
     px: Mapped[int]
     created_at: Mapped[datetime]
-
-
-class JobRow(Model):
-    """One run of long work. ``furthest`` is the most steps ever done; ``stalled`` counts interruptions since.
-
-    ``leased_until``, by the database's clock, is when its worker counts as dead unless it is heard of before; None
-    where one process alone runs jobs. ``failures`` counts what passed by itself and was tried again after
-    ``not_before``, ``causes`` says why attempts ended early, ``log_lines`` how many lines its log ever had.
-    """
-
-    __tablename__ = "jobs"
-    __table_args__ = (
-        Index(None, "state", "created_at", "id"),
-        Index(None, "created_at", "id"),
-        Index(None, "key_id"),
-        Index(
-            "uq_jobs_dedupe_key_active",
-            "dedupe_key",
-            unique=True,
-            sqlite_where=text("state IN ('queued', 'running')"),
-            postgresql_where=text("state IN ('queued', 'running')"),
-        ),
-    )
-
-    id: Mapped[str] = mapped_column(String(26), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(32))
-    state: Mapped[str] = mapped_column(String(16))
-    payload: Mapped[JsonDict]
-    dedupe_key: Mapped[str | None] = mapped_column(String(255))
-    done: Mapped[int] = mapped_column(default=0)
-    total: Mapped[int] = mapped_column(default=0)
-    detail: Mapped[JsonDict | None] = mapped_column(OptionalJson)
-    furthest: Mapped[int] = mapped_column(default=0)
-    attempts: Mapped[int] = mapped_column(default=0)
-    stalled: Mapped[int] = mapped_column(default=0)
-    cancel_requested: Mapped[bool] = mapped_column(default=False)
-    cached: Mapped[bool] = mapped_column(default=False)
-    result: Mapped[JsonDict | None] = mapped_column(OptionalJson)
-    error: Mapped[JsonDict | None] = mapped_column(OptionalJson)
-    created_at: Mapped[datetime]
-    started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime | None]
-    heartbeat_at: Mapped[datetime | None]
-    key_id: Mapped[str | None] = mapped_column(String(16))  # whose job it is
-    priority: Mapped[int] = mapped_column(server_default="0", default=0)
-    worker: Mapped[str | None] = mapped_column(String(255))
-    leased_until: Mapped[datetime | None]
-    not_before: Mapped[datetime | None]
-    failures: Mapped[int] = mapped_column(server_default="0", default=0)
-    causes: Mapped[list[Any] | None] = mapped_column(OptionalJson)
-    log_lines: Mapped[int] = mapped_column(server_default="0", default=0)
-
-
-class JobLogRow(Model):
-    """One line that a job said, numbered from 1; only the last ones are kept."""
-
-    __tablename__ = "job_log"
-
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    at: Mapped[datetime]
-    attempt: Mapped[int]
-    level: Mapped[str] = mapped_column(String(16))
-    text: Mapped[str] = mapped_column(Text)
-
-
-class IdempotencyRow(Model):
-    """What a request with an Idempotency-Key was answered; ``status`` is None while it is being answered.
-
-    ``key`` is the sha256 of caller, address and the client's key; ``body`` that of the request's body.
-    """
-
-    __tablename__ = "idempotency_keys"
-    __table_args__ = (Index(None, "expires_at"),)
-
-    key: Mapped[str] = mapped_column(String(64), primary_key=True)
-    expires_at: Mapped[datetime]
-    body: Mapped[str | None] = mapped_column(String(64))
-    status: Mapped[int | None]
-    media_type: Mapped[str | None] = mapped_column(String(255))
-    answer: Mapped[bytes | None]
 
 
 # Inverted lists, for what is rare; what is frequent is found soon by going through the names in their order. Both kinds

@@ -21,7 +21,7 @@ from store.models import (
     VersionTargetRow,
     now,
 )
-from store.records import TOKENIZER_FILE, NewVersion, version_digest
+from store.records import TOKENIZER_FILE, UNMADE, NewVersion, version_digest
 from store.revoking import inherit_marks
 
 LONGEST_INDEXED = 512
@@ -104,8 +104,9 @@ def add_version(session: Session, blobs: Blobs, adapter: AdapterRow, new: NewVer
         inherit_marks(session, row)
         ref = f"{adapter.namespace}/{adapter.name}@{row.number}"
         row.leaves = [list(astuple(leaf)) for leaf in leaves(read_lineage(session, [row.id]), ref)]
-    if new.sketch is not None:
-        session.add(SketchRow(version_id=row.id, kind=new.sketch.kind, data=new.sketch.data))
+    if new.sketch is not None or new.mergeable:
+        kind, data = new.sketch or UNMADE
+        session.add(SketchRow(version_id=row.id, kind=kind, data=data))
     return row
 
 

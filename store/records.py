@@ -37,10 +37,15 @@ class Parent(NamedTuple):
 
 
 class Sketch(NamedTuple):
-    """What stands for a version's updates when near adapters are looked for; ``kind`` says how it was made."""
+    """What stands for a version's updates when near adapters are looked for; ``kind`` says how it was made, and is
+    raised with each new way."""
 
     kind: int
     data: bytes
+
+
+UNMADE = Sketch(0, b"")
+"""In place of a sketch that is still to be made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

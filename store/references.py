@@ -12,7 +12,10 @@ from store.errors import BadReference, InvalidName
 LATEST = "latest"
 """Reads like an alias, always means the version with the highest number, and cannot be set."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+"""Of namespaces, names, aliases and files; none holds two dots in a row."""
+
+_NAME = re.compile(NAME_PATTERN)
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME_RULE = "use 1 to 96 of the characters A-Z a-z 0-9 . _ - , starting with a letter or digit, without '..'"

@@ -13,10 +13,11 @@ from ulid import ULID
 
 from store.actor import current_actor, seen
 from store.audit import note
+from store.blob_users import needed_in
 from store.blobs import Blobs
+from store.claims import settle
 from store.database import Database, retried
 from store.errors import VersionInUse
-from store.hub_models import HubFileRow, HubPartRow
 from store.lineage import LINEAGE, lineage_of, needs
 from store.listing import Filters, find_adapters, words_of
 from store.locks import hold_version, own_blobs
@@ -25,15 +26,16 @@ from store.models import (
     AliasRow,
     BaseModelRow,
     LineageRow,
+    SketchRow,
     SurrogateRow,
     TagRow,
-    VersionFileRow,
     VersionRow,
     now,
 )
 from store.publishing import add_version
 from store.quotas import check_publish
 from store.records import (
+    UNMADE,
     AdapterEntry,
     Base,
     BlobRef,
@@ -85,7 +87,8 @@ class Registry:
             if existing is not None:
                 return read_version(session, existing), False
             size = sum(self.blobs.size(digest) for digest, _ in new.files.values())
-            check_publish(session, size, new_adapter=fresh)
+            check_publish(session, adapter.id, size, new_adapter=fresh)
+            settle(session, [file_digest for file_digest, _ in new.files.values()])
             if fresh:
                 adapter.key_id = current_actor().key_id
             adapter.last_number += 1
@@ -303,7 +306,10 @@ class Registry:
             "judged": judged,
         }
         with self.database.session() as session:
-            session.execute(update(VersionRow).where(VersionRow.id == version.id).values(**said))
+            changed = update(VersionRow).where(VersionRow.id == version.id).values(**said).returning(VersionRow.id)
+            there = session.scalar(changed) is not None
+            if there and mergeable and session.get(SketchRow, version.id) is None:
+                session.add(SketchRow(version_id=version.id, kind=UNMADE.kind, data=UNMADE.data))
 
     @retried
     def upsert_base(
@@ -335,10 +341,8 @@ class Registry:
         # Publishing holds its blobs from the moment it looks for them, so it never relies on one removed here.
         with self.database.session() as session:
             own_blobs(session, digests)
-            needed: set[str | None] = set()
-            for column in (VersionFileRow.digest, SurrogateRow.digest, HubFileRow.digest, HubPartRow.digest):
-                needed.update(session.scalars(select(column).where(column.in_(digests))))
-            return sum(self.blobs.remove(digest) for digest in digests if digest not in needed)
+            named = needed_in(session, digests)
+            return sum(self.blobs.remove(digest) for digest in digests if digest not in named)
 
 
 def _pointed_to(session: Session, adapter_id: str, alias: str) -> dict[str, Any] | None:

@@ -8,12 +8,14 @@ same transaction. Bytes and rows stay: for audit, and because a mark can be take
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from store.database import Database
+from store.audit import note
+from store.database import Database, retried
 from store.models import AdapterRow, LineageRow, RevocationRow, VersionRow, now
 from store.references import parse_reference
 from store.resolving import version_row
 
 
+@retried
 def revoke(database: Database, ref: str, reason: str) -> list[str]:
     """Mark a version and all its descendants, again with a new reason if they are marked already; their references, the
     version's own first.
@@ -28,9 +30,14 @@ def revoke(database: Database, ref: str, reason: str) -> list[str]:
         for version_id in marked:
             mark = RevocationRow(version_id=version_id, ancestor_ref=names[row.id], reason=reason, revoked_at=time)
             session.merge(mark)
+            # The log of a descendant's namespace does not name an ancestor that its readers may not see.
+            own = _adapter(names[version_id])[0] == _adapter(names[row.id])[0]
+            after = {"reason": reason, **({"ancestor": names[row.id]} if own else {})}
+            note(session, "version.revoke", names[version_id], adapter=_adapter(names[version_id]), after=after)
         return [names[row.id], *sorted(name for version_id, name in names.items() if version_id != row.id)]
 
 
+@retried
 def unrevoke(database: Database, ref: str) -> list[str]:
     """Take off the marks that this version's revocation left, on itself and its descendants; their references, sorted.
     What was revoked for another's sake, too, stays so.
@@ -42,7 +49,10 @@ def unrevoke(database: Database, ref: str) -> list[str]:
         own = _names(session, {row.id})[row.id]
         marked = set(session.scalars(select(RevocationRow.version_id).where(RevocationRow.ancestor_ref == own)))
         session.execute(delete(RevocationRow).where(RevocationRow.ancestor_ref == own))
-        return sorted(_names(session, marked).values())
+        freed = sorted(_names(session, marked).values())
+        for ref in freed:
+            note(session, "version.reinstate", ref, adapter=_adapter(ref))
+        return freed
 
 
 def inherit_marks(session: Session, version: VersionRow) -> None:
@@ -79,3 +89,9 @@ def _names(session: Session, version_ids: set[str]) -> dict[str, str]:
         .where(VersionRow.id.in_(version_ids))
     )
     return {row.id: f"{row.namespace}/{row.name}@{row.number}" for row in rows}
+
+
+def _adapter(ref: str) -> tuple[str, str]:
+    """Namespace and name of a pinned reference."""
+    reference = parse_reference(ref)
+    return reference.namespace, reference.name

@@ -9,10 +9,10 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from store.models import AdapterRow, ListingRow, ListingTermRow, TagRow, VersionRow, VersionTargetRow
+from store.models import AdapterRow, ListingRow, TagRow, VersionRow, VersionTargetRow
 
 _LONGEST_GRAM = 5
 """Long enough that few texts have all runs of a word and not the word; three, as trigrams are, make lists so long that
@@ -56,7 +56,6 @@ def shelve(session: Session, adapter: AdapterRow, *, indexed: bool) -> None:
     listing = session.get(ListingRow, adapter.id)
     if adapter.latest_number is None:
         if listing is not None:
-            _list_terms(session, listing, [])
             session.delete(listing)
         return
     latest = session.execute(
@@ -69,26 +68,15 @@ def shelve(session: Session, adapter: AdapterRow, *, indexed: bool) -> None:
     ).all()
     targets = session.scalars(select(VersionTargetRow.suffix).where(VersionTargetRow.version_id == latest.id))
     if listing is None:
-        listing = ListingRow(adapter_id=adapter.id, namespace=adapter.namespace, name=adapter.name, terms=[])
+        listing = ListingRow(adapter_id=adapter.id, namespace=adapter.namespace, name=adapter.name, written=0)
         session.add(listing)
     listing.number = adapter.latest_number
+    listing.written += 1
     listing.base_model = latest.base_model
     listing.rank_min, listing.rank_max = latest.rank_min, latest.rank_max
+    listing.terms = sorted([*map(target_term, targets), *map(tag_term, tags)])
     listing.folded = folded_text(adapter.namespace, adapter.name, latest.base_model, tags, latest.card)
     listing.grams = grams(listing.folded) if indexed else []
-    _list_terms(session, listing, sorted([*map(target_term, targets), *map(tag_term, tags)]))
-
-
-def _list_terms(session: Session, listing: ListingRow, terms: list[str]) -> None:
-    """Let the listing have these terms, and the lists of the terms have it."""
-    place = {"namespace": listing.namespace, "name": listing.name}
-    gone, new = set(listing.terms) - set(terms), set(terms) - set(listing.terms)
-    if gone:
-        of_listing = (ListingTermRow.namespace == listing.namespace) & (ListingTermRow.name == listing.name)
-        session.execute(delete(ListingTermRow).where(of_listing, ListingTermRow.term.in_(gone)))
-    if new:
-        session.execute(insert(ListingTermRow), [{"term": term, **place} for term in sorted(new)])
-    listing.terms = terms
 
 
 @lru_cache(maxsize=_WORDS_KEPT)

@@ -54,11 +54,10 @@ class SketchTable:
                 yield list(ids), b"".join(data)
 
     def missing(self, kind: int, limit: int) -> list[Version]:
-        """Mergeable versions that have no sketch of this kind yet, oldest first."""
-        present = select(SketchRow.version_id).where(SketchRow.version_id == VersionRow.id, SketchRow.kind == kind)
-        statement = select(VersionRow).where(VersionRow.mergeable, ~present.exists())
+        """Versions whose sketch is still to be made, or is of an older kind; found by an index."""
+        statement = select(VersionRow).join(SketchRow, SketchRow.version_id == VersionRow.id)
         with self.database.reading() as session:
-            return read_versions(session, statement.order_by(VersionRow.id).limit(limit))
+            return read_versions(session, statement.where(SketchRow.kind < kind).order_by(SketchRow.kind).limit(limit))
 
     def versions(self, version_ids: list[str]) -> dict[str, Version]:
         """Those of these versions that still exist, by id."""

@@ -12,6 +12,35 @@ down_revision: str | None = "0010"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+# The terms of a listing are written where the listing is, so that an earlier release writes them too.
+POSTGRESQL = (
+    """
+    CREATE FUNCTION list_terms() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP <> 'INSERT' THEN
+            DELETE FROM listing_terms WHERE term = ANY (OLD.terms) AND namespace = OLD.namespace AND name = OLD.name;
+        END IF;
+        IF TG_OP <> 'DELETE' THEN
+            INSERT INTO listing_terms SELECT unnest(NEW.terms), NEW.namespace, NEW.name;
+        END IF;
+        RETURN NULL;
+    END $$
+    """,
+    "CREATE TRIGGER terms_new AFTER INSERT OR DELETE ON listings FOR EACH ROW EXECUTE FUNCTION list_terms()",
+    "CREATE TRIGGER terms_changed AFTER UPDATE OF terms ON listings FOR EACH ROW WHEN (NEW.terms <> OLD.terms)"
+    " EXECUTE FUNCTION list_terms()",
+)
+_GONE = (
+    "DELETE FROM listing_terms WHERE term IN (SELECT value FROM json_each(OLD.terms))"
+    " AND namespace = OLD.namespace AND name = OLD.name;"
+)
+_NEW = "INSERT INTO listing_terms SELECT value, NEW.namespace, NEW.name FROM json_each(NEW.terms);"
+SQLITE = (
+    f"CREATE TRIGGER terms_new AFTER INSERT ON listings BEGIN {_NEW} END",
+    f"CREATE TRIGGER terms_changed AFTER UPDATE OF terms ON listings WHEN NEW.terms <> OLD.terms BEGIN {_GONE} {_NEW} END",
+    f"CREATE TRIGGER terms_gone AFTER DELETE ON listings BEGIN {_GONE} END",
+)
+
 BATCH = 2000
 COLUMNS = (
     "adapter_id", "namespace", "name", "number", "base_model", "rank_min", "rank_max", "terms", "folded", "grams",
@@ -35,11 +64,17 @@ def upgrade() -> None:
     op.execute(f"INSERT INTO listing_terms SELECT {each}, namespace, name FROM {source} ORDER BY 1, 2, 3")
     if postgresql:
         op.execute("ANALYZE listing_terms")
+    for statement in POSTGRESQL if postgresql else SQLITE:
+        op.execute(statement)
 
 
 def downgrade() -> None:
+    postgresql = op.get_bind().dialect.name == "postgresql"
+    for trigger in ("terms_new", "terms_changed") if postgresql else ("terms_new", "terms_changed", "terms_gone"):
+        op.execute(f"DROP TRIGGER {trigger}" + (" ON listings" if postgresql else ""))
     op.drop_table("listing_terms")
-    if op.get_bind().dialect.name == "postgresql":
+    if postgresql:
+        op.execute("DROP FUNCTION list_terms()")
         _write_anew(longest=3)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
@@ -21,6 +21,8 @@ JsonObject = dict[str, Any]
 made of plain values, and to check and copy it on the way would take longer than to read the rows."""
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+Pinned = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$", description="A version's digest, sha256:<64 hex>.")]
 
 
 class AdapterQuery(Body):
@@ -49,6 +51,13 @@ def list_adapters(house: HouseDep, query: Annotated[AdapterQuery, Query()]) -> J
     filters["limit"] = min(query.limit, house.settings.max_page)
     page = house.registry.list_adapters(**filters)
     return JSONResponse(page_json([adapter_json(entry) for entry in page.items], page.next_cursor))
+
+
+@router.get("/{digest}", response_model=JsonObject, dependencies=[needs("read")])
+def get_by_digest(house: HouseDep, digest: Pinned) -> JSONResponse:
+    """The version with this digest, as `ref` names it; of several the first that was published."""
+    found = house.registry.resolve(digest)
+    return JSONResponse({**version_json(found), "compatibility": house.exporter.words(found)})
 
 
 @router.get("/{namespace}/{name}", response_model=JsonObject, dependencies=[needs("read")])

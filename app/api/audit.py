@@ -6,7 +6,8 @@ from fastapi import APIRouter, Query
 
 from app.api.access import HouseDep, needs
 from app.identity.caller import current
-from app.presenting import page_json, time_json
+from app.moments import time_json
+from app.presenting import page_json
 from app.schemas_keys import AuditQuery
 from store.audit import Entry
 

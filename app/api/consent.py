@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 
 from app.api.access import HouseDep, needs
 from app.contact_sheet import contact_sheet
-from app.presenting import time_json
+from app.moments import time_json
 from app.schemas_recycle import ConsentBody
 from app.veil import Veil
 from store.recycling import Consent, Surrogates

@@ -18,7 +18,7 @@ from app.api.uploads import Hex
 from app.house import House
 from app.problems import Refusal
 from app.schemas import Body
-from app.uploading import keep_blob
+from app.uploading import claim_bytes, keep_blob
 from deltas.errors import DeltaError
 from store.errors import DigestMismatch
 from store.partial_uploads import Announced
@@ -51,6 +51,7 @@ def post_presigned(house: HouseDep, request: Request, digest: Hex, body: DirectU
         raise Refusal(413, "body-too-large", detail, limit_bytes=limit)
     if blobs.renew(digest) and blobs.size(digest) == body.size_bytes:
         return JSONResponse(_stored(digest, body.size_bytes))
+    claim_bytes(house.shelves, digest, body.size_bytes)
     valid_s = house.settings.presigned_expiry_s
     answer = {
         "stored": False,

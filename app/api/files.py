@@ -18,7 +18,7 @@ from store.records import BlobRef
 router = APIRouter(prefix="/v1/adapters", tags=["files"])
 
 MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
-_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 @router.get(
@@ -67,7 +67,7 @@ def blob_response(
     headers = {"etag": etag, "cache-control": "no-cache"}
     if if_none_match is not None and etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
-    if range_ is not None and not _satisfiable(range_, blob.size_bytes):
+    if range_ is not None and not satisfiable(range_, blob.size_bytes):
         return _no_such_range(blob)
     media_type = MEDIA_TYPES.get(filename[filename.rfind(".") :], "application/octet-stream")
     return send_file(house.shelves, blob, headers, media_type, body=body)
@@ -79,9 +79,9 @@ def etag_matches(header: str, etag: str) -> bool:
     return etag in tags or "*" in tags
 
 
-def _satisfiable(header: str, size: int) -> bool:
+def satisfiable(header: str, size: int) -> bool:
     """Whether a single byte range lies in the file; several ranges at once are not offered."""
-    match = _RANGE.match(header.strip())
+    match = _RANGE.fullmatch(header.strip())
     if match is None:
         return False
     first, last = match.groups()

@@ -18,11 +18,36 @@ from app.hub.paths import IGNORED, check_path, check_size, mode_of
 from app.hub.revisions import MAIN, repository
 from app.problems import Refusal
 
-router = APIRouter(prefix="/api/models/{namespace}/{name}", tags=["hub"], include_in_schema=False)
+router = APIRouter(prefix="/api/models/{namespace}/{name}", tags=["hub"])
 
 Json = dict[str, Any]
 _AT_ONCE = 2
 """Commits that are taken apart at a time: each holds its inline files in memory."""
+
+
+def _line(key: str, required: list[str], **properties: Json) -> Json:
+    value = {"type": "object", "required": required, "properties": properties}
+    return {"type": "object", "required": ["key", "value"], "properties": {"key": {"const": key}, "value": value}}
+
+
+_TEXT = {"type": "string"}
+_PATH = _TEXT | {"minLength": 1}
+_HEADER = {"summary": _TEXT, "description": _TEXT, "parentCommit": _TEXT}
+_FILE = {"path": _PATH, "content": _TEXT, "encoding": {"enum": ["base64", "utf-8"]}}
+_LFS_FILE = {"path": _PATH, "algo": {"const": "sha256"}, "oid": _TEXT | {"pattern": "^[0-9a-f]{64}$"}}
+_OPERATIONS = [
+    _line("header", [], **_HEADER),
+    _line("file", ["path", "content"], **_FILE),
+    _line("lfsFile", ["path", "oid"], **_LFS_FILE),
+    _line("deletedFile", ["path"], path=_PATH),
+    _line("deletedFolder", ["path"], path=_PATH),
+]
+_LINES = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/x-ndjson": {"schema": {"type": "array", "items": {"oneOf": _OPERATIONS}}}},
+    }
+}
 
 
 class AnnouncedFile(BaseModel):
@@ -73,7 +98,7 @@ def preupload(
     return {"files": modes, "commitOid": now.main.oid}
 
 
-@router.post("/commit/{revision}", dependencies=[needs("write")])
+@router.post("/commit/{revision}", openapi_extra=_LINES, dependencies=[needs("write")])
 async def post_commit(
     house: HouseDep,
     request: Request,

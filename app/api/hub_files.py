@@ -5,18 +5,24 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import FileResponse, Response
 
+from app.answer_docs import FILE
 from app.api.access import HouseDep, needs
 from app.api.files import blob_response
 from app.hub.revisions import file_of, resolve, unknown_repository
 from app.revoked import in_force
 
-router = APIRouter(tags=["hub"], include_in_schema=False)
+router = APIRouter(tags=["hub"])
 
 
 @router.get(
-    "/{namespace}/{name}/resolve/{revision}/{path:path}", response_class=FileResponse, dependencies=[needs("read")]
+    "/{namespace}/{name}/resolve/{revision}/{path:path}",
+    response_class=FileResponse,
+    responses=FILE,
+    dependencies=[needs("read")],
 )
-@router.head("/{namespace}/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
+@router.head(
+    "/{namespace}/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")]
+)
 def resolve_file(
     house: HouseDep,
     request: Request,
@@ -38,8 +44,8 @@ def resolve_file(
     return answer
 
 
-@router.get("/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
-@router.head("/{name}/resolve/{revision}/{path:path}", dependencies=[needs("read")])
+@router.get("/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")])
+@router.head("/{name}/resolve/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")])
 def resolve_without_namespace(name: str, revision: str, path: str) -> Response:
     """Names without a namespace are the Hub's own; here there are none."""
     raise unknown_repository(name, [])

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
+from app.answer_docs import inline_schema
 from app.api.access import HouseDep, needs
 from app.house import House
 from app.hub.describing import model_json
@@ -14,14 +15,15 @@ from app.hub.revisions import MAIN, refs, repository, resolve, unknown_repositor
 from app.hub.trees import hub_time
 from app.problems import Refusal
 from app.schemas import Body
-from app.upload_forms import read_json_body
+from app.upload_forms import FORMS, read_json_body, utf8_form
 from store.hub_listing import Sort
 from store.hub_records import Commit
 
-router = APIRouter(prefix="/api/models", tags=["hub"], include_in_schema=False)
+router = APIRouter(prefix="/api/models", tags=["hub"])
 
 Json = dict[str, Any]
 MOST_PATHS = 1000
+_LONGEST_PATH = 1024
 _SORTS: dict[str, Sort] = {"createdAt": "created_at", "lastModified": "last_modified"}
 _COUNTED_NOWHERE = {"downloads", "likes", "trendingScore"}
 
@@ -50,7 +52,13 @@ class AskedPaths(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     paths: list[str] = Field(default_factory=list, max_length=MOST_PATHS)
-    expand: bool = False
+    expand: StrictBool = False
+
+
+# Its clients send the same as a form, which has no types.
+_PATHS = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": inline_schema(AskedPaths)}}},
+}
 
 
 @router.get("", dependencies=[needs("read")])
@@ -100,7 +108,7 @@ def tree(house: HouseDep, namespace: str, name: str, revision: str, expand: bool
     return house.trees.entries(resolve(house, namespace, name, revision), expand=expand)
 
 
-@router.get("/{namespace}/{name}/tree/{revision}/{path:path}", dependencies=[needs("read")])
+@router.get("/{namespace}/{name}/tree/{revision}/{path:path}", include_in_schema=False, dependencies=[needs("read")])
 def tree_below(house: HouseDep, namespace: str, name: str, revision: str, path: str) -> list[Json]:
     """The files of a folder, of which a repository has none."""
     commit = resolve(house, namespace, name, revision)
@@ -108,14 +116,17 @@ def tree_below(house: HouseDep, namespace: str, name: str, revision: str, path: 
     raise Refusal(404, "unknown-file", detail, commit=commit.oid)
 
 
-@router.post("/{namespace}/{name}/paths-info/{revision}", dependencies=[needs("read")])
+@router.post("/{namespace}/{name}/paths-info/{revision}", openapi_extra=_PATHS, dependencies=[needs("read")])
 async def paths_info(house: HouseDep, request: Request, namespace: str, name: str, revision: str) -> list[Json]:
     """Those of the named files that exist."""
-    if request.headers.get("content-type", "").startswith("application/json"):
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind == "application/json":
         body = await read_json_body(request, AskedPaths)
         paths, expand = body.paths, body.expand
+    elif kind not in FORMS:
+        raise Refusal(415, "unsupported-media-type", "Paths are asked about in a form or as application/json.")
     else:
-        async with request.form(max_fields=MOST_PATHS + 1) as form:
+        async with utf8_form(request, max_files=0, max_fields=MOST_PATHS + 1, max_part_size=_LONGEST_PATH) as form:
             paths, expand = [str(path) for path in form.getlist("paths")], str(form.get("expand")).lower() == "true"
     return await run_in_threadpool(_paths_info, house, namespace, name, revision, paths, expand)
 
@@ -147,7 +158,7 @@ def auth_check(house: HouseDep, namespace: str, name: str) -> Response:
     return PlainTextResponse("OK")
 
 
-@router.get("/{name}", dependencies=[needs("read")])
+@router.get("/{name}", include_in_schema=False, dependencies=[needs("read")])
 def model_without_namespace(name: str) -> Json:
     """Names without a namespace are the Hub's own; here there are none."""
     raise unknown_repository(name, [])

@@ -10,21 +10,26 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.answer_docs import Described
 from app.api.access import PUBLIC, HouseDep, needs
 from app.api.uploads import Hex
 from app.house import House
 from app.hub.revisions import repository
 from app.problems import Refusal
 from app.receiving import receive
+from app.uploading import claim_bytes
 from store.blobs import Staging
 from store.hub_uploads import HubUpload
 from store.records import BlobRef
 
-router = APIRouter(tags=["hub"], include_in_schema=False)
+router = APIRouter(tags=["hub"])
 
 Json = dict[str, Any]
 LFS_JSON = "application/vnd.git-lfs+json"
 MOST_PARTS = 10_000
+INSTRUCTIONS: Described = {
+    200: {"description": "Where to send each", "content": {LFS_JSON: {"schema": {"type": "object"}}}}
+}
 _CHUNK_BYTES = 1 << 20
 
 
@@ -66,7 +71,7 @@ class LfsCompletion(BaseModel):
     parts: list[LfsPart] = Field(max_length=MOST_PARTS)
 
 
-@router.post("/{namespace}/{name}.git/info/lfs/objects/batch", dependencies=[needs("write")])
+@router.post("/{namespace}/{name}.git/info/lfs/objects/batch", responses=INSTRUCTIONS, dependencies=[needs("write")])
 def lfs_batch(house: HouseDep, request: Request, namespace: str, name: str, body: LfsBatch) -> JSONResponse:
     """Where to send each object; nothing to do for those that are here already."""
     repository(house, namespace, name)
@@ -88,6 +93,7 @@ def _instructions(house: House, base: str, item: LfsObject, *, multipart: bool) 
         return answer | {"error": {"code": 413, "message": message}}
     if house.shelves.blobs.renew(item.oid):
         return answer
+    claim_bytes(house.shelves, item.oid, item.size)
     upload = house.shelves.hub_uploads.open(item.oid, item.size)
     address = f"{base}/api/objects/{upload.id}"
     action: Json = {"href": address}
@@ -130,11 +136,17 @@ def complete_object(house: HouseDep, upload_id: str, body: LfsCompletion) -> Jso
     """Put the parts together; kept only if they are the object that was announced."""
     upload = _expected(house, upload_id)
     parts = house.shelves.hub_uploads.parts(upload_id)
+    chosen = []
+    for part in sorted(body.parts, key=lambda part: part.number):
+        blob = parts.get(str(part.number))
+        if blob is None or blob.digest != part.etag.strip('"'):
+            raise Refusal(422, "missing-part", f"Part {part.number} was not sent, or was sent anew since.")
+        chosen.append(blob)
+    if sum(blob.size_bytes for blob in chosen) > upload.size_bytes:  # a part may be named again and again
+        detail = f"The parts are more than the {upload.size_bytes} bytes that were announced: name each of them once."
+        raise Refusal(422, "repeated-part", detail)
     with house.shelves.blobs.stage() as staging:
-        for part in sorted(body.parts, key=lambda part: part.number):
-            blob = parts.get(str(part.number))
-            if blob is None or blob.digest != part.etag.strip('"'):
-                raise Refusal(422, "missing-part", f"Part {part.number} was not sent, or was sent anew since.")
+        for blob in chosen:
             with house.shelves.blobs.path(blob.digest).open("rb") as file:
                 while piece := file.read(_CHUNK_BYTES):
                     staging.write(piece)

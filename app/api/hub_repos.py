@@ -6,17 +6,17 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from app.answer_docs import THERE_ALREADY
+from app.answer_docs import THERE_ALREADY, UNREAD
 from app.api.access import HouseDep, needs
+from app.front_matter import BadFrontMatter, front_matter
 from app.hub.answers import commit_headers
-from app.hub.cards import BadFrontMatter, front_matter
 from app.hub.revisions import DRAFT, MAIN, repository, resolve, unknown_repository
 from app.identity.caller import EVERYWHERE, Caller, current
 from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
 from app.schemas import Body
 
-router = APIRouter(prefix="/api", tags=["hub"], include_in_schema=False)
+router = APIRouter(prefix="/api", tags=["hub"])
 
 Json = dict[str, Any]
 
@@ -142,9 +142,7 @@ def delete_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Re
     return PlainTextResponse("OK")
 
 
-@router.post(
-    "/models/{namespace}/{name}/branch/{branch:path}", dependencies=[needs("write")], response_class=PlainTextResponse
-)
+@router.post("/models/{namespace}/{name}/branch/{branch:path}", dependencies=[needs("write")])
 def create_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Response:
     """Versions follow one another; there are no branches."""
     repository(house, namespace, name)
@@ -152,15 +150,15 @@ def create_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Re
     raise Refusal(422, "no-branch", detail)
 
 
-@router.get("/datasets/{ref:path}", dependencies=[needs("read")])
-@router.get("/spaces/{ref:path}", dependencies=[needs("read")])
-@router.get("/kernels/{ref:path}", dependencies=[needs("read")])
+@router.get("/datasets/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
+@router.get("/spaces/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
+@router.get("/kernels/{ref:path}", include_in_schema=False, dependencies=[needs("read")])
 def other_kinds(ref: str) -> Response:
     """Adapters are models to the protocol; there is nothing else."""
     raise unknown_repository(ref, [])
 
 
-@router.post("/validate-yaml", dependencies=[needs(None)])
+@router.post("/validate-yaml", responses=UNREAD, dependencies=[needs(None)])
 def validate_yaml(body: CardBody) -> JSONResponse:
     """Whether the metadata at the top of a card can be read."""
     try:

@@ -16,10 +16,11 @@ from app.hub.receiving import receive_shard
 from app.hub.revisions import repository
 from app.problems import Refusal
 from app.receiving import receive
+from app.uploading import claim_bytes
 from store.hub_uploads import LIFETIME
 from store.records import BlobRef
 
-router = APIRouter(tags=["hub"], include_in_schema=False)
+router = APIRouter(tags=["hub"])
 
 Hash = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 _NO_KEY = "none"
@@ -57,6 +58,7 @@ async def put_xorb(house: HouseDep, request: Request, upload_id: str, prefix: st
     with house.shelves.blobs.stage() as staging:
         await receive(request.stream(), staging.write)
         size_bytes = staging.size
+        await to_thread.run_sync(claim_bytes, house.shelves, staging.digest, size_bytes)
         digest = await to_thread.run_sync(staging.commit)
     await to_thread.run_sync(house.shelves.hub_uploads.keep, upload_id, xorb, BlobRef(digest, size_bytes))
     return {"was_inserted": xorb not in known}

@@ -43,7 +43,7 @@ class IdempotentRoute(APIRoute):
             if key is None or request.method != "POST" or not house.settings.idempotency_age_s:
                 return await handler(request)
             table = IdempotencyTable(house.shelves.database, house.settings.idempotency_age_s)
-            return await _answer_once(request, handler, table, _checked(key))
+            return await _answer_once(request, handler, table, checked_key(key))
 
         return once
 
@@ -123,7 +123,8 @@ async def _keep_using(table: IdempotencyTable, key: str) -> None:
         await to_thread.run_sync(table.keep_using, key)
 
 
-def _checked(key: str) -> str:
+def checked_key(key: str) -> str:
+    """The key itself. Raises Refusal."""
     if not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
         detail = f"An Idempotency-Key is 1 to {_MAX_KEY} printable ASCII characters, such as a UUID."
         raise Refusal(422, "bad-idempotency-key", detail)

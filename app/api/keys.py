@@ -7,7 +7,8 @@ from fastapi import APIRouter, Query, Response
 from app.api.access import HouseDep, needs
 from app.identity.caller import EVERYWHERE, SCOPES, Caller, current
 from app.key_json import key_json
-from app.presenting import page_json, time_json
+from app.moments import time_json
+from app.presenting import page_json
 from app.problems import Refusal
 from app.schemas_keys import KeyBody, KeyQuery
 from store.quotas import usage

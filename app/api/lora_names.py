@@ -10,7 +10,7 @@ from pathlib import Path
 from anyio import to_thread
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from app.answer_docs import UNNAMED
 from app.api.access import HouseDep, needs
@@ -24,7 +24,7 @@ from serving.engine import Engine
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.references import is_name
 
-router = APIRouter(prefix="/v1", tags=["generation"], include_in_schema=False)
+router = APIRouter(prefix="/v1", tags=["generation"])
 
 LOCAL = "local"
 """The namespace of adapters that were loaded from a folder."""
@@ -35,8 +35,8 @@ class LoadBody(Body):
 
     lora_name: str = Field("", max_length=512)
     lora_path: str = Field("", max_length=4096)
-    load_inplace: bool = False
-    is_3d_lora_weight: bool = False
+    load_inplace: StrictBool = False
+    is_3d_lora_weight: StrictBool = False
 
 
 class UnloadBody(Body):

@@ -29,7 +29,7 @@ from serving.errors import ServingError
 from serving.generation import Event, FinishEvent, TokenEvent
 from serving.sampling import Sampling
 
-router = APIRouter(tags=["generation"], include_in_schema=False)
+router = APIRouter(tags=["generation"])
 
 Json = dict[str, Any]
 
@@ -80,7 +80,7 @@ async def _whole(house: House, request: Request, body: LoraxBody) -> tuple[Json,
     work = await to_thread.run_sync(_prepare, house, body)
     generations = addressed(house.settings, request, body, work.generations)
     house.prompt_log.keep(generations)
-    async with Run(house.engine, generations) as run:
+    async with Run(house.engine, house.mailbox, generations) as run:
         answers = await while_connected(request, collect(run.events(), len(generations)))
     best, *others = sorted(answers, key=mean_logprob, reverse=True)
     usage = best.usage
@@ -109,7 +109,7 @@ async def _streamed(house: House, request: Request, body: LoraxBody) -> Response
     generations = addressed(house.settings, request, body, work.generations)
     house.prompt_log.keep(generations)
     async with AsyncExitStack() as stack:
-        run = await stack.enter_async_context(Run(house.engine, generations))
+        run = await stack.enter_async_context(Run(house.engine, house.mailbox, generations))
         events = run.events()
         first = await while_connected(request, anext(events))
         held = stack.pop_all()

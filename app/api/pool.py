@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from app.api.access import HouseDep, needs
 from app.residency import load, pool_json, unload
@@ -16,7 +16,7 @@ class LoadBody(Body):
     """An adapter that shall be in memory."""
 
     ref: Text = Field(description="An adapter reference.")
-    pinned: bool = Field(False, description="Keep it there whatever else is asked for; false takes a pin off.")
+    pinned: StrictBool = Field(False, description="Keep it there whatever else is asked for; false takes a pin off.")
 
 
 class UnloadBody(Body):

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from app.answer_docs import inline_schema
 from app.api.access import HouseDep, needs
 from app.generation import while_connected
 from app.predicting import answer
@@ -34,7 +35,7 @@ _BODY = {
                     },
                 }
             },
-            "application/json": {"schema": PredictionBody.model_json_schema()},
+            "application/json": {"schema": inline_schema(PredictionBody)},
         },
     }
 }

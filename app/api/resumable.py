@@ -4,7 +4,6 @@ here, the bytes are verified and the blob counts, as after `PUT /v1/uploads/{sha
 """
 
 from base64 import b64decode
-from binascii import Error as BadBase64
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -19,8 +18,9 @@ from app.house import House
 from app.problems import Refusal
 from app.receiving import receive
 from app.shelves import Shelves
-from app.uploading import keep_blob
+from app.uploading import claim_bytes, keep_blob
 from deltas.errors import DeltaError
+from store.claims import waive
 from store.errors import DigestMismatch, UnknownUpload
 from store.partial_uploads import Announced, Progress
 from store.references import is_digest
@@ -57,6 +57,7 @@ def post_upload(
         detail = f"The upload has {upload_length} bytes; at most {limit} are accepted."
         raise Refusal(413, "body-too-large", detail, limit_bytes=limit)
     announced = Announced(digest_of(upload_metadata), upload_length, owner(request))
+    claim_bytes(house.shelves, announced.digest, upload_length)
     progress = house.shelves.uploads.begin(announced)
     if not progress.announced.finished and _stored(house.shelves, announced):
         house.shelves.uploads.finish(announced.id)
@@ -88,7 +89,8 @@ async def patch_upload(
         raise Refusal(415, "unsupported-media-type", f"A part is sent as {PART_TYPE}.")
     _check_version(tus_resumable)
     uploads, stack = house.shelves.uploads, ExitStack()
-    await to_thread.run_sync(_find, house, request, upload_id)
+    announced = (await to_thread.run_sync(_find, house, request, upload_id)).announced
+    await to_thread.run_sync(claim_bytes, house.shelves, announced.digest, announced.length)
     try:
         part = await to_thread.run_sync(stack.enter_context, uploads.append(upload_id, upload_offset))
         await receive(request.stream(), part.write)
@@ -105,8 +107,10 @@ async def patch_upload(
 def delete_upload(house: HouseDep, request: Request, upload_id: UploadId, tus_resumable: TusVersion = None) -> Response:
     """Give an upload up; its bytes are removed."""
     _check_version(tus_resumable)
-    _find(house, request, upload_id)
+    found = _find(house, request, upload_id)
     house.shelves.uploads.drop(upload_id)
+    if not found.announced.finished:
+        waive(house.shelves.database, [found.announced.digest])
     return Response(status_code=204, headers=TUS)
 
 
@@ -125,6 +129,7 @@ def conclude(shelves: Shelves, progress: Progress) -> None:
     except (DigestMismatch, DeltaError):
         with suppress(UnknownUpload):
             shelves.uploads.drop(announced.id)
+        waive(shelves.database, [announced.digest])
         raise
     shelves.uploads.finish(announced.id)
 
@@ -141,7 +146,7 @@ def digest_of(metadata: str) -> str:
         if key == "sha256":
             try:
                 digest = b64decode(value, validate=True).decode("ascii")
-            except (BadBase64, UnicodeDecodeError):
+            except ValueError:  # no base64, or no ASCII before or after
                 break
             if is_digest(digest):
                 return digest

@@ -29,7 +29,7 @@ async def answer_whole(
 ) -> Response:
     """Wait for all choices, then answer. A client that hangs up cancels them."""
     house.prompt_log.keep(generations)
-    async with Run(house.engine, generations, shape.adapters) as run:
+    async with Run(house.engine, house.mailbox, generations, shape.adapters) as run:
         answers = await while_connected(request, collect(run.events(), len(generations)))
 
     def render() -> Response:
@@ -54,23 +54,28 @@ async def answer_stream(
     """Answer with server-sent events. What fails before the first token is still an ordinary problem."""
     house.prompt_log.keep(generations)
     async with AsyncExitStack() as stack:
-        run = await stack.enter_async_context(Run(house.engine, generations, shape.adapters))
+        run = await stack.enter_async_context(Run(house.engine, house.mailbox, generations, shape.adapters))
         events = run.events()
         first = await while_connected(request, anext(events))
         held = stack.pop_all()
 
     usage: Json = {"usage": None} if include_usage else {}
+    frame = shape.frame(kind=chunk_kind, **usage)
 
     def chunk(event: Event, added: Answer) -> str:
         choice = choice_of(added)
         silent = isinstance(event, TokenEvent) and not event.text and not choice.get("logprobs")
-        return "" if silent else sse(shape.envelope([choice], kind=chunk_kind, **usage, **set_form(added)))
+        if silent:
+            return ""
+        if form := set_form(added):
+            return sse(shape.envelope([choice], kind=chunk_kind, **usage, **form))
+        return frame.around(choice)
 
     async def chunks() -> AsyncIterator[str]:
         answers = [Answer(index) for index in range(len(generations))]
         async with held:
             for choice in opening:
-                yield sse(shape.envelope([choice], kind=chunk_kind, **usage))
+                yield frame.around(choice)
             try:
                 async for index, event in _chained(first, events):
                     added = Answer(index, before=len(answers[index].text))

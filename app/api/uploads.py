@@ -6,7 +6,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.answer_docs import NOT_HERE, at_once
+from app.answer_docs import NOT_HERE, at_once, inline_schema
 from app.api.access import HouseDep, needs
 from app.api.idempotent import IdempotentRoute
 from app.heads import stored_head
@@ -53,7 +53,7 @@ _BODY = {
                     },
                 }
             },
-            "application/json": {"schema": VersionUpload.model_json_schema()},
+            "application/json": {"schema": inline_schema(VersionUpload)},
         },
     }
 }

@@ -22,8 +22,9 @@ def is_hub(path: str) -> bool:
 def error_headers(slug: str, detail: str, members: Mapping[str, Any]) -> dict[str, str]:
     """What the client makes its exception of. A sentence that no header can hold stays in the body."""
     headers = {"x-error-code": CODES[slug]} if slug in CODES else {}
-    if detail.isascii():
-        headers["x-error-message"] = detail.replace("\n", " ")
+    said = " ".join(detail.split())
+    if said.isascii() and said.isprintable():
+        headers["x-error-message"] = said
     if isinstance(commit := members.get("commit"), str):
         headers["x-repo-commit"] = commit  # lets the client remember that this commit has no such file
     return headers
@@ -34,6 +35,6 @@ def commit_headers(warnings: Sequence[str]) -> dict[str, str]:
     said = " ".join(" ".join(warnings).replace(";", ",").split())
     if not said:
         return {}
-    text = said.encode("ascii", "replace").decode()
+    text = "".join(one if one.isascii() and one.isprintable() else "?" for one in said)
     topic = hashlib.sha256(text.encode()).hexdigest()[:16]  # the client prints one warning a topic
     return {"x-hf-warning": f"{topic}; {text}"}

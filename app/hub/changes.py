@@ -1,14 +1,13 @@
 """The body of a commit: lines of JSON, a header first, then files to add and to remove. Read from a spooled file."""
 
 import base64
-import binascii
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from app.hub.paths import IGNORED, check_path, check_size
-from app.problems import Refusal
+from app.problems import Refusal, sayable
 from app.shelves import Shelves
 from app.uploading import keep_bytes
 from store.errors import MissingBlob
@@ -53,9 +52,11 @@ def _operation(line: bytes) -> tuple[str, dict[str, Any]]:
     if not isinstance(document, dict) or not isinstance(document.get("value"), dict):
         raise _malformed("a line of it is not an object with key and value")
     key = document.get("key")
+    if not isinstance(key, str):
+        raise _malformed("an operation has no key that is text")
     if key not in _OPERATIONS:
-        raise _malformed(f"{str(key)[:40]!r} is none of {', '.join(_OPERATIONS)}")
-    return str(key), document["value"]
+        raise _malformed(f"{key[:40]!r} is none of {', '.join(_OPERATIONS)}")
+    return key, document["value"]
 
 
 def _malformed(reason: str) -> Refusal:
@@ -73,10 +74,17 @@ Inline = dict[str, bytes]
 
 
 def _header(_: Shelves, pushed: Pushed, __: Inline, value: dict[str, Any]) -> None:
-    pushed.summary = str(value.get("summary") or "").replace("\x00", "")[:1024]
-    pushed.description = str(value.get("description") or "").replace("\x00", "")[:16_384]
-    parent = value.get("parentCommit")
-    pushed.parent = str(parent) if parent else None
+    pushed.summary = _words(value, "summary")[:1024]
+    pushed.description = _words(value, "description")[:16_384]
+    pushed.parent = _words(value, "parentCommit") or None
+
+
+def _words(value: dict[str, Any], name: str) -> str:
+    """What people said, as any database can keep it."""
+    text = value.get(name) or ""
+    if not isinstance(text, str):
+        raise _malformed(f"its {name} is not text")
+    return sayable(text).replace("\x00", "")
 
 
 def _file(shelves: Shelves, _: Pushed, inline: Inline, value: dict[str, Any]) -> None:
@@ -87,10 +95,11 @@ def _file(shelves: Shelves, _: Pushed, inline: Inline, value: dict[str, Any]) ->
     content = value.get("content")
     if not isinstance(content, str) or value.get("encoding", "utf-8") not in ("base64", "utf-8"):
         raise _malformed(f"'{path}' has no content in base64")
+    in_base64 = value.get("encoding") == "base64"
     try:
-        data = base64.b64decode(content, validate=True) if value.get("encoding") == "base64" else content.encode()
-    except (binascii.Error, ValueError):
-        raise _malformed(f"the content of '{path}' is not base64") from None
+        data = base64.b64decode(content, validate=True) if in_base64 else content.encode()
+    except ValueError:
+        raise _malformed(f"the content of '{path}' is not {'base64' if in_base64 else 'text'}") from None
     check_size(path, len(data), shelves.settings)
     inline[path] = data
 
@@ -116,7 +125,7 @@ def _deleted_file(_: Shelves, pushed: Pushed, __: Inline, value: dict[str, Any])
 def _deleted_folder(_: Shelves, pushed: Pushed, __: Inline, value: dict[str, Any]) -> None:
     path = _text(value, "path").strip("/")
     if path not in ("", "."):
-        raise Refusal(404, "unknown-file", f"There is no folder '{path[:120]}': the files lie at the top.")
+        raise Refusal(404, "unknown-file", f"There is no folder {path[:120]!r}: the files lie at the top.")
     pushed.cleared = True
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.hub.cards import lenient_front_matter
+from app.front_matter import lenient_front_matter
 from app.hub.trees import hub_time
 from app.presenting import version_json
 from deltas.families.family import DTYPES

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from app.hub.xet_formats import BadXet, ShardFile, Xorb, read_shard
 from app.problems import Refusal
 from app.shelves import Shelves
+from app.uploading import claim_bytes
 from store.errors import DigestMismatch
 
 
@@ -33,11 +34,14 @@ def _receive(shelves: Shelves, upload_id: str, file: ShardFile) -> None:
     if shelves.blobs.renew(file.sha256):
         return
     xorbs = _xorbs(shelves, upload_id, {term.xorb for term in file.terms})
+    claim_bytes(shelves, file.sha256, file.size_bytes)
     with shelves.blobs.stage() as staging:
         for term in file.terms:
             start = staging.size
             for chunk in xorbs[term.xorb].chunks(term.first, term.end):
                 staging.write(chunk)
+                if staging.size - start > term.length:
+                    break  # few bytes may unpack to many
             if staging.size - start != term.length:
                 raise BadXet("a term has not the length that it announces")
         staging.commit(file.sha256)

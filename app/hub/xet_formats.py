@@ -12,6 +12,7 @@ shard   48 bytes of header, then a block for each file, each of rows of 48 bytes
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,8 @@ import numpy as np
 SHARD_TAG = b"HFRepoMetaData\0" + bytes.fromhex("5569 6745 6a7b 8157 83a5 bdd9 5ccd d14a a9")
 MAX_CHUNK_BYTES = 128 * 1024
 MAX_TERMS = 1 << 20
+MAX_CHUNKS = 1 << 16
+"""Of a pack; clients put 8,192 at most into one."""
 _ROW = 48
 _END = b"\xff" * 32
 _WITH_CHECKS, _WITH_SHA256 = 1 << 31, 1 << 30
@@ -107,7 +110,9 @@ class Xorb:
         """Raises BadXet."""
         self._path = path
         with path.open("rb") as file:
-            self._places = tuple(_places(file, path.stat().st_size))
+            self._places = tuple(islice(_places(file, path.stat().st_size), MAX_CHUNKS + 1))
+        if len(self._places) > MAX_CHUNKS:
+            raise BadXet(f"a pack has more than {MAX_CHUNKS} chunks")
 
     def chunks(self, first: int, end: int) -> Iterator[bytes]:
         """The chunks [first, end), unpacked one at a time. Raises BadXet."""

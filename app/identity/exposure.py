@@ -25,7 +25,7 @@ def check_exposure(settings: Settings) -> None:
         raise RemoteRefused(settings.host)
     shelves = open_shelves(settings)
     try:
-        shelves.database.migrate()
+        shelves.database.migrate(allow_newer=settings.allow_newer_schema)
         if not shelves.keys.any():
             raise RemoteRefused(settings.host)
     finally:

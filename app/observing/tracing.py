@@ -8,13 +8,16 @@ its own OTEL_* variables.
 import atexit
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.util.types import AttributeValue
 
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI  # which workers do not need
 
 TRACER = trace.get_tracer("spolia")
 _NS = 1_000_000_000
@@ -48,7 +51,7 @@ def flush_traces() -> None:
         flush(_FLUSH_MS)
 
 
-def trace_requests(app: FastAPI) -> None:
+def trace_requests(app: "FastAPI") -> None:
     """A span for every request of this application, probes excepted, below the caller's span if it names one."""
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor  # loaded only where traces are wanted
 

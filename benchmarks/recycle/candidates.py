@@ -6,6 +6,8 @@
 | average | A and B averaged apart ("LoRAs Avg" in the paper) |
 | sum, lego, … | Spolia's merge methods at the sources' rank, each source at weight 1 / sources |
 | recycle-M | LoRA Recycle with M % of the patches masked in meta-training |
+| recycle-M-mixed | the same with blended queries, which are ours (`merging/recycle/mixing.py`) |
+| ensemble | every source by itself, prototypes and all; their probabilities averaged: a pass for each source |
 | lorahub | weights of the sources, searched on each task's support set (`fitted.py`) |
 | tuned | a LoRA of rank 4 and a linear head trained on each task's support set (`fitted.py`) |
 """
@@ -29,13 +31,15 @@ from merging.recycle.updated import Lora
 from merging.recycle.vision_base import VisionBase
 
 MERGES = ("sum", "lego", "ties")
-MASKS = (75, 0, 25, 50)
+RECYCLED = ("recycle-75-mixed", "recycle-75", "recycle-0", "recycle-25", "recycle-50")
+ENSEMBLE = "ensemble"
+MIXED = 0.5  # of `recycle-M-mixed`
 FITTED = ("lorahub", "tuned")  # to each task, so on fewer tasks than the others
 
 
-def candidates(masks: Sequence[int] = MASKS) -> list[str]:
+def candidates() -> list[str]:
     """All names, the cheap ones first."""
-    return ["base", "average", *MERGES, *(f"recycle-{mask}" for mask in masks), *FITTED]
+    return ["base", "average", *MERGES, *RECYCLED, ENSEMBLE, *FITTED]
 
 
 def make(
@@ -53,12 +57,14 @@ def make(
         return averaged([source.lora for source in sources])
     if name in MERGES:
         return _merged(name, base, sources, folder / "merging")
-    mask = int(name.removeprefix("recycle-")) / 100
+    mask = int(name.removeprefix("recycle-").removesuffix("-mixed")) / 100
     # One inversion serves all masks: tokens are not pruned in it, and the last block says which patches to see.
     inversion = params.inversion.model_copy(update={"prune": {}, "mask": {-1: mask} if mask else {}})
+    meta = params.meta.model_copy(update={"mixed": MIXED if name.endswith("-mixed") else 0.0})
     place = folder / f"{name}-seed-{params.seed}"
     link_inversions(folder, place)
-    return distilled(name, base, sources, params.model_copy(update={"inversion": inversion}), place, log)[0]
+    own = params.model_copy(update={"inversion": inversion, "meta": meta})
+    return distilled(name, base, sources, own, place, log)[0]
 
 
 def link_inversions(folder: Path, place: Path) -> None:
@@ -70,10 +76,11 @@ def link_inversions(folder: Path, place: Path) -> None:
 
 
 def profile(px: int, seed: int) -> RecycleParams:
-    """The benchmark's choices at this size, in bfloat16, nothing pruned in inversion. All seeds see the images of one
-    inversion."""
+    """The benchmark's choices at this size, in bfloat16, nothing pruned in inversion, tasks as in the paper. All seeds
+    see the images of one inversion."""
     inversion = BENCHMARK.inversion.model_copy(update={"prune": {}, "seed": 0})
-    update = {"image_px": px, "seed": seed, "precision": "bfloat16", "inversion": inversion}
+    meta = BENCHMARK.meta.model_copy(update={"mixed": 0.0})
+    update = {"image_px": px, "seed": seed, "precision": "bfloat16", "inversion": inversion, "meta": meta}
     return BENCHMARK.model_copy(update=update)
 
 

@@ -50,6 +50,14 @@ def fitted_accuracy(
     return summary(shares)
 
 
+def voted(support: Tensor, labels: Tensor, asked: Tensor, rng: torch.Generator) -> Tensor:
+    """What the mean of all members' probabilities says; embeddings [N, members, D] instead of images."""
+    ways = int(labels.max()) + 1
+    members = zip(support.unbind(1), asked.unbind(1), strict=True)
+    said = [class_log_probabilities(own, prototypes(known, labels, ways)).exp() for known, own in members]
+    return torch.stack(said).mean(0).argmax(1)
+
+
 def lorahub(network: VisionTransformer, loras: Sequence[Lora]) -> Solver:
     """Weights searched on the support set, then the nearest prototype."""
     names = sorted(loras[0])

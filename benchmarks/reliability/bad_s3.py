@@ -11,8 +11,14 @@ from urllib.parse import urlsplit
 from benchmarks.reliability.postgres import free_port
 
 Mode = Literal["well", "errors", "slow", "truncated"]
-_SLOW_BYTES, _SLOW_S = 16 * 1024, 0.1  # 160 kB a second
-_CUT_AFTER = 2000
+_SLOW_BYTES, _SLOW_S = 16 * 1024, 0.3
+_CUT_AFTER = 1000  # answers about objects pass, of weights not enough to come through by asking for the rest
+WRONG_WAYS: dict[Mode, str] = {
+    "well": "It does not.",
+    "errors": "Everything is answered with 500.",
+    "slow": f"Every {_SLOW_BYTES >> 10} KiB, and every message, takes {_SLOW_S} s in each direction.",
+    "truncated": f"Connections end after {_CUT_AFTER} bytes of answers.",
+}
 _ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 

@@ -5,10 +5,11 @@ Everything is real and of its own folder and ports; every process can be killed,
 
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.reliability.forked import Nursery
 from benchmarks.reliability.postgres import PostgresProcess
 from benchmarks.reliability.processes import Api, SpoliaProcess
 from benchmarks.reliability.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, S3Process
@@ -17,7 +18,7 @@ from benchmarks.reliability.s3 import ACCESS_KEY, BUCKET, SECRET_KEY, S3Process
 class Cluster:
     """The processes, and the settings that they share."""
 
-    def __init__(self, folder: Path, base: Path, *, apis: int, workers: int, more: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, base: Path, *, apis: int, workers: int) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
         self.postgres = PostgresProcess(folder / "postgres")
@@ -32,12 +33,16 @@ class Cluster:
             "SPOLIA_BASE_MODEL": str(base),
             "SPOLIA_THREADS": "1",
             "SPOLIA_MERGE_WORKERS": "1",
-            **more,
         }
         self.apis = [Api(f"api-{n}", self._own(f"api-{n}"), folder) for n in range(apis)]
         self.workers = [
             SpoliaProcess(f"worker-{n}", ["worker"], self._own(f"worker-{n}"), folder) for n in range(workers)
         ]
+
+    def born_in(self, nursery: Nursery) -> None:
+        """Before the start: let it fork the processes."""
+        for process in self.processes:
+            process.born_in(nursery)
 
     def share(self, **settings: str) -> None:
         """Before the start: other settings for all processes."""
@@ -88,11 +93,13 @@ class Cluster:
 
 @contextmanager
 def running(
-    folder: Path, base: Path, *, apis: int = 2, workers: int = 2, more: Mapping[str, str] | None = None
+    folder: Path, base: Path, *, apis: int = 2, workers: int = 2, nursery: Nursery | None = None
 ) -> Iterator[Cluster]:
-    """A started cluster in a new folder, stopped at the end."""
+    """A started cluster in a new folder, stopped at the end. `nursery` forks the processes, if there is one."""
     place = folder / secrets.token_hex(4)
-    cluster = Cluster(place, base, apis=apis, workers=workers, more=more or {})
+    cluster = Cluster(place, base, apis=apis, workers=workers)
+    if nursery is not None:
+        cluster.born_in(nursery)
     try:
         cluster.start()
         yield cluster

@@ -1,11 +1,13 @@
 """kill -9 of API and worker processes at random moments under load: what was acknowledged is there, whole.
 
-    python -m benchmarks.reliability.kill_storm [--kills 200] [--clients 4] [--seed 0] [--folder DIR]
+    python -m benchmarks.reliability.kill_storm [--kills 200] [--clients 4] [--calm 6] [--seed 0] [--folder DIR]
 
-PostgreSQL and an S3 server run beside two API processes and two workers. Clients upload, merge, move aliases and
-delete through both APIs; every few seconds a random process is killed and started again. At the end every
-acknowledged change is looked for, every listed file is hashed, every job must have ended, and `spolia fsck` must find
-nothing.
+PostgreSQL and an S3 server run beside three API processes and two workers. Clients upload, read, merge, move aliases
+and delete through all APIs. Every few seconds a random process is killed, whatever it does, and started again; the next
+moment is drawn once some API process answers, since a machine that only starts processes has nothing to lose. At the
+end every acknowledged change is looked for, every listed file is hashed, every job must have ended, and `spolia fsck`
+must find nothing. The processes are forked from one that holds their imports (nursery.py): with fresh interpreters
+a machine of two cores would do little else than import.
 """
 
 import argparse
@@ -18,20 +20,23 @@ from pathlib import Path
 
 from benchmarks.measuring import machine, write_results
 from benchmarks.reliability.cluster import Cluster, running
+from benchmarks.reliability.forked import Nursery
 from benchmarks.reliability.ledger import Ledger
-from benchmarks.reliability.load import Client
+from benchmarks.reliability.load import BROKEN_OFF, NOBODY, Client
+from benchmarks.reliability.processes import LOADED_WITH
 from benchmarks.reliability.tiny_base import write_tiny_base
-from benchmarks.reliability.verify import losses
-from serving.base_model import DEFAULT_BASE, ensure_base
+from benchmarks.reliability.verify import attempts, losses
 
-LONGEST_CALM_S = 8  # a process takes some seconds to start: with less, nobody would be there to be asked
+JOBS_END_WITHIN_S = 1200
 
 
-def storm(cluster: Cluster, clients: list[Client], kills: int, rng: random.Random) -> dict[str, int]:
-    """Kill `kills` times; how often each process died."""
+def storm(cluster: Cluster, clients: list[Client], kills: int, calm_s: float, rng: random.Random) -> dict[str, int]:
+    """Kill `kills` times, each after at most `calm_s` of somebody answering; how often each process died."""
     died = {process.name: 0 for process in cluster.processes}
     for number in range(kills):
-        time.sleep(rng.uniform(0, LONGEST_CALM_S))
+        while not any(api.ready() for api in cluster.apis):
+            time.sleep(0.1)
+        time.sleep(rng.uniform(0, calm_s))
         for client in clients:
             if client.failure is not None:
                 raise client.failure
@@ -50,13 +55,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--calm", type=float, default=6, help="longest pause between kills, in seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="scratch (default: a temporary folder)")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as name:
         folder = Path(name)
-        write_tiny_base(folder / "base", ensure_base(DEFAULT_BASE, [], Path(sys.prefix) / "share/spolia/models"))
-        with running(folder, folder / "base") as cluster:
+        write_tiny_base(folder / "base")
+        with Nursery(LOADED_WITH) as nursery, running(folder, folder / "base", apis=3, nursery=nursery) as cluster:
             ledger, rng = Ledger(), random.Random(asked.seed)
             clients = [
                 Client(n, cluster.urls, str(folder / "base"), ledger, folder, asked.seed) for n in range(asked.clients)
@@ -64,7 +70,7 @@ def main() -> int:
             for client in clients:
                 client.start()
             began = time.monotonic()
-            died = storm(cluster, clients, asked.kills, rng)
+            died = storm(cluster, clients, asked.kills, asked.calm, rng)
             for client in clients:
                 client.stopping.set()
             for client in clients:
@@ -72,15 +78,19 @@ def main() -> int:
             took = time.monotonic() - began
             for api in cluster.apis:
                 api.wait_ready()
-            wrong = losses(cluster.urls[0], ledger)
+            wrong = losses(cluster.urls[0], ledger, JOBS_END_WITHIN_S)
+            taken = attempts(cluster.urls[0], ledger)
             fsck = cluster.run("fsck")
     found = {
         "machine": machine(1),
         "kills": died,
         "seconds": round(took),
         "requests": dict(sorted(ledger.answers.items())),
+        "answered": sum(n for what, n in ledger.answers.items() if not what.endswith((BROKEN_OFF, NOBODY))),
+        "broken_off": sum(n for what, n in ledger.answers.items() if what.endswith(BROKEN_OFF)),
         "versions": len(ledger.uploads),
         "merges": len(ledger.merges),
+        "attempts_of_merges": dict(sorted(taken.items())),
         "wrong": wrong,
         "fsck": {"exit_code": fsck.returncode, "says": fsck.stdout.strip().splitlines()[-3:]},
     }

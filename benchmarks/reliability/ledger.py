@@ -28,10 +28,10 @@ class Ledger:
     aliases: dict[str, list[tuple[int, bool]]] = field(default_factory=dict)
     """`namespace/name:alias` -> versions it was moved to, in order, and whether that was acknowledged."""
     answers: Counter[str] = field(default_factory=Counter)
-    """How often each kind of request was answered by which status; 0: not at all."""
+    """How often each kind of request was answered by which status, or what came instead of an answer."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answered(self, kind: str, status: int) -> None:
+    def answered(self, kind: str, status: int | str) -> None:
         """Count an answer."""
         with self._lock:
             self.answers[f"{kind} {status}"] += 1
@@ -67,6 +67,11 @@ class Ledger:
         """That move was acknowledged."""
         with self._lock:
             self.aliases[alias][place] = (self.aliases[alias][place][0], True)
+
+    def promised(self, ref: str) -> dict[str, str]:
+        """What the files of an acknowledged version hash to."""
+        with self._lock:
+            return self.uploads[ref].sha256
 
     def living(self) -> list[str]:
         """Versions that nobody asked to delete."""

@@ -1,7 +1,9 @@
-"""Clients that upload, merge, move aliases and delete through several API processes, and note what they are told.
+"""Clients that upload, read, merge, move aliases and delete through several API processes, and note what they are told.
 
-Each client owns one adapter name for aliases and deletions, so that the order of its own requests is the order of
-what happens there; uploads of all clients also meet in one shared name.
+A client asks a random process and, where nobody listens, the next one, as the proxy before them would; a request that
+broke off is not repeated, for it may have been done. Each client owns one adapter name for aliases and deletions, so
+that the order of its own requests is the order of what happens there; uploads of all clients also meet in one shared
+name.
 """
 
 import hashlib
@@ -17,6 +19,9 @@ from benchmarks.reliability.adapters import tiny_adapter
 from benchmarks.reliability.ledger import Ledger
 
 SHARED = "storm/shared"
+BROKEN_OFF, NOBODY = "broken off", "nobody there"
+UNDERSTOOD = (503, 507)  # try again; no room
+_LONGEST_THOUGHT_S = 0.4
 
 
 class Client(threading.Thread):
@@ -33,25 +38,31 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         """One random request after the other."""
-        acts = [self._upload, self._merge, self._move, self._delete]
+        acts = [self._upload, self._read, self._merge, self._move, self._delete]
         try:
             while not self.stopping.is_set():
-                self._rng.choices(acts, (4, 2, 2, 1))[0]()
+                self._rng.choices(acts, (6, 4, 2, 3, 1))[0]()
+                self.stopping.wait(self._rng.uniform(0, _LONGEST_THOUGHT_S))
         except Exception as error:  # shown by whoever joins the thread
             self.failure = error
 
     def _ask(self, kind: str, method: str, path: str, **more: object) -> httpx.Response | None:
-        """One request to a random API process; None when no answer came."""
-        try:
-            answer = httpx.request(method, self._rng.choice(self._urls) + path, timeout=60, **more)  # type: ignore[arg-type]
-        except httpx.TransportError:
-            self._ledger.answered(kind, 0)
-            time.sleep(0.5)  # it is being started again
-            return None
-        self._ledger.answered(kind, answer.status_code)
-        if answer.status_code >= 500 and answer.status_code != 503:
-            raise AssertionError(f"{method} {path}: {answer.status_code} {answer.text}")
-        return answer
+        """One request; None when no answer came."""
+        for url in self._rng.sample(self._urls, len(self._urls)):
+            try:
+                answer = httpx.request(method, url + path, timeout=60, **more)  # type: ignore[arg-type]
+            except httpx.ConnectError:
+                continue
+            except httpx.TransportError:
+                self._ledger.answered(kind, BROKEN_OFF)
+                return None
+            self._ledger.answered(kind, answer.status_code)
+            if answer.status_code >= 500 and answer.status_code not in UNDERSTOOD:
+                raise AssertionError(f"{method} {path}: {answer.status_code} {answer.text}")
+            return answer
+        self._ledger.answered(kind, NOBODY)
+        time.sleep(0.5)  # they are being started again
+        return None
 
     def _upload(self) -> None:
         self._made += 1
@@ -62,6 +73,18 @@ class Client(threading.Thread):
         if answer is not None and answer.status_code in (200, 201):
             sha = hashlib.sha256(weights).hexdigest()
             self._ledger.uploaded(answer.json()["ref"], {"adapter_model.safetensors": sha})
+
+    def _read(self) -> None:
+        if not (living := self._ledger.living()):
+            return
+        ref = self._rng.choice(living)
+        name, _, number = ref.rpartition("@")
+        file = "adapter_model.safetensors"
+        answer = self._ask("read", "GET", f"/v1/adapters/{name}/versions/{number}/files/{file}")
+        if answer is None or answer.status_code != 200:
+            return
+        if hashlib.sha256(answer.content).hexdigest() != self._ledger.promised(ref)[file]:
+            raise AssertionError(f"{ref}: {file} was half there")
 
     def _merge(self) -> None:
         living = self._ledger.living()

@@ -25,7 +25,6 @@ from benchmarks.measuring import machine, write_results
 from benchmarks.reliability.adapters import tiny_adapter
 from benchmarks.reliability.processes import Api
 from benchmarks.reliability.tiny_base import write_tiny_base
-from serving.base_model import DEFAULT_BASE, ensure_base
 
 
 def memory_mib(pid: int) -> float:
@@ -125,7 +124,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = folder / "base"
-        write_tiny_base(base, ensure_base(DEFAULT_BASE, [], Path(sys.prefix) / "share/spolia/models"))
+        write_tiny_base(base)
         api = Api("api", {"SPOLIA_DATA_DIR": str(folder / "data"), "SPOLIA_BASE_MODEL": str(base)}, folder)
         api.start()
         try:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 HIDDEN, LAYERS = 16, 2
 SHAPES = {
@@ -13,9 +14,9 @@ SHAPES = {
 }
 
 
-def write_tiny_base(folder: Path, tokenizer: Path) -> None:
-    """A Llama of two layers with random weights, and the tokenizer of another model's folder."""
-    words = AutoTokenizer.from_pretrained(tokenizer)
+def write_tiny_base(folder: Path) -> None:
+    """A Llama of two layers with random weights, whose words are single bytes."""
+    words = _bytes_as_words()
     config = LlamaConfig(
         vocab_size=len(words),
         hidden_size=HIDDEN,
@@ -24,7 +25,17 @@ def write_tiny_base(folder: Path, tokenizer: Path) -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=256,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     words.save_pretrained(folder)
+
+
+def _bytes_as_words() -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>")

@@ -17,6 +17,21 @@ def losses(url: str, ledger: Ledger, jobs_within_s: float = 300) -> list[str]:
         return [*_jobs(http, ledger, jobs_within_s), *_versions(http, ledger), *_aliases(http, ledger), *_names(http)]
 
 
+def attempts(url: str, ledger: Ledger) -> Counter[int]:
+    """How many of the accepted jobs took how many attempts."""
+    with httpx.Client(base_url=url, timeout=60) as http:
+        return Counter(int(http.get(f"/v1/jobs/{job_id}").json()["attempts"]) for job_id in ledger.merges)
+
+
+def wait_for_jobs(url: str, ledger: Ledger, within_s: float) -> None:
+    """Until every accepted job has ended, or the time is over."""
+    deadline = time.monotonic() + within_s
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for job_id in ledger.merges:
+            while http.get(f"/v1/jobs/{job_id}").json().get("state") not in FINAL and time.monotonic() < deadline:
+                time.sleep(0.2)
+
+
 def _jobs(http: httpx.Client, ledger: Ledger, within_s: float) -> list[str]:
     wrong, deadline = [], time.monotonic() + within_s
     for job_id, sources in ledger.merges.items():

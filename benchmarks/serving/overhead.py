@@ -89,7 +89,8 @@ def main() -> None:
     engine: list[float] = []
     rates: dict[str, list[float]] = {"http": [], "transformers": []}
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        ours = stack.enter_context(spolia(Path(temporary), threads=args.threads))
+        # The same questions come again and again; the engine alone keeps no prefixes, so the service may not either.
+        ours = stack.enter_context(spolia(Path(temporary), threads=args.threads, settings={"PREFIX_CACHE_BYTES": 0}))
         peer = None
         if args.transformers:
             port = free_port()

@@ -2,9 +2,9 @@
 2412.02220, eq. 3a, 3b, 4 and algorithm 1).
 
 Each iteration draws one task: with probability `interpolation` one that mixes sources' classes (cross entropy with the
-labels), otherwise one of a single source (KL to its teacher). Gradients flow through queries and prototypes into the
-factors alone; there are no second-order terms. Adam; the learning rate goes in cycles, up in a straight line and down
-along a cosine.
+labels), otherwise one of a single source (KL to its teacher). Queries may be blended (`mixing.py`, ours). Gradients
+flow through queries and prototypes into the factors alone; there are no second-order terms. Adam; the learning rate
+goes in cycles, up in a straight line and down along a cosine.
 """
 
 import math
@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from deltas.factors import Factors
+from merging.recycle.mixing import mixed, wanted
 from merging.recycle.params import MetaParams
 from merging.recycle.prototypes import class_log_probabilities, divergence, prototypes
 from merging.recycle.randomness import chance, generator
@@ -84,12 +84,15 @@ def train(
             task = pool.interpolated_task(params.ways, params.shots, params.queries, rng, distinct=params.distinct)
         else:
             task = pool.taught_task(params.shots, params.queries, rng)
+        asked = wanted(task)
+        if params.mixed:
+            task, asked = mixed(task, asked, params.mixed, rng)
         found = classify(network, state.lora, task, params)
         labels = task.labels[task.supports :]
         if task.teacher is None:
-            loss = F.nll_loss(found, labels)
+            loss = -(asked.exp() * found).sum(1).mean()
         else:
-            loss = divergence(found, task.teacher, params.divergence)
+            loss = divergence(found, asked, params.divergence)
         state.optimiser.param_groups[0]["lr"] = learning_rate(state.iteration, params)
         for weight, slope in zip(state.weights, torch.autograd.grad(loss, state.weights), strict=True):
             weight.grad = slope

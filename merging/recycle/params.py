@@ -87,6 +87,13 @@ class MetaParams(Strict):
         False,
         description="whether an interpolated task never holds two classes of one name (ours; the paper draws any)",
     )
+    mixed: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="most that another query's input counts in a query, blended at random up to that, as is what the"
+        " student shall say (ours, after mixup); 0: queries are as they are",
+    )
     distance: Literal["euclidean", "squared"] = Field(
         "euclidean", description="of queries to prototypes: the paper's, or the released code's squared one"
     )

@@ -21,6 +21,7 @@ from serving.vllm.wire import completion_body
 log = logging.getLogger(__name__)
 
 _WRITERS = 2  # threads that bring sets into vLLM's form
+_RELOADS = 32  # how often one request's adapter may be unloaded by somebody else just before it is used
 
 
 class Dispatcher:
@@ -63,16 +64,21 @@ class Dispatcher:
             shelved = await self._shelved(request.adapters)
             name = shelved.name
             request.applied = shelved.applied if request.adapters else None
-        for _ in range(len(self._fleet.servers) + 1):
+        failed = unloaded = 0
+        while failed <= len(self._fleet.servers) and unloaded <= _RELOADS:
             try:
                 async with self._fleet.place(name, anywhere=not request.adapters) as server:
                     request.loading_s = time.monotonic() - began
                     request.clock.begin()
                     return await self._attempt(request, server, name)
-            except (Unreachable, UnknownModel) as error:
+            except Unreachable as error:
                 if request.started:
                     raise ServerLost(request.stream.produced) from error
                 log.warning("A request begins again, its vLLM server failed: %s", error)
+                failed += 1
+                request.restart()
+            except UnknownModel:  # said before the first token; other API processes unload for their own, too
+                unloaded += 1
                 request.restart()
             except LoadRefused as error:
                 digest = request.adapters[0][0] if request.adapters else "of zeros"

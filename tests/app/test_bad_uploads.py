@@ -208,7 +208,9 @@ def test_forms_that_are_incomplete_or_strange(service: Service, tmp_path: Path) 
     assert "tags" in problem(post(url, files=good, data={"tags": "a\x01b"}), 422, "invalid-request")["detail"]
     problem(post(url, files=good, data={"tags": ",".join(f"t{i}" for i in range(40))}), 422, "too-many-tags")
     problem(post(url, content=b"xyz"), 415, "unsupported-media-type")
-    problem(post(url, content=b"xyz", headers={"content-type": "multipart/form-data"}), 400, "bad-request")
+    problem(post(url, content=b"xyz", headers={"content-type": "multipart/form-data"}), 422, "invalid-request")
+    elsewhere = {"content-type": "multipart/form-data; boundary=b; charset=utf-7"}
+    problem(post(url, content=b"--b--", headers=elsewhere), 415, "unsupported-media-type")
     no_end = {"content-type": "multipart/form-data; boundary=q"}
     problem(post(url, content=b"--q\r\nContent-Disp", headers=no_end), 422, "invalid-request")
 

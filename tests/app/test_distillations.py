@@ -24,8 +24,8 @@ PARAMS: dict[str, Any] = {
     "image_px": 28,
     "images_per_class": 4,
     "calibration": 8,
-    "inversion": {"steps": 30, "batch": 20, "rate": 0.1, "tv_weight": 0.3},
-    "meta": {"iterations": 60, "cycle": 15, "warmup": 5, "queries": 3},
+    "inversion": {"steps": 16, "batch": 20, "rate": 0.1, "tv_weight": 0.3},
+    "meta": {"iterations": 30, "cycle": 10, "warmup": 3, "queries": 3},
 }
 SOURCES = ["seen/teacher-0", "seen/teacher-1"]
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_distilled_is_refused_before_it_is_queued(
     assert {error["field"] for error in wrong["errors"]} == {"meta.shots", "rate"}
     problem(ask(service, "meta/a", sources=["seen/nobody"]), 404, "unknown-reference")
     plan = ask(service, "meta/a", dry_run=True).json()["plan"]
-    assert plan["steps"] == {"inversion": 60, "meta": 60}
+    assert plan["steps"] == {"inversion": 32, "meta": 30}
     assert [source["classes"] for source in plan["sources"]] == [5, 5]
     assert plan["estimate"]["memory_bytes"] > 4 * 18_000_000
     assert 0 < plan["estimate"]["inversion_s"] < 600
@@ -129,13 +129,15 @@ def test_a_killed_distillation_goes_on_to_the_same_bytes_and_keeps_what_owners_a
     job = ask(service, "meta/one").json()
     assert job["kind"] == "distillation"
     assert ask(service, "meta/one").json()["id"] == job["id"], "the same is queued once"
+    (logged,) = service.http.get("/v1/audit", params={"action": "job.enqueue", "limit": 1}).json()["items"]
+    assert logged["target"] == job["id"]
     inverting = seen(service, job, "inversion")["progress"]
     assert {"cross_entropy", "features"} <= inverting["losses"].keys()
     before = seen(service, job, "meta")
     os.kill(worker_pid(service), signal.SIGKILL)
     ended = service.wait(job, timeout_s=120)
     assert (ended["state"], ended["attempts"]) == ("succeeded", before["attempts"] + 1), ended
-    assert ended["progress"]["done"] == ended["progress"]["total"] == 1 + 60 + 60
+    assert ended["progress"]["done"] == ended["progress"]["total"] == 1 + 32 + 30
 
     folder = service.download(ended["result"]["ref"], tmp_path / "made")
     versions = [service.http.get(f"/v1/adapters/{name}/versions/1").json() for name in SOURCES]

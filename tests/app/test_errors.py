@@ -46,7 +46,7 @@ def test_unknown_addresses_and_methods(http: httpx.Client) -> None:
 
 def test_bodies_that_are_no_json(http: httpx.Client) -> None:
     headers = {"content-type": "application/json"}
-    for content in (b"", b"{", b"[" * 100_000, b"null", b'{"name": "\xff"}', b"[]", b'"text"'):
+    for content in (b"", b"{", b"[" * 100_000, b"null", b'{"name": "\xff"}', b"[]", b'"text"', rb'{"\ud800": 1}'):
         problem(http.post("/v1/merges", content=content, headers=headers), 422, "invalid-request")
 
 

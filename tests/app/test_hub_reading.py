@@ -1,6 +1,7 @@
 """Reading with huggingface_hub, PEFT and transformers: files, caches, revisions, lists, and the errors they raise."""
 
 import http.server
+import json
 import shutil
 import sys
 import threading
@@ -19,10 +20,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.hub.cards import BadFrontMatter, front_matter
+from app.front_matter import BadFrontMatter, front_matter
 from tests.app.hub_client import Hub
 from tests.app.service import BASE, Service, small_adapter
 
@@ -271,9 +272,18 @@ def test_peft_and_transformers_load_by_name(
 
 
 @given(st.text(max_size=60))
+@example('a: !!int ""')
+@example("a: !!bool maybe")
+@example("a: !!timestamp never")
+@example('a: "\\UFFFFFFFF"')
+@example(f"a: {'9' * 5000}")
+@example(f"a: 0x{'f' * 5000}")
+@example('"\\ud800": "\\udfff"')
+@example("a: &x [1]\nb: *x")
 def test_front_matter_is_read_or_refused(text: str) -> None:
     try:
         document = front_matter(f"---\n{text}\n---\n")
     except BadFrontMatter:
         return
     assert isinstance(document, dict)
+    json.dumps(document, ensure_ascii=False, allow_nan=False).encode()

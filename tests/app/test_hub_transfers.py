@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.hub.xet_formats import SHARD_TAG, BadXet, Xorb, read_shard, ungrouped, unpack
+from app.hub.xet_formats import MAX_CHUNKS, SHARD_TAG, BadXet, Xorb, read_shard, ungrouped, unpack
 from tests.app.hub_client import Hub
 from tests.app.service import Service, problem
 
@@ -55,6 +55,7 @@ def test_parts_of_an_upload_are_kept_until_it_is_whole_and_no_longer(lfs: Hub, s
     service.house.registry.collect_garbage(0)  # somebody cleans up meanwhile
     short = service.http.post(upload["href"], json={"oid": oid, "parts": parts[:2]})
     assert problem(short, 422, "digest-mismatch")["expected"] == oid
+    problem(service.http.post(upload["href"], json={"oid": oid, "parts": parts * 100}), 422, "repeated-part")
     assert service.http.post(upload["href"], json={"oid": oid, "parts": parts}).status_code == 200
     verify = answer["objects"][0]["actions"]["verify"]["href"]
     assert service.http.post(verify, json={"oid": oid, "size": len(data)}).status_code == 200
@@ -93,6 +94,9 @@ def test_other_bytes_than_announced_are_not_kept(lfs: Hub, service: Service) -> 
     xorb = f"{token['casUrl']}/v1/xorbs/default/{'cd' * 32}"
     assert service.http.post(xorb, content=packed(b"lie")).json() == {"was_inserted": True}
     problem(service.http.post(f"{token['casUrl']}/v1/shards", content=missing), 422, "digest-mismatch")
+    short = shard([("ab" * 32, [("cd" * 32, 2, 0, 1)])])  # less than what the chunks unpack to
+    detail = problem(service.http.post(f"{token['casUrl']}/v1/shards", content=short), 422, "bad-xet")["detail"]
+    assert "a term has not the length that it announces" in detail
     problem(
         service.http.post(f"{hub_address(token)}/xet/{'0' * 32}/v1/shards", content=missing), 404, "unknown-transfer"
     )
@@ -103,6 +107,9 @@ def test_other_bytes_than_announced_are_not_kept(lfs: Hub, service: Service) -> 
     [
         ([b"{"], "a line of it is not JSON"),
         ([b"[]"], "not an object with key and value"),
+        ([b'{"key": ["file"], "value": {}}'], "an operation has no key that is text"),
+        ([b'{"key": "header", "value": {"summary": ["s"]}}'], "its summary is not text"),
+        ([b'{"key": "file", "value": {"path": "a.txt", "content": "\\ud800"}}'], "is not text"),
         ([b'{"key": "rename", "value": {}}'], "'rename' is none of header, file, lfsFile"),
         ([b'{"key": "file", "value": {"path": "a.txt", "content": "?", "encoding": "base64"}}'], "is not base64"),
         ([b'{"key": "file", "value": {"content": ""}}'], "an operation has no path"),
@@ -115,6 +122,20 @@ def test_a_commit_that_cannot_be_read_is_refused(hub: Hub, service: Service, lin
     document = problem(answer, 422, "invalid-request")
     assert said in document["detail"]
     assert document["error"] == answer.headers["x-error-message"] == document["detail"]
+
+
+def test_a_commit_says_what_any_database_and_header_can_hold(hub: Hub, service: Service) -> None:
+    hub.api.create_repo("transfers/words", exist_ok=True)
+    url = "/api/models/transfers/words/commit/main"
+    lines = [
+        rb'{"key": "header", "value": {"summary": "\ud800 a\u0000b", "description": "\udfff"}}',
+        rb'{"key": "file", "value": {"path": "notes.txt", "content": "a"}}',
+    ]
+    assert service.http.post(url, content=b"\n".join(lines)).status_code == 200
+    assert service.http.get("/api/models/transfers/words/commits/main").json()[0]["title"] == "? ab"
+    answer = service.http.post(url, content=rb'{"key": "deletedFolder", "value": {"path": "\ud800\r\u007f"}}')
+    problem(answer, 404, "unknown-file")
+    assert answer.headers["x-error-message"].isprintable()
 
 
 def hub_address(token: dict[str, str]) -> str:
@@ -184,4 +205,7 @@ def test_a_chunk_that_grows_without_end_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "xorb"
     path.write_bytes(bytes([0]) + b"\x01\x00\x00" + bytes([1]) + b"\xff\xff\xff" + b"x")
     with pytest.raises(BadXet, match="longer than its pack, or than chunks may be"):
+        Xorb(path)
+    path.write_bytes(bytes(8 * (MAX_CHUNKS + 1)))  # empty chunks, which cost eight bytes each
+    with pytest.raises(BadXet, match=f"a pack has more than {MAX_CHUNKS} chunks"):
         Xorb(path)

@@ -1,5 +1,6 @@
 """How a runner ends attempts: what passes is tried again, bad input is said at once, a lost lease is given up."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,17 @@ def test_what_never_passes_is_said_in_the_end(shelves: Shelves) -> None:
     assert (job.state, job.attempts, job.failures) == ("failed", 2, 1)
     assert job.error is not None
     assert job.error["type"] == "urn:spolia:problem:storage-unavailable"
+
+
+def test_no_room_is_tried_again_where_another_machine_may_have_some(shelves: Shelves) -> None:
+    def full(_: Shelves, job: Job, work: Work) -> dict[str, object]:
+        work.folder.mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = run(shelves, full)
+    assert job.state == ("queued" if shelves.jobs.lease_s else "failed")
+    assert [path for path in shelves.settings.work_dir.glob(f"{job.id}*") if path.is_dir()] == []
+    assert (job.causes[0] if job.state == "queued" else job.error or {})["type"] == "urn:spolia:problem:storage-full"
 
 
 def test_bad_input_is_not_tried_again(shelves: Shelves) -> None:

@@ -42,6 +42,11 @@ def test_licences_are_recognised(stated: str | None, name: str | None, kind: Kin
         assert found.name == name
 
 
+# Ten lists of ten lists of … as one text would fill any memory; so would merging as many mappings into one.
+LEVELS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))
+EXPLOSION = f"---\na0: &a0 [x]\n{LEVELS}\nlicense: [*a11]\n---\n"
+
+
 @pytest.mark.parametrize(
     ("card", "stated"),
     [
@@ -53,6 +58,9 @@ def test_licences_are_recognised(stated: str | None, name: str | None, kind: Kin
         ("---\nlicense: {a: 1}\n---\n", None),
         ("---\nlicense: [unclosed\n---\n", None),
         ("---\n- a list\n---\n", None),
+        ('---\nlicense: mit\nsize: !!int ""\n---\n', "mit"),
+        ("---\ntags: &t [a]\nmore: *t\nlicense: cc-by-nd-4.0\n---\n", "cc-by-nd-4.0"),
+        (EXPLOSION, None),
         ("# Card\nlicense: mit", None),
         (None, None),
     ],

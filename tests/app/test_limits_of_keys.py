@@ -1,10 +1,14 @@
 """What a key may use and keep: requests and tokens a minute, bytes, adapters, jobs."""
 
+import json
 import threading
 import time
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app.identity.rates import Rates
@@ -131,3 +135,38 @@ def test_processes_on_one_database_share_what_is_left(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(admitted) == 20
+
+
+def announce(caller: Service, data: bytes) -> httpx.Response:
+    """Begin an upload in parts."""
+    digest = b64encode(sha256(data).hexdigest().encode()).decode()
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(data)), "Upload-Metadata": f"sha256 {digest}"}
+    return caller.http.post("/v1/resumable-uploads", headers=headers)
+
+
+def test_what_is_being_sent_and_what_nobody_published_counts(keyed: Service, tmp_path: Path) -> None:
+    weights = [(small_adapter(tmp_path / name) / "adapter_model.safetensors").read_bytes() for name in "abc"]
+    size, blobs = len(weights[0]), keyed.house.shelves.blobs
+    digests = [sha256(data).hexdigest() for data in weights]
+    with holding(keyed, EVERYTHING, limits={"stored_bytes": 2 * size + 2000}) as caller:
+        first = announce(caller, weights[0])
+        assert announce(caller, weights[0]).status_code == 201, "the same upload, found again"
+        assert caller.http.put(f"/v1/uploads/{digests[1]}", content=weights[1]).status_code == 201
+        lfs = {"operation": "upload", "objects": [{"oid": digests[2], "size": size}]}
+        caller.http.post("/api/repos/create", json={"type": "model", "organization": "claimed", "name": "r"})
+        for refused in (
+            announce(caller, weights[2]),
+            caller.http.put(f"/v1/uploads/{digests[2]}", content=weights[2]),
+            caller.upload("claimed/c", tmp_path / "c"),
+            caller.http.post("/claimed/r.git/info/lfs/objects/batch", json=lfs),
+        ):
+            assert refused.status_code == 403, refused.text
+            assert refused.json()["type"] == "urn:spolia:problem:quota-exceeded"
+            assert refused.json()["used"] == 2 * size
+        assert not blobs.exists(digests[2])
+        given_up = caller.http.delete(first.headers["location"], headers={"Tus-Resumable": "1.0.0"})
+        assert given_up.status_code == 204
+        config = json.loads((tmp_path / "b" / "adapter_config.json").read_bytes())
+        body = {"config": config, "weights": f"sha256:{digests[1]}"}
+        assert caller.http.post("/v1/adapters/claimed/b/versions", json=body).status_code == 201
+        assert announce(caller, weights[2]).status_code == 201, "what is published counts once"

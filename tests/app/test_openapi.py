@@ -11,6 +11,8 @@ from tests.app.service import Service
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "benchmarks" / "api_fuzz.toml"
+OTHER_WORDS = {("/readyz", "503"), ("/api/repos/create", "409"), ("/api/validate-yaml", "400")}
+"""Where a protocol has its own form of saying no."""
 
 
 def test_no_answer_is_other_than_described(keyed: Service, tmp_path: Path) -> None:
@@ -37,7 +39,7 @@ def test_every_call_that_needs_a_key_says_so_and_what_it_is_told_without(keyed: 
             assert ("security" in operation) == secured, (method, path)
             assert ("401" in operation["responses"]) == secured, (method, path)
             for status, response in operation["responses"].items():
-                if status >= "400" and path != "/readyz" and "content" in response:
+                if status >= "400" and "content" in response and (path, status) not in OTHER_WORDS:
                     assert list(response["content"]) == ["application/problem+json"], (method, path, status)
 
 

@@ -147,7 +147,9 @@ def test_expired_uploads_go_when_the_service_starts(service: Service, weights: b
     assert service.http.head(place, headers=TUS).status_code == 404
 
 
-@pytest.mark.parametrize("metadata", ["", "sha256", "sha256 *", "sha256 YWJj", "name YWJj", "sha256 /w=="])
+@pytest.mark.parametrize(
+    "metadata", ["", "sha256", "sha256 *", "sha256 YWJj", "name YWJj", "sha256 /w==", "sha256 \xb3"]
+)
 def test_metadata_without_a_digest_is_refused(metadata: str) -> None:
     with pytest.raises(Refusal, match="Upload-Metadata must hold"):
         digest_of(metadata)

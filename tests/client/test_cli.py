@@ -11,7 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from store.audit import AuditLog
+from store.blobs import LocalBlobs
+from store.database import Database
 from tests.client.conftest import BASE, SPOLIA, make_adapter
+from tests.store.making import put
 
 
 class Shell:
@@ -60,7 +64,9 @@ def pushed(shell: Shell, tmp_path: Path) -> list[str]:
 
 
 def test_verbs_of_the_client_start_without_torch() -> None:
-    check = "import sys, app.cli; sys.exit(any(name in sys.modules for name in ('torch', 'fastapi', 'transformers')))"
+    """As do those on the database: keys, gc, fsck, backup and restore."""
+    verbs = "app.cli, app.local_keys, app.job_tables, app.storage, store.backup, store.checking, store.collecting"
+    check = f"import sys, {verbs}; sys.exit(any(name in sys.modules for name in ('torch', 'fastapi', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
@@ -292,6 +298,17 @@ def test_gc_fsck_backup_and_restore(tmp_path: Path) -> None:
     assert "Every version has its files" in shell.text("fsck", *where)
     assert "0 files" in shell.text("backup", folder, *where)
     assert "every version has its files" in shell.text("restore", folder, "--data-dir", tmp_path / "other")
+    blobs = LocalBlobs(data / "blobs")
+    blobs.path(put(blobs, b"damaged").digest).write_bytes(b"otherwise")
+    put(blobs, b"unneeded")
+    assert len(shell.json("fsck", "--repair", *where)["findings"]) == 2
+    assert shell.json("gc", "--grace", "0", *where)["files"] == 1
+    logged = []
+    for place in (data, tmp_path / "other"):
+        database = Database(f"sqlite:///{place / 'spolia.db'}")
+        logged += [entry.action for entry in AuditLog(database).list().items]
+        database.close()
+    assert logged == ["files.collect", "files.set_aside", "database.restore"]
     status, sentence = shell.failure("restore", tmp_path, *where)
     assert (status, sentence.endswith("there is no finished backup here (no manifest.json).")) == (1, True)
     status, sentence = shell.failure("backup", data, *where)

@@ -30,6 +30,20 @@ def test_pushing_the_same_bytes_again_gives_the_same_version(spolia: Client, tmp
     assert (first["license"], sorted(first["tags"]), first["card"]) == ("MIT", ["one", "two"], "# Adapter 3\n")
 
 
+def test_a_digest_is_a_reference(spolia: Client, two: tuple[str, str], tmp_path: Path) -> None:
+    first, second = (spolia.show(ref) for ref in two)
+    digest = str(first["digest"])
+    assert spolia.show(digest)["ref"] == two[0] == spolia.pull(digest, tmp_path / "pulled")["ref"]
+    merged = spolia.merge("two/by-digest", {digest: 0.5, str(second["digest"]): 0.5})["result"]
+    assert [source["ref"] for source in spolia.show(merged["digest"])["sources"]] == list(two)
+    assert spolia.report(merged["digest"]) == spolia.report(merged["ref"])
+    assert spolia.compare([digest, two[1]]) == spolia.compare(two)
+    with pytest.raises(SpoliaError, match="No version has the digest sha256:00"):
+        spolia.show("sha256:" + "0" * 64)
+    with pytest.raises(SpoliaError, match="names no adapter"):
+        spolia.delete(digest)
+
+
 def test_large_weights_are_streamed_and_come_back(spolia: Client, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "large", seed=4, rank=64, layers=20)
     total = (folder / "adapter_model.safetensors").stat().st_size

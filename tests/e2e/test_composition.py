@@ -10,7 +10,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 
+from app.main import settle_when_reachable
+from app.settings import Settings
+from app.shelves import open_shelves
 from tests.e2e.composition import Composition, composition
 
 
@@ -136,20 +140,23 @@ def test_when_an_api_is_killed_the_other_answers(whole: Composition, namespace: 
         assert one.show(f"{namespace}/a")["version"] == 2
 
 
-def test_an_api_that_starts_before_its_database_waits_for_it(whole: Composition) -> None:
+def test_a_start_before_the_database_waits_for_it_and_who_runs_heals(
+    whole: Composition, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     if whole.cluster is None:
         return
-    api, postgres = whole.cluster.apis[0], whole.cluster.postgres
-    api.kill()
+    postgres = whole.cluster.postgres
+    shelves = open_shelves(Settings(data_dir=tmp_path, database_url=SecretStr(postgres.url)))
     postgres.stop()
-    try:
-        told = len(api.log.read_text())
-        api.start()
-        deadline = time.monotonic() + 60
-        while "database does not answer" not in api.log.read_text()[told:]:
-            assert api.runs
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    finally:
-        postgres.start()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            settled = pool.submit(settle_when_reachable, shelves)
+            while "database does not answer" not in caplog.text:
+                assert not settled.done()
+                time.sleep(0.05)
+        finally:
+            postgres.start()
+        settled.result()
+    shelves.database.close()
+    for api in whole.cluster.apis:
         api.wait_ready()

@@ -11,13 +11,11 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["deltas", "store", "app.recipe_file"]):
+with atheris.instrument_imports(include=["app", "deltas", "store", "yaml", "python_multipart", "starlette"]):
     from app.client_http import SpoliaError
     from app.recipe_file import read_recipe
     from deltas.adapter import Adapter
@@ -28,21 +26,14 @@ with atheris.instrument_imports(include=["deltas", "store", "app.recipe_file"]):
     from store.cursors import decode_cursor, encode_cursor
     from store.errors import StoreError
     from store.references import parse_reference
+    from tests.fuzz.request_parsers import REQUEST_PARSERS
+    from tests.fuzz.seeds import WORDS
 
 from tests.factory import write_adapter
+from tests.fuzz.parser import Parser
 
 SHARED_MEMORY = Path("/dev/shm")  # files that are written a million times
 HANG_S, MEMORY_MIB = 10, 1024
-
-
-@dataclass(frozen=True)
-class Parser:
-    """How bytes are read (with a scratch folder), what may refuse them, and what good inputs look like."""
-
-    read: Callable[[bytes, Path], object]
-    refusal: type[Exception]
-    seeds: Callable[[Path], list[bytes]]
-    longest: int = 4096
 
 
 def _header(data: bytes, folder: Path) -> None:
@@ -109,16 +100,20 @@ PARSERS = {
         longest=256,
     ),
     "recipe": Parser(_recipe, SpoliaError, lambda _: [RECIPE, b'{"sources": ["a/b", "c/d"], "method": "sum"}']),
+    **REQUEST_PARSERS,
 }
 
 
-def fuzz(name: str, runs: int, seed: int, folder: Path) -> None:
+def fuzz(name: str, runs: int, seconds: int, seed: int, folder: Path) -> None:
     """Run one parser; the process ends with libFuzzer's exit code."""
     parser = PARSERS[name]
     corpus = folder / "corpus"
     corpus.mkdir()
     for number, data in enumerate(parser.seeds(folder)):
         (corpus / str(number)).write_bytes(data)
+
+    words = folder / "words"
+    words.write_text("".join('"' + "".join(map(r"\x{:02x}".format, word)) + '"\n' for word in WORDS))
 
     def one(data: bytes) -> None:
         sentence = "read"
@@ -128,8 +123,14 @@ def fuzz(name: str, runs: int, seed: int, folder: Path) -> None:
             sentence = str(error)
         assert 0 < len(sentence.encode()) < 5000  # an answer has to carry it
 
-    options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={parser.longest}", f"-timeout={HANG_S}"]
-    options += [f"-rss_limit_mb={MEMORY_MIB}", "-verbosity=0", "-print_final_stats=1", str(corpus)]
+    options = [
+        f"-runs={runs}",
+        f"-max_total_time={seconds}",
+        f"-seed={seed}",
+        f"-max_len={parser.longest}",
+        f"-timeout={HANG_S}",
+    ]
+    options += [f"-rss_limit_mb={MEMORY_MIB}", "-verbosity=0", "-print_final_stats=1", f"-dict={words}", str(corpus)]
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()
 
@@ -139,15 +140,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=["all", *PARSERS])
     parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=int, default=0, help="stop each after so long; 0: when it has run so often")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     if asked.name == "all":
         words = [sys.executable, "-m", "tests.fuzz.parsers"]
-        options = [f"--runs={asked.runs}", f"--seed={asked.seed}"]
+        options = [f"--runs={asked.runs}", f"--seconds={asked.seconds}", f"--seed={asked.seed}"]
         return max(subprocess.run([*words, name, *options], check=False).returncode for name in PARSERS)
     print(f"{asked.name}: {asked.runs} executions", flush=True)
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
-        fuzz(asked.name, asked.runs, asked.seed, Path(folder))
+        fuzz(asked.name, asked.runs, asked.seconds, asked.seed, Path(folder))
     return 0
 
 

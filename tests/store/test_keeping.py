@@ -4,13 +4,20 @@ from pathlib import Path
 
 import obstore
 import pytest
-from sqlalchemy import text
+from sqlalchemy import String, text
 
+from store.blob_rows import NO_BLOBS, TABLES
+from store.blob_users import COLUMN
 from store.blobs import Blobs, LocalBlobs
 from store.checking import check
 from store.collecting import collect
 from store.database import Database
+from store.hub import HubTable
+from store.hub_records import Words
+from store.hub_uploads import HubUploads
+from store.models import Model
 from store.partial_uploads import Announced, LocalUploads, PartialUploads
+from store.recycling import RecyclingTable
 from store.registry import Registry
 from store.s3_blobs import S3Blobs, blob_key
 from store.s3_uploads import S3Uploads
@@ -86,7 +93,7 @@ def test_what_is_wrong_is_named_and_damaged_files_are_set_aside(registry: Regist
     damage(blobs, files["changed"], b"weights of changes")
     found = check(registry.database, blobs)
     assert not found.clean
-    assert {(one.kind, one.digest, one.versions) for one in found.findings} == {
+    assert {(one.kind, one.digest, one.users) for one in found.findings} == {
         ("missing", files["gone"], ("team/gone@1",)),
         ("damaged", files["cut"], ("team/cut@1",)),
         ("damaged", files["changed"], ("team/changed@1",)),
@@ -100,3 +107,51 @@ def test_what_is_wrong_is_named_and_damaged_files_are_set_aside(registry: Regist
     for name in ("gone", "cut", "changed"):
         put(blobs, f"weights of {name}".encode())
     assert check(registry.database, blobs).clean
+
+
+def test_every_row_that_names_a_blob_is_missed_and_keeps_it(registry: Registry) -> None:
+    """One row in each table: its file is not removed as unneeded and, once gone, is missed by name."""
+    blobs, database = registry.blobs, registry.database
+    version, _ = registry.publish("team", "a", make_version(blobs, "of a version"))
+    hub, uploads = HubTable(database, blobs), HubUploads(database, blobs)
+    image, draft, part = put(blobs, b"images"), put(blobs, b"of a draft"), put(blobs, b"a part")
+    recycling = RecyclingTable(database, registry)
+    recycling.set_consent("team", "a", inversion=True, show_surrogates=True)
+    assert recycling.keep(version, version, image.digest, images=1, px=8)
+    hub.create("team", "draft", "somebody")
+    hub.keep_draft(hub.repository("team", "draft"), {"words.txt": draft}, Words("", "", "somebody"))
+    uploads.keep(uploads.open().id, "1", part)
+    users = {
+        version.files[0].digest: "team/a@1",
+        image.digest: "images made from team/a@1",
+        draft.digest: "a commit of team/draft",
+        part.digest: "an unfinished push",
+    }
+    assert registry.release(users) == 0
+    assert check(database, blobs).clean
+    for digest in users:
+        blobs.remove(digest)
+    found = {(one.kind, one.digest, one.users) for one in check(database, blobs).findings if one.digest in users}
+    assert found == {("missing", digest, (user,)) for digest, user in users.items()}
+
+
+# 64 characters that name no file, or one that need not be kept.
+NO_FILES = {
+    "api_keys.secret_sha256", "audit.address", "audit.request_id", "hub_parts.name", "hub_uploads.oid",
+    "idempotency_keys.body", "idempotency_keys.key", "tags.tag", "upload_claims.sha256", "versions.base_matched_by",
+    "versions.family", "versions.recipe_digest",
+}  # fmt: skip
+
+
+def test_no_table_that_names_blobs_is_forgotten() -> None:
+    """A new column that could hold a file's sha256 is `digest`, and known to those who look for what is missing; or it
+    is something else, and said to be so here."""
+    columns = {
+        (table.name, column.name)
+        for table in Model.metadata.tables.values()
+        for column in table.columns
+        if isinstance(column.type, String) and column.type.length == 64
+    }
+    assert {table for table, column in columns if column == COLUMN} == TABLES | NO_BLOBS
+    others = {f"{table}.{column}" for table, column in columns if column != COLUMN}
+    assert others == NO_FILES

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from store.audit import AuditLog
 from store.blobs import LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference
@@ -53,6 +54,15 @@ def test_reinstating_leaves_what_others_revoked(registry: Registry, database: Da
     assert marked(registry, child) == {b: "a better reason"}
     assert unrevoke(database, b) == [b, child]
     assert marked(registry, child) == {}
+    entries = AuditLog(database).list(adapter="me/child").items
+    told = [(entry.action, entry.after) for entry in reversed(entries) if entry.action != "version.publish"]
+    assert told == [
+        ("version.revoke", {"reason": "one", "ancestor": a}),
+        ("version.revoke", {"reason": "two", "ancestor": b}),
+        ("version.reinstate", None),
+        ("version.revoke", {"reason": "a better reason", "ancestor": b}),
+        ("version.reinstate", None),
+    ]
 
 
 def test_marks_outlive_an_ancestor_that_is_deleted(registry: Registry, database: Database) -> None:

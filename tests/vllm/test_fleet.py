@@ -254,6 +254,29 @@ def test_an_engine_takes_over_what_an_earlier_one_loaded_and_clears_away_the_res
         assert [server.adapters() for server in servers] == [[], []]
 
 
+def test_two_services_share_a_fleet(
+    service: Service,
+    fleet: VllmEngine,
+    embedded: Engine,
+    servers: list[VllmServer],
+    base_folder: Path,
+    digests: dict[str, str],
+    prompt: tuple[int, ...],
+) -> None:
+    """Each unloads what the other is about to use, again and again: every answer is right all the same."""
+    generations = [greedy(prompt, [(digest, 1.0)], 2) for digest in digests.values()]
+    expected = generate(embedded, generations)
+    options: dict[str, Any] = {"servers": [server.url for server in servers], "slots": 1}
+    load, folder = service.house.shelves.adapter_loader(), service.house.settings.data_dir / "vllm"
+    with VllmEngine(load_info(base_folder), load, folder=folder, **options) as other, ThreadPoolExecutor(2) as pool:
+        one = pool.submit(generate, fleet, generations * 2)
+        two = pool.submit(generate, other, generations[::-1] * 2)
+        for found, right in zip(one.result(), expected * 2, strict=True):
+            agree(found, right)
+        for found, right in zip(two.result(), expected[::-1] * 2, strict=True):
+            agree(found, right)
+
+
 def test_a_server_of_another_base_is_not_used(
     servers: list[VllmServer], base_folder: Path, prompt: tuple[int, ...], tmp_path: Path, service: Service
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from merging.recycle.recycle import Progress, distil
 from merging.recycle.vision_base import load_vision_base
-from tests.merging.recycle.test_recycle import PARAMS, teacher
+from tests.merging.recycle.untrained import PARAMS, teacher
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ PARAMS = RecycleParams(
     image_px=PX,
     images_per_class=4,
     calibration=32,
-    inversion=InversionParams(steps=20, batch=20, rate=0.1, feature_weight=0.03, tv_weight=0.3),
-    meta=MetaParams(iterations=30, cycle=30, warmup=6, queries=3, interpolation=0.5),
+    inversion=InversionParams(steps=12, batch=20, rate=0.1, feature_weight=0.03, tv_weight=0.3),
+    meta=MetaParams(iterations=15, cycle=15, warmup=3, queries=3, interpolation=0.5),
 )
 
 

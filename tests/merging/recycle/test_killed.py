@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from merging.recycle.recycle import distil
 from merging.recycle.vision_base import VisionBase
-from tests.merging.recycle.test_recycle import PARAMS, teacher
+from tests.merging.recycle.untrained import PARAMS, teacher
 
 ROOT = Path(__file__).parents[3]
 

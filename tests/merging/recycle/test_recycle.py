@@ -12,37 +12,19 @@ from safetensors.torch import load_file
 from transformers import Dinov2Model
 
 from deltas.adapter import Adapter
-from deltas.factors import Factors
 from merging.recycle.checkpoint import load_checkpoint, save_checkpoint
 from merging.recycle.errors import BadDistillation, DistillationCancelled
 from merging.recycle.inversion import Inversion, Losses, invert, resolved, shaken, surviving_patches, total_variation
-from merging.recycle.lora import new_lora, read_lora
+from merging.recycle.lora import read_lora
 from merging.recycle.meta import learning_rate
 from merging.recycle.params import BENCHMARK, PAPER, SMALL, InversionParams, MetaParams, RecycleParams
 from merging.recycle.randomness import generator
 from merging.recycle.recycle import Distillation, Progress, distil
-from merging.recycle.source import Head, Source
+from merging.recycle.source import Source
 from merging.recycle.statistics import dead_leaves, expected_moments, feature_distance, feature_moments
 from merging.recycle.surrogates import Pool, Surrogates, ask_teacher
 from merging.recycle.vision_base import VisionBase
-
-PARAMS = RecycleParams(
-    image_px=20,
-    images_per_class=4,
-    rank=2,
-    calibration=16,
-    inversion=InversionParams(steps=30, batch=10, prune={-1: 0.5}),
-    meta=MetaParams(iterations=12, cycle=5, warmup=2, queries=3, ways=3),
-)
-
-
-def teacher(base: VisionBase, seed: int, ways: int = 3) -> Source:
-    rng = torch.Generator().manual_seed(seed)
-    lora = {
-        name: Factors(f.A.detach(), torch.randn(f.B.shape, generator=rng) * 0.1)
-        for name, f in new_lora(base, ("q_proj", "v_proj"), 2, rng).items()
-    }
-    return Source(f"me/source-{seed}@1", lora, Head(torch.randn(ways, 24, generator=rng) * 0.3, torch.zeros(ways)))
+from tests.merging.recycle.untrained import PARAMS, teacher
 
 
 @pytest.fixture(scope="module")
