@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    BindParameter,
     ColumnElement,
     Integer,
     Select,
@@ -56,13 +57,14 @@ def walked(shape: Shape, *, bounded: bool) -> Select[Any]:
     """The first `wanted` adapters that pass; ``bounded``: among the first `window` names in their order, and each row
     says as ``walked`` how many names there were."""
     if not bounded:
-        passing = _in_order(shape, ListingRow.adapter_id, ListingRow.namespace, ListingRow.name)
+        names = (ListingRow.adapter_id, ListingRow.namespace, ListingRow.name)
+        passing = _in_order(shape, *names, most=_WANTED if shape.ordered else None)
         return entries(passing.where(*_tried(shape, ListingRow)).limit(_WANTED).cte("page"))
-    near = aliased(ListingRow, _in_order(shape, ListingRow).limit(_WINDOW).subquery("near"))
+    near = aliased(ListingRow, _in_order(shape, ListingRow, most=_WINDOW).subquery("near"))
     passing = select(near.adapter_id, near.namespace, near.name).where(*_tried(shape, near))
     page = passing.order_by(near.namespace, near.name).limit(_WANTED).cte("page")
-    names = _in_order(shape).limit(_WINDOW).subquery("names")
-    return entries(page, select(func.count()).select_from(names).scalar_subquery().label("walked"))
+    counted = _in_order(shape, most=_WINDOW).subquery("counted")
+    return entries(page, select(func.count()).select_from(counted).scalar_subquery().label("walked"))
 
 
 @lru_cache(maxsize=256)
@@ -83,19 +85,25 @@ def looked_up(shape: Shape) -> Select[Any]:
     return entries(select(hits).order_by(hits.c.namespace, hits.c.name).limit(_WANTED).cte("page"))
 
 
-def _in_order(shape: Shape, *columns: Any) -> Select[Any]:
-    """Columns of the listings in the order of their names: of all, of those with the first term, or else of those of
-    the base model; how many there are, without columns, takes no listing."""
-    by: type[ListingRow] | type[ListingTermRow] = ListingTermRow if shape.terms else ListingRow
-    statement = select(*(columns or [literal(1)])).select_from(by)
-    if shape.terms and columns:
-        same = (ListingRow.namespace == ListingTermRow.namespace) & (ListingRow.name == ListingTermRow.name)
-        statement = statement.join(ListingRow, same)
-    if shape.terms:
-        statement = statement.where(ListingTermRow.term == bindparam("term0", type_=Text))
-    elif shape.base_model:
-        statement = statement.where(ListingRow.base_model == bindparam("base_model"))
-    return statement.where(*_places(shape, by)).order_by(by.namespace, by.name)
+def _in_order(shape: Shape, *columns: Any, most: BindParameter[int] | None) -> Select[Any]:
+    """Columns of the first listings, `most` at most, in the order of their names: of all, of those with the first
+    term, or else of those of the base model; how many there are, without columns, takes no listing."""
+    if not shape.terms:
+        statement = select(*(columns or [literal(1)])).select_from(ListingRow)
+        if shape.base_model:
+            statement = statement.where(ListingRow.base_model == bindparam("base_model"))
+        return statement.where(*_places(shape, ListingRow)).order_by(ListingRow.namespace, ListingRow.name).limit(most)
+    listed = select(ListingTermRow.namespace, ListingTermRow.name)
+    listed = listed.where(ListingTermRow.term == bindparam("term0", type_=Text), *_places(shape, ListingTermRow))
+    # The limit comes before the join: planners take pairs of namespace and name for far rarer than they are, and would
+    # prepare to go through the whole list, with helpers.
+    places = listed.order_by(ListingTermRow.namespace, ListingTermRow.name).limit(most).subquery("places")
+    if not columns:
+        return select(literal(1)).select_from(places)
+    same = (ListingRow.namespace == places.c.namespace) & (ListingRow.name == places.c.name)
+    # And once more after it, which changes nothing, but that no filter is looked up instead of being tried.
+    listings = select(*columns).select_from(places).join(ListingRow, same)
+    return listings.order_by(places.c.namespace, places.c.name).limit(most)
 
 
 def _places(shape: Shape, by: type[ListingRow] | type[ListingTermRow]) -> list[ColumnElement[bool]]:

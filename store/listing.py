@@ -1,4 +1,4 @@
-"""The list of adapters: filters, free text, pages in the order of namespace and name, each page one statement.
+"""The list of adapters: filters, free text, pages in the order of namespace and name.
 
 What all names, all of one base model or all with one tag or target are is kept in the order of the names, so that a
 page without another filter is read off an index. With more filters, one of these orders is gone through for a bounded

@@ -36,7 +36,7 @@ def grams(folded: str) -> list[int]:
     A word that is searched for has no space in it, so no run with one is ever asked for. Two runs that share a hash
     make a search look at a few more texts, no more: what it finds is compared in full.
     """
-    return sorted(set().union(*map(_runs, folded.split())))
+    return sorted(set[int]().union(*map(_runs, folded.split())))
 
 
 def word_grams(word: str) -> list[int]:

@@ -163,14 +163,15 @@ def whole(statement: Select[Any], *more: Any) -> Select[Any]:
 def found(row: Row[Any]) -> Found:
     """The version that a row of `whole` holds."""
     values = row.document
+    plain: dict[str, Any] = dict(zip(_PLAIN_NAMES, values, strict=False))
+    plain.update(zip(_NUMBER_NAMES, map(float, values[len(_PLAIN) : _NUMBERS_END]), strict=True))
+    plain.update(zip(_FLAG_NAMES, map(bool, values[_NUMBERS_END:_FLAGS_END]), strict=True))
     created_at, base_known, notes, leaves, files, targets, tags, aliases, parents, marks = values[_FLAGS_END:]
     sources = tuple(
         Source(ref, float(weight), role, parent_id) for _, ref, weight, role, parent_id in sorted(parents or ())
     )
     version = Version(
-        **dict(zip(_PLAIN_NAMES, values, strict=False)),
-        **dict(zip(_NUMBER_NAMES, map(float, values[len(_PLAIN) : _NUMBERS_END]), strict=True)),
-        **dict(zip(_FLAG_NAMES, map(bool, values[_NUMBERS_END:_FLAGS_END]), strict=True)),
+        **plain,
         created_at=_moment(created_at),
         base_known=bool(base_known),
         notes=tuple(notes),

@@ -121,7 +121,7 @@ def _write_anew(*, longest: int) -> None:
 
 
 def _grams(words: Iterable[str], longest: int) -> str:
-    hashes: set[int] = set().union(*(_runs(word, longest) for word in words))
+    hashes = set[int]().union(*(_runs(word, longest) for word in words))
     return f"{{{','.join(map(str, hashes))}}}"
 
 
