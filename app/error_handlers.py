@@ -86,6 +86,12 @@ async def on_storage(request: Request, error: Exception) -> Response:
     return respond(request, *DISK_FULL)
 
 
+async def on_text(request: Request, _: Exception) -> Response:
+    """JSON can spell half a surrogate pair, which is no text that could be kept or sent."""
+    detail = "Text in the request cannot be written as UTF-8: it holds half a surrogate pair."
+    return respond(request, 422, "unkeepable-text", detail)
+
+
 async def on_disconnect(_: Request, __: Exception) -> Response:
     """The client hung up; nobody reads this, and whatever was staged is already gone."""
     return Response(status_code=499)
@@ -103,6 +109,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(UnicodeEncodeError, on_text)
     app.add_exception_handler(OSError, on_storage)
     app.add_exception_handler(OperationalError, on_storage)
     app.add_exception_handler(Exception, on_unexpected)

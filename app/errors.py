@@ -57,6 +57,7 @@ TABLE: dict[type[Exception], Row] = {
     recycle.DistillationCancelled: (409, "distillation-cancelled"),
     store.InvalidName: (422, "invalid-name"),
     store.BadReference: (422, "bad-reference"),
+    store.UnkeepableText: (422, "unkeepable-text"),
     store.BadCursor: (422, "bad-cursor"),
     store.UnknownReference: (404, "unknown-reference"),
     store.UnknownParent: (409, "source-deleted"),

@@ -13,6 +13,7 @@ from pydantic import (
     StrictBool,
     StringConstraints,
     field_validator,
+    model_validator,
 )
 
 from merging.ranks import Rank
@@ -23,12 +24,22 @@ TAG = r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$"
 Tag = Annotated[str, StringConstraints(pattern=TAG)]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+_NUMBERS = (int, float, int | None, float | None)
 
 
 class Body(BaseModel):
     """What every request body has in common."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, document: Any) -> Any:
+        given = document if isinstance(document, dict) else {}
+        for name, field in cls.model_fields.items():
+            if isinstance(given.get(name), bool) and field.annotation in _NUMBERS:  # pydantic would take it for 1
+                raise ValueError(f"'{name}' should be a number, not a boolean")
+        return document
 
 
 class VersionUpload(Body):

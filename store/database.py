@@ -20,11 +20,19 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Executable, Row, create_engine, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session
 
-from store.errors import LostRace, SchemaNewer, SchemaOlder, StorageBusy, StorageUnavailable, UnsupportedDatabase
+from store.errors import (
+    LostRace,
+    SchemaNewer,
+    SchemaOlder,
+    StorageBusy,
+    StorageUnavailable,
+    UnkeepableText,
+    UnsupportedDatabase,
+)
 from store.postgresql import Postgresql
 from store.sqlite import Sqlite
 
@@ -143,6 +151,8 @@ class Database:
         try:
             yield
         except DBAPIError as error:
+            if isinstance(error, DataError) and "NUL (0x00)" in str(error.orig):
+                raise UnkeepableText from error
             named = self._backend.named(error)
             if named is None:
                 raise

@@ -3,6 +3,7 @@
 StoreError
 ├── InvalidName          a namespace, name, alias, tag or file name that is not allowed
 ├── BadReference         a text that is no reference at all
+├── UnkeepableText       text that the database cannot hold
 ├── BadCursor            a page cursor that this service did not make
 ├── UnknownReference     a well-formed reference to nothing; names near matches
 ├── UnknownParent        a version's source was deleted while the version was being made
@@ -334,6 +335,13 @@ class StorageFull(StoreError):
     def __init__(self, place: str) -> None:
         self.place = place
         super().__init__(f"The storage at {place} is full: nothing was stored; free some space and try again.")
+
+
+class UnkeepableText(StoreError):
+    """Text with the character NUL, which PostgreSQL neither keeps nor looks for."""
+
+    def __init__(self) -> None:
+        super().__init__("Text must not hold the character NUL (U+0000).")
 
 
 class StorageBusy(StoreError):

@@ -15,6 +15,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from app.answer_docs import STREAMED
 from app.api.access import HouseDep, needs
 from app.asking import addressed
 from app.errors import as_problem
@@ -67,7 +68,7 @@ async def generate_stream(house: HouseDep, request: Request, body: LoraxBody) ->
     return await _streamed(house, request, body)
 
 
-@router.post("/", dependencies=[needs("generate")])
+@router.post("/", responses=STREAMED, dependencies=[needs("generate")])
 async def generate_compatible(house: HouseDep, request: Request, body: LoraxCompatBody) -> Response:
     """Either of the two, as LoRAX's own client asks; a whole answer comes in a list."""
     if body.stream:

@@ -77,6 +77,10 @@ def test_a_bug_answers_500_without_a_trace_and_a_full_disk_507() -> None:
     def other() -> None:
         raise OSError(13, "Permission denied", "/root/secret")
 
+    @app.get("/text")
+    def text() -> None:
+        "secret \ud800".encode()
+
     async def get(path: str) -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -87,6 +91,7 @@ def test_a_bug_answers_500_without_a_trace_and_a_full_disk_507() -> None:
         ("/other", 500, "internal-error"),
         ("/full", 507, "storage-full"),
         ("/blobs", 507, "storage-full"),
+        ("/text", 422, "unkeepable-text"),
     ):
         answer = asyncio.run(get(path))
         problem(answer, status, slug)

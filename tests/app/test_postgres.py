@@ -75,6 +75,11 @@ def test_lists_and_searches(on_postgres: Service, tmp_path: Path, query: dict[st
     assert [item["name"] for item in items] == names
 
 
+def test_what_its_texts_cannot_hold_is_refused(on_postgres: Service) -> None:
+    for address in ("/v1/jobs/a%00", "/v1/models/a%00", "/api/models/a%00/b", "/api/models?search=%00"):
+        problem(on_postgres.http.get(address), 422, "unkeepable-text")
+
+
 def test_pushes_at_once_are_numbered_one_after_the_other(on_postgres: Service, tmp_path: Path) -> None:
     folders = [small_adapter(tmp_path / str(i)) for i in range(12)]
     with ThreadPoolExecutor(12) as pool:

@@ -3,7 +3,7 @@
     python -m tests.fuzz.parsers all --runs 1000000
 
 Each parser either reads its bytes or refuses them with one of its own errors; anything else that is raised, a hang of
-ten seconds or a gibibyte of memory is a finding, and libFuzzer writes the input beside its message. `all` runs one
+half a minute or a gibibyte of memory is a finding, and libFuzzer writes the input beside its message. `all` runs one
 parser after the other, each in a process of its own.
 """
 
@@ -33,7 +33,7 @@ from tests.factory import write_adapter
 from tests.fuzz.parser import Parser
 
 SHARED_MEMORY = Path("/dev/shm")  # files that are written a million times
-HANG_S, MEMORY_MIB = 10, 1024
+HANG_S, MEMORY_MIB = 30, 1024
 
 
 def _header(data: bytes, folder: Path) -> None:
