@@ -61,8 +61,8 @@ def walked(shape: Shape, *, bounded: bool) -> Select[Any]:
         passing = _in_order(shape, *names, most=_WANTED if shape.ordered else None)
         return entries(passing.where(*_tried(shape, ListingRow)).limit(_WANTED).cte("page"))
     near = aliased(ListingRow, _in_order(shape, ListingRow, most=_WINDOW).subquery("near"))
-    passing = select(near.adapter_id, near.namespace, near.name).where(*_tried(shape, near))
-    page = passing.order_by(near.namespace, near.name).limit(_WANTED).cte("page")
+    tried = select(near.adapter_id, near.namespace, near.name).where(*_tried(shape, near))
+    page = tried.order_by(near.namespace, near.name).limit(_WANTED).cte("page")
     counted = _in_order(shape, most=_WINDOW).subquery("counted")
     return entries(page, select(func.count()).select_from(counted).scalar_subquery().label("walked"))
 
@@ -119,7 +119,7 @@ def _places(shape: Shape, by: type[ListingRow] | type[ListingTermRow]) -> list[C
 
 def _tried(shape: Shape, listing: type[ListingRow]) -> list[ColumnElement[bool]]:
     """What is tried on one listing after the other: all filters but the one by which they are gone through."""
-    conditions = [
+    conditions: list[ColumnElement[bool]] = [
         listing.folded.like(bindparam(f"word{number}", type_=Text), escape="/") for number in range(shape.words)
     ]
     if shape.base_model and shape.terms:  # else it says which names are gone through
