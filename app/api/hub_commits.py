@@ -33,8 +33,8 @@ def _line(key: str, required: list[str], **properties: Json) -> Json:
 _TEXT = {"type": "string"}
 _PATH = _TEXT | {"minLength": 1}
 _HEADER = {"summary": _TEXT, "description": _TEXT, "parentCommit": _TEXT}
-_FILE = {"path": _PATH, "content": _TEXT, "encoding": {"enum": ["base64", "utf-8"]}}
-_LFS_FILE = {"path": _PATH, "algo": {"const": "sha256"}, "oid": _TEXT | {"pattern": "^[0-9a-f]{64}$"}}
+_FILE: Json = {"path": _PATH, "content": _TEXT, "encoding": {"enum": ["base64", "utf-8"]}}
+_LFS_FILE: Json = {"path": _PATH, "algo": {"const": "sha256"}, "oid": _TEXT | {"pattern": "^[0-9a-f]{64}$"}}
 _OPERATIONS = [
     _line("header", [], **_HEADER),
     _line("file", ["path", "content"], **_FILE),
