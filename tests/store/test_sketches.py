@@ -68,7 +68,7 @@ def test_what_is_missing_is_found_until_it_is_made(
 
 
 def test_many_come_in_batches(registry: Registry, blobs: LocalBlobs, sketches: SketchTable) -> None:
-    version = publish(registry, blobs, "a")
+    version = publish(registry, blobs, "a", mergeable=False)
     count = BATCH + 10
     with registry.database.session() as session:
         connection = session.connection()
