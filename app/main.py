@@ -201,7 +201,7 @@ def settle(shelves: Shelves) -> None:
     settings = shelves.settings
     shelves.database.migrate(allow_newer=settings.allow_newer_schema)
     if caught := catch_up(shelves.database):
-        log.info("an earlier release wrote here: %d listings and %d revocations added", caught.listings, caught.marks)
+        log.info("an earlier release wrote here, added: %s", caught)
     if settings.s3 is not None:
         return
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s) + shelves.uploads.sweep()

@@ -1,31 +1,40 @@
 """What an earlier release wrote on newer tables, without what has come since: it is added at the next start.
 
 Processes of the last release go on while they are replaced, and a rollback starts them anew. One that knows neither
-listings nor revocations, or listings of another form, publishes what would not be found, and merges from a revoked
-version what would count as free.
+listings nor revocations, or listings of another form, publishes what would not be found, by names or by likeness, and
+merges from a revoked version what would count as free.
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, func, literal, select
+from sqlalchemy import ColumnElement, CursorResult, LargeBinary, bindparam, func, literal, select, text
 from sqlalchemy.orm import Session, aliased
 
 from store.database import Database, retried
 from store.models import AdapterRow, LineageRow, ListingRow, RevocationRow, TagRow
+from store.records import UNMADE
 from store.shelving import shelve, tag_term
 
 _TOGETHER = 200
 
+_UNMADE = text(
+    "INSERT INTO sketches (version_id, kind, data) SELECT id, :kind, :data FROM versions"
+    " WHERE mergeable AND NOT EXISTS (SELECT 1 FROM sketches WHERE sketches.version_id = versions.id)"
+    " ON CONFLICT DO NOTHING"
+).bindparams(bindparam("data", type_=LargeBinary()))
+
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """How many listings were made or renewed, and how many marks of revocations were passed on."""
+    """How many listings were made or renewed, marks of revocations passed on, and sketches found to be missing."""
 
     listings: int
     marks: int
+    sketches: int
 
     def __bool__(self) -> bool:
-        return bool(self.listings or self.marks)
+        return bool(self.listings or self.marks or self.sketches)
 
 
 def catch_up(database: Database) -> CaughtUp:
@@ -33,7 +42,7 @@ def catch_up(database: Database) -> CaughtUp:
     listings, last = 0, ""
     while renewed := _renew(database, last):
         listings, last = listings + len(renewed), renewed[-1]
-    return CaughtUp(listings, _marks(database))
+    return CaughtUp(listings, _marks(database), _sketches(database))
 
 
 @retried
@@ -90,3 +99,11 @@ def _unmarked(session: Session) -> set[tuple[str, RevocationRow]]:
         .with_for_update(of=RevocationRow)
     )
     return {(child, mark) for child, mark in session.execute(statement)}
+
+
+@retried
+def _sketches(database: Database) -> int:
+    """Note of versions without a sketch that it is still to be made. Whoever does the same at once changes nothing."""
+    with database.session() as session:
+        added = session.execute(_UNMADE, {"kind": UNMADE.kind, "data": UNMADE.data})
+        return cast(CursorResult[Any], added).rowcount

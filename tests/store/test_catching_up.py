@@ -1,4 +1,4 @@
-"""Listings that code wrote which does not know their form are told by themselves, and written anew."""
+"""What code wrote that does not know of listings' form or of sketches is told by itself, and added."""
 
 from sqlalchemy import text
 
@@ -21,8 +21,9 @@ def test_listings_of_another_form_are_written_anew(registry: Registry) -> None:
         session.execute(text("CREATE TABLE theirs AS SELECT * FROM listings WHERE name = 'c'"))
         session.execute(text("DELETE FROM listings WHERE name = 'c'"))
         session.execute(text(f"INSERT INTO listings ({columns}) SELECT {others} FROM theirs"))
+        session.execute(text("DELETE FROM sketches"))
     assert [one.name for one in registry.list_adapters(q="team").items] == ["a"]
-    assert catch_up(database) == CaughtUp(listings=2, marks=0)
+    assert catch_up(database) == CaughtUp(listings=2, marks=0, sketches=4)
     assert [one.name for one in registry.list_adapters(q="team").items] == ["a", "b", "c"]
     assert [one.name for one in registry.list_adapters(q="second", tag="second").items] == ["b"]
     assert not catch_up(database)
