@@ -62,7 +62,7 @@ def verdicts(rows: Sequence[Row]) -> str:
         if {"recycle-0", "recycle-75"} <= own.keys():
             apart = 100 * (own["recycle-75"] - own["recycle-0"])
             lines.append(
-                f"- {shots}-shot: masking 75 % of the patches changes Recycle by {apart:+.1f} points (goal: within 1)."
+                f"- {shots}-shot: masking 75 % of the patches changes Recycle by {apart:+.1f} points (goal: at most 1 lost)."
             )
     firsts = [row for row in rows if row["candidate"].startswith("recycle") and row["set"] == "emoji"]
     if firsts:
