@@ -50,6 +50,10 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "sparse-speed": ("Sparse tokens in meta-training", speed_table),
     "recycle-text": ("Texts (our extension, not the paper's)", text_table),
 }
+COSTS = (
+    "A first distillation includes the inversion, later ones reuse its images; one that was interrupted counts from"
+    " where it went on."
+)
 PREDICTION = (
     "25 labelled images and 75 queries of 112 pixels in one request, warm, one adapter, nothing else on the machine"
     " (`python -m benchmarks.recycle.prediction_speed`; goal: 2 seconds)."
@@ -79,7 +83,7 @@ def page(
         parts.append(f"\n{verdicts(own)}\n")
         parts += [f"\n{table(own, shots)}\n" for shots in SHOTS]
         parts.append("\n![1-shot accuracy in domain](recycle-accuracy.png)\n")
-        parts.append(f"\nA first distillation includes the inversion, later ones reuse its images.\n\n{costs(own)}\n")
+        parts.append(f"\n{COSTS}\n\n{costs(own)}\n")
     for name, (title, make) in SECTIONS.items():
         own = extras.get(name, [])
         for count in sorted({row.get("count", 0) for row in own}):

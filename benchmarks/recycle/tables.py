@@ -62,7 +62,8 @@ def verdicts(rows: Sequence[Row]) -> str:
         if {"recycle-0", "recycle-75"} <= own.keys():
             apart = 100 * (own["recycle-75"] - own["recycle-0"])
             lines.append(
-                f"- {shots}-shot: masking 75 % of the patches changes Recycle by {apart:+.1f} points (goal: at most 1 lost)."
+                f"- {shots}-shot: masking 75 % of the patches changes Recycle by {apart:+.1f} points"
+                " (goal: at most 1 lost)."
             )
     firsts = [row for row in rows if row["candidate"].startswith("recycle") and row["set"] == "emoji"]
     if firsts:
@@ -88,26 +89,29 @@ def costs(rows: Sequence[Row]) -> str:
 
 
 def remedies_table(rows: Sequence[Row]) -> str:
-    """Variants side by side, seeds of one united."""
+    """Variants side by side, seeds of one united; a dash for what was not measured."""
+    columns = [f"{mark}{shots}" for mark in ("", "tuxpaint-") for shots in SHOTS]
     lines = [
-        "| variant | seeds | 1-shot | 5-shot | R at the end | as its teacher says | meta-training, first and last cycle"
-        " | minutes of one thread |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| variant | seeds | 1-shot | 5-shot | tuxpaint, 1-shot | tuxpaint, 5-shot | R at the end"
+        " | as its teacher says | meta-training, first and last cycle | minutes of one thread |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == name]
 
-        def mean(field: str, form: str, own: Sequence[Row] = own) -> str:
-            found = [row[field] for row in own if field in row]
-            return form.format(sum(found) / len(found)) if found else ""
+        def mean(field: str, unit: str = " %", own: Sequence[Row] = own) -> str:
+            found = [row[field] * (100 if unit else 1) for row in own if field in row]
+            return f"{sum(found) / len(found):.0f}{unit}" if found else ""
 
-        cells = [
-            _cell(united([{"mean": row[f"{shots}-shot"], "interval": row[f"{shots}-interval"]} for row in own]))
-            for shots in SHOTS
-        ]
-        trained = [text for at in ("first", "last") if (text := mean(f"{at}_accuracy", "{:.0%}"))]
+        cells = []
+        for column in columns:
+            known = [row for row in own if f"{column}-shot" in row]
+            cells.append(
+                _cell(united([{"mean": r[f"{column}-shot"], "interval": r[f"{column}-interval"]} for r in known]))
+            )
+        trained = [text for at in ("first", "last") if (text := mean(f"{at}_accuracy"))]
         minutes = f"{min(row['processor_seconds'] for row in own) / 60:.1f}"
-        rest = [mean("features", "{:.0f}"), mean("believed", "{:.0%}"), ", ".join(trained), minutes]
+        rest = [mean("features", ""), mean("believed"), ", ".join(trained), minutes]
         lines.append("| " + " | ".join([name, str(len(own)), *cells, *(cell or "–" for cell in rest)]) + " |")
     return "\n".join(lines)
 
