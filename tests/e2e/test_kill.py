@@ -94,6 +94,7 @@ class Users:
                 job = self._insist(self.server.http.get, f"/v1/jobs/{job['id']}") or job
 
 
+@pytest.mark.timeout(900)  # dozens of starts, each of some seconds of processor time
 def test_kills_lose_nothing(start: Callable[..., ServerProcess], tmp_path: Path) -> None:
     server = start(settings={"SPOLIA_MAX_INTERRUPTIONS": "100"})
     server.wait_ready()

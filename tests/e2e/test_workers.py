@@ -66,7 +66,7 @@ def test_what_happens_to_one_job_on_one_worker(workers: Workers, postgres: Serve
     """One worker goes through it all: a dead process, a database that goes away, a cancel, and its own end."""
     job = workers.merge("ordinary")
     urgent = workers.merge("urgent", priority=1, seed=1)
-    last = workers.merge("last", seed=2)
+    last = workers.merge("last", seed=2, params={"n_init": 40})  # long enough to be told to stop in the middle
     worker = workers.start("--queues", "merges,verifications")
     workers.until(urgent, got_on(0))
     assert [workers.job(other).attempts for other in (job, last)] == [0, 0]
