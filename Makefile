@@ -96,6 +96,7 @@ bench-recycle: $(VENV)/.dev ## Train the sources, distil them and measure few-sh
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle.remedies
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle.sparse_speed
+	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.recycle.statistics_distance
 	@$(BIN)/python -m benchmarks.recycle.report
 
 image: ## Build the container image and run it (needs a container engine; docker/check.sh says which)

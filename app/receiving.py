@@ -89,8 +89,8 @@ async def receive(stream: AsyncIterator[bytes], write: Callable[[bytearray], obj
         async for chunk in stream:
             gathered += chunk
             if len(gathered) >= piece_bytes(_under_way):
-                await writing.add(gathered)
-                gathered = bytearray()
+                piece, gathered = gathered, bytearray()  # before: a request may be cancelled while its piece waits
+                await writing.add(piece)
     finally:
         _under_way -= 1
         if gathered:
