@@ -22,17 +22,32 @@ class PhaseReport:
         self._done = 0
         self._file = folder / FILE
         self._last = self._written = time.monotonic()
-        self.seconds: dict[str, float] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self._phase = ""
+        self.seconds = self._kept()
 
     def seen(self, progress: Progress) -> tuple[int, int, dict[str, Any]]:
         """(done, total, what more is said) of a step. Teaching, between two sources' inversions, moves nothing."""
         now = time.monotonic()
         self.seconds[progress.phase] = self.seconds.get(progress.phase, 0.0) + now - self._last
         self._last = now
-        if now - self._written > _WRITE_EVERY_S:
-            self._written = now
-            self._file.write_text(json.dumps(self.seconds))
+        if now - self._written > _WRITE_EVERY_S or progress.phase != self._phase:
+            self._written, self._phase = now, progress.phase
+            self._keep()
         if progress.phase in self._before:
             self._done = self._before[progress.phase] + progress.done
         detail: dict[str, Any] = {"phase": progress.phase, "phase_done": progress.done, "phase_total": progress.total}
         return self._done, self._total, detail | ({"losses": dict(progress.losses)} if progress.losses else {})
+
+    def _kept(self) -> dict[str, float]:
+        """The seconds of the attempts before; none, if a power cut left a file without its text."""
+        try:
+            kept: dict[str, float] = json.loads(self._file.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return kept
+
+    def _keep(self) -> None:
+        """At one stroke, as a kill may come at any moment."""
+        staging = self._file.with_name(f".{FILE}.part")
+        staging.write_text(json.dumps(self.seconds))
+        staging.replace(self._file)
