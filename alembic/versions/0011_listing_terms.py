@@ -125,7 +125,7 @@ def _grams(words: Iterable[str], longest: int) -> str:
     return f"{{{','.join(map(str, hashes))}}}"
 
 
-@lru_cache(maxsize=1 << 18)
+@lru_cache(maxsize=1 << 13)  # of some kilobytes each
 def _runs(word: str, longest: int) -> frozenset[int]:
     hashes = {
         zlib.crc32(word[start : start + length].encode())

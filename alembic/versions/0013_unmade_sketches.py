@@ -17,7 +17,13 @@ _ADD = (
 
 
 def upgrade() -> None:
+    postgresql = op.get_bind().dialect.name == "postgresql"
+    if postgresql:
+        # Where no sketch was made so far, the planner would go through the table that grows once for every version.
+        op.execute("SET LOCAL enable_nestloop = off")
     op.execute(sa.text(_ADD).bindparams(sa.bindparam("nothing", b"", type_=sa.LargeBinary())))
+    if postgresql:
+        op.execute("SET LOCAL enable_nestloop TO DEFAULT")
     op.create_index("ix_sketches_kind", "sketches", ["kind"])
 
 
