@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 
 from deltas.forms import Forms
 from serving.adapter_set import AdapterSet
+from serving.packed_linear import unbiased
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
@@ -136,7 +137,8 @@ def _hook(scale: Tensor | None, shift: Tensor | None, products: Sequence[Product
             output.add_(shift)
         for product in products:
             x = args[0] if product.rows is None else args[0].index_select(0, product.rows)
-            update = linear(x * product.factor, module.weight if product.matrix is None else product.matrix)
+            x = x * product.factor
+            update = unbiased(module, x) if product.matrix is None else linear(x, product.matrix)
             if product.rows is None:
                 output.add_(update)
             else:

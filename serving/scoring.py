@@ -23,7 +23,7 @@ class PromptScorer:
 
     def __init__(self, model: Any) -> None:
         self._model, self._decoder = model, model.base_model
-        self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self._vocabulary = int(model.get_output_embeddings().out_features)
 
     @contextmanager
     def listening(self) -> Iterator[list[Tensor]]:
