@@ -97,6 +97,8 @@ bench-recycle: $(VENV)/.dev ## Train the sources, distil them and measure few-sh
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle.remedies
 	@nice -n 10 $(BIN)/python -m benchmarks.recycle.sparse_speed
 	@OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.recycle.statistics_distance
+	@nice -n 10 $(BIN)/python -m benchmarks.quality --adapters --only seed=0 kind=qv group=seven
+	@nice -n 10 $(BIN)/python -m benchmarks.recycle.text
 	@$(BIN)/python -m benchmarks.recycle.report
 
 image: ## Build the container image and run it (needs a container engine; docker/check.sh says which)

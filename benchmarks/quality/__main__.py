@@ -1,8 +1,9 @@
 """Measure every merge method on adapters of eight tasks, or go on with it.
 
-    python -m benchmarks.quality [--folder DIR] [--only FIELD=VALUE,VALUE …]
+    python -m benchmarks.quality [--folder DIR] [--only FIELD=VALUE,VALUE …] [--adapters]
 
-`--only` limits the work to some values of seed, kind, group or method, for example ``--only seed=0 group=seven``.
+`--only` limits the work to some values of seed, kind, group or method, for example ``--only seed=0 group=seven``;
+`--adapters` trains the adapters and measures nothing.
 The adapters, and BIG-bench, are kept in the work folder ($SPOLIA_BENCH_DIR, else ./bench-data); what was measured goes
 to benchmarks/quality/results/. Everything there is taken over, so a run may be killed and started again at will, and
 after a new merge method is added only that method's evaluations are done. `python -m benchmarks.quality.report` then
@@ -50,7 +51,7 @@ def prepare(folder: Path) -> dict[str, Pairs]:
     return {name: [(text, label) for text, label in pairs] for name, pairs in json.loads(kept.read_text()).items()}
 
 
-def run(bench: Bench, only: dict[str, set[str]]) -> None:
+def run(bench: Bench, only: dict[str, set[str]], *, adapters: bool) -> None:
     """All blocks in their order."""
 
     def wanted(field: str, value: object) -> bool:
@@ -60,7 +61,10 @@ def run(bench: Bench, only: dict[str, set[str]]) -> None:
         if not all(wanted(field, getattr(block, field)) for field in ("seed", "kind", "group")):
             continue
         print(f"{time.strftime('%H:%M:%S')} {block}", flush=True)
-        bench.measure(block, lambda candidate: wanted("method", candidate.method))
+        if adapters:
+            bench.adapters(block)
+        else:
+            bench.measure(block, lambda candidate: wanted("method", candidate.method))
 
 
 def limits(texts: list[str]) -> dict[str, set[str]]:
@@ -85,6 +89,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=default, help="work folder (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="FIELD=VALUE,…", help=f"any of {', '.join(FIELDS)}")
+    parser.add_argument("--adapters", action="store_true", help="train what is missing and measure nothing")
     asked = parser.parse_args()
     try:
         only = limits(asked.only)
@@ -117,7 +122,7 @@ def main() -> None:
             ledger=Ledger(asked.results),
             log=lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", flush=True),
         )
-        run(bench, only)
+        run(bench, only, adapters=asked.adapters)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ class Bench:
         self.routing(block)
         self.joint(block)
 
+    def adapters(self, block: Block) -> None:
+        """The own adapters of the group, trained where they are missing, and nothing measured."""
+        for task in members(tuple(self.splits(block.seed)), block.group, block.seed):
+            self.single(block, task)
+
     def references(self, block: Block) -> None:
         """The base model, and every own adapter of the group, on all tasks: what merges are compared with."""
         everything = tuple(self.splits(block.seed))

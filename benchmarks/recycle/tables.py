@@ -29,7 +29,9 @@ def table(rows: Sequence[Row], shots: int) -> str:
             cells = [united([row for row in own if row["set"] == name]) for name in sets]
             seeds = max(cell[2] for cell in cells if cell)
             marked = [_cell(c) + (f" ({c[2]})" if c and c[2] < seeds else "") for c in cells]
-            lines.append(f"| {candidate} | {seeds} × {own[0]['episodes']} | " + " | ".join(marked) + " |")
+            counts = [row["episodes"] for row in own]
+            tasks = " to ".join(map(str, sorted({min(counts), max(counts)})))
+            lines.append(f"| {candidate} | {seeds} × {tasks} | " + " | ".join(marked) + " |")
     return "\n".join(lines)
 
 
@@ -149,10 +151,11 @@ def speed_table(rows: Sequence[Row]) -> str:
 def text_table(rows: Sequence[Row]) -> str:
     """Texts: one line a candidate, one column a set and a number of shots."""
     columns = sorted({(row["set"], row["shots"]) for row in rows})
-    lines = ["| texts | " + " | ".join(f"{name}, {shots}-shot" for name, shots in columns) + " |"]
-    lines.append("| --- |" + " --- |" * len(columns))
+    lines = ["| texts | seeds | " + " | ".join(f"{name}, {shots}-shot" for name, shots in columns) + " |"]
+    lines.append("| --- | --- |" + " --- |" * len(columns))
     for candidate in dict.fromkeys(row["candidate"] for row in rows):
         own = [row for row in rows if row["candidate"] == candidate]
         cells = [united([row for row in own if (row["set"], row["shots"]) == column]) for column in columns]
-        lines.append(f"| {candidate} | " + " | ".join(map(_cell, cells)) + " |")
+        seeds = " to ".join(map(str, sorted({cell[2] for cell in cells if cell})))
+        lines.append(f"| {candidate} | {seeds} | " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)

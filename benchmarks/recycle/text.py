@@ -2,9 +2,10 @@
 
     python -m benchmarks.recycle.text [--adapters DIR] [--only base sum recycle-free recycle-real]
 
-Sources are adapters of SmolLM2 with label words, as `python -m benchmarks.quality` trains them (in its work folder, by
-default); the tasks are read as there. In each fold some tasks are held out: their adapters are no sources, their texts
-are what is tested on, five ways, no instruction. A row each in `results/recycle-text.jsonl`.
+Sources are adapters of SmolLM2 with label words, as `python -m benchmarks.quality --adapters --only seed=0 kind=qv
+group=seven` trains them (in its work folder, by default); the tasks are read as there. In each fold some tasks are
+held out: their adapters are no sources, their texts are what is tested on, five ways, no instruction. A row each in
+`results/recycle-text.jsonl`.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -109,39 +111,47 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of rows (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=CANDIDATES, help="candidates (default: all)")
     parser.add_argument("--folds", nargs="+", type=int, default=range(len(FOLDS)), help="folds (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of distillation and tasks (default: %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of distillation and tasks")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     models = [Path(sys.prefix) / "share/spolia/models"]
     base = load_text_base(ensure_base(DEFAULT_BASE, models, asked.folder / "models"))
     ledger = Ledger(asked.results)
-    for fold in asked.folds:
-        names = [name for name in SOURCES if name not in FOLDS[fold]]
-        sources = open_sources(names, asked.adapters, base)
-        pairs = read_pairs([TASKS[name] for name in FOLDS[fold]], asked.data)
-        for candidate in asked.only:
-            keys = {
-                (name, shots): {
-                    "candidate": candidate, "sources": names, "set": name, "shots": shots, "seed": asked.seed,
-                }
-                for name in FOLDS[fold]
-                for shots in SHOTS
-            }  # fmt: skip
-            if all(ledger.has(key) for key in keys.values()):
-                continue
-            started = time.process_time()
-            place = asked.folder / "work-text" / f"{fold}-{candidate}-{asked.seed}"
-            lora = make(candidate, base, sources, asked.seed, place)
-            seconds = round(time.process_time() - started)
-            for name in FOLDS[fold]:
-                texts, labels = labelled(pairs[name], asked.seed)
-                embeddings = embed_texts(base, texts, lora)
-                for shots in SHOTS:
-                    rng = generator(asked.seed, "episodes", name, shots)
-                    found = few_shot_accuracy(
-                        embeddings, labels, ways=WAYS, shots=shots, queries=QUERIES, episodes=EPISODES, rng=rng
-                    )
-                    ledger.keep(keys[name, shots] | {"processor_seconds": seconds}, found)
+    for seed in asked.seeds:
+        for fold in asked.folds:
+            names = [name for name in SOURCES if name not in FOLDS[fold]]
+            sources = open_sources(names, asked.adapters, base)
+            pairs = read_pairs([TASKS[name] for name in FOLDS[fold]], asked.data)
+            for candidate in asked.only:
+                place = asked.folder / "work-text" / f"{fold}-{candidate}-{seed}"
+                measure(candidate, seed, base, sources, pairs, place, ledger)
+
+
+def measure(
+    candidate: str, seed: int, base: TextBase, sources: Sequence[TextSource], pairs: Mapping[str, Pairs], place: Path,
+    ledger: Ledger,
+) -> None:  # fmt: skip
+    """The rows of one candidate on the held-out tasks `pairs`, unless they are there."""
+    known = [source.ref.removeprefix("bench/").removesuffix("@1") for source in sources]
+    keys: dict[tuple[str, int], dict[str, Any]] = {
+        (name, shots): {"candidate": candidate, "sources": known, "set": name, "shots": shots, "seed": seed}
+        for name in pairs
+        for shots in SHOTS
+    }
+    if all(ledger.has(key) for key in keys.values()):
+        return
+    started = time.process_time()
+    lora = make(candidate, base, sources, seed, place)
+    seconds = round(time.process_time() - started)
+    for name, examples in pairs.items():
+        texts, labels = labelled(examples, seed)
+        embeddings = embed_texts(base, texts, lora)
+        for shots in SHOTS:
+            rng = generator(seed, "episodes", name, shots)
+            found = few_shot_accuracy(
+                embeddings, labels, ways=WAYS, shots=shots, queries=QUERIES, episodes=EPISODES, rng=rng
+            )
+            ledger.keep(keys[name, shots] | {"processor_seconds": seconds}, found)
 
 
 if __name__ == "__main__":
