@@ -10,7 +10,8 @@ Prints a table and writes benchmarks/results/serving_products.json.
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from benchmarks.measuring import machine, write_results
 from benchmarks.synthetic import SMOLLM2_BLOCK
@@ -53,15 +54,15 @@ def main() -> None:
         for count in ROWS:
             inputs = {into: torch.randn(count, 1, into) for _, into in shapes}
 
-            def step(layers: list[nn.Linear], inputs: dict[int, torch.Tensor] = inputs) -> None:
+            def step(layers: Sequence[nn.Linear], inputs: dict[int, torch.Tensor] = inputs) -> None:
                 for layer in layers:
                     layer(inputs[layer.in_features])
 
-            ways = {"stored": stored, "columns": columns, "packed": packed}
-            found = least(asked.rounds, {name: lambda layers=layers: step(layers) for name, layers in ways.items()})
+            ways: dict[str, Sequence[nn.Linear]] = {"stored": stored, "columns": columns, "packed": packed}
+            found = least(asked.rounds, {name: partial(step, layers) for name, layers in ways.items()})
             rows.append({"rows": count, **found, "gain": found["columns"] / found["packed"]})
             print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()))
-    write_results("serving_products", {"machine": machine(), "threads": asked.threads, "rows": rows})
+    write_results("serving_products", {"machine": machine(asked.threads), "rows": rows})
 
 
 if __name__ == "__main__":
