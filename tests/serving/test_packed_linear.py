@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from serving.base_model import BaseModel, load_base
+from serving.base_weights import LoadedWeights
 from serving.packed_linear import PackedLinear, pack_linears, unbiased
 
 sizes = st.integers(1, 70)
@@ -56,3 +57,14 @@ def test_the_embedding_keeps_the_weight_that_the_output_layer_shares(tiny_base: 
     assert torch.equal(head.weight, loaded.model.get_input_embeddings().weight)
     kept = {name for name, _ in loaded.model.named_parameters()}
     assert kept == {name for name, _ in tiny_base.model.named_parameters() if "embed" in name or "norm" in name}
+
+
+def test_what_adapters_measure_themselves_by_is_the_weight_that_was_packed(tiny_base: BaseModel) -> None:
+    packed = LoadedWeights(load_base(tiny_base.folder))
+    for name, dense in tiny_base.model.named_parameters():
+        assert packed.shape(name) == tuple(dense.shape)
+        assert torch.equal(packed.tensor(name), dense.float())
+        assert torch.equal(packed.tensor(name, slice(1, 3)), dense[1:3].float())
+    assert len(packed.unpacked) == 1, "one at a time"
+    for absent in ("model.layers.0.nothing.weight", "model.layers.0.self_attn.q_proj.nothing", "nothing"):
+        assert packed.shape(absent) is None
