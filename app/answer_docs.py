@@ -33,7 +33,12 @@ def at_once(what: str) -> Described:
     return {200: {"description": what, "content": _OBJECT}}
 
 
-EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+EVENTS: dict[str, Any] = {"text/event-stream": {"itemSchema": _EVENT}}
 STREAMED: Described = {200: {"description": "The answer, or with `stream` its pieces as they come", "content": EVENTS}}
 FOLLOWED: Described = {200: {"description": "Server-sent events until the job has ended", "content": EVENTS}}
 _FILE: dict[str, Any] = {"*/*": {}}

@@ -111,7 +111,7 @@ def _names_versions(guards: list[Needs], route: APIRoute, method: str) -> bool:
     """Whether versions may be named in the body, or by the revision of a repository."""
     if "revision" in route.param_convertors:
         return True
-    return method in ("POST", "PUT") and any(guard.scope in ("generate", "write") for guard in guards)
+    return method in ("POST", "PUT") and any(guard.scope in ("generate", "merge", "write") for guard in guards)
 
 
 def problem_entry(status: int) -> dict[str, Any]:

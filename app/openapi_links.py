@@ -49,7 +49,7 @@ _LINKS: list[tuple[Operation, list[Operation], dict[str, str]]] = [
     (("post", "/v1/distillations"), _OF_JOB, _JOB),
     (("post", f"{_VERSION}/verify"), _OF_JOB, _JOB),
     (("get", "/v1/jobs"), _OF_JOB, {"job_id": "$response.body#/items/0/id"}),
-    (("get", "/v1/merge-methods"), [("get", "/v1/merge-methods/{name}")], {"name": "$response.body#/methods/0/name"}),
+    (("get", "/v1/merge-methods"), [("get", "/v1/merge-methods/{name}")], {"name": "$response.body#/items/0/name"}),
     (("get", "/v1/models"), [("get", "/v1/models/{model}")], {"model": "$response.body#/data/0/id"}),
     (("put", "/v1/uploads/{digest}"), [("head", "/v1/uploads/{digest}")], {"digest": "$request.path.digest"}),
     (("post", "/api/repos/create"), _OF_REPOSITORY, _REPOSITORY),
