@@ -123,7 +123,8 @@ def _commit(data: bytes, folder: Path) -> None:
     for text in (pushed.summary, pushed.description, pushed.parent or ""):
         text.encode()  # the database takes no other text
     if next(_reads) % _KEPT_BLOBS == 0:
-        shutil.rmtree(shelves.settings.blobs_dir / "sha256", ignore_errors=True)
+        for kept in (shelves.settings.blobs_dir / "sha256").iterdir():
+            shutil.rmtree(kept)
 
 
 def _json_bodies(data: bytes, _: Path) -> None:
