@@ -1,8 +1,8 @@
 """Linear layers whose weights lie in the blocks in which oneDNN multiplies them.
 
-PyTorch multiplies float32 with MKL, which on processors of other makers than its own takes more than twice as long as
-oneDNN for eight rows and more (`benchmarks.serving.products`). oneDNN comes with PyTorch, which gives it float32 only
-in compiled models; the operators used here are those of compiled models.
+PyTorch multiplies float32 with MKL, which on an AMD processor takes about twice as long as oneDNN for eight rows and
+more (`benchmarks.serving.products`). oneDNN comes with PyTorch, which gives it float32 only in compiled models; the
+operators used here are those of compiled models.
 """
 
 import torch
