@@ -88,7 +88,7 @@ def test_extras_are_on_the_page() -> None:
     assert "## What helps: variants on 30 sources" in whole
     assert "| leaves | 9 to 11 | 9 to 11 |" in whole
     assert "| float32, 84 pixels | 1.000 s (1.0 ×) | 1.000 s (4.0 ×) |" in whole
-    assert "| texts | intent, 1-shot |" in whole
+    assert "| texts | seeds | intent, 1-shot |" in whole
     assert "| bfloat16, 1 thread | 0.91 | 0.90, 1.00 | 1.06 |" in whole
     assert "(recycle.png)" in whole
 
