@@ -113,7 +113,8 @@ def consent(
         return print_json(said)
     allowed = "Inversion is allowed" if said["inversion"] else "Inversion is not allowed"
     shown = "its images are kept and shown" if said["show_surrogates"] else "no images are kept"
-    out.print(f"{name}: {allowed}; {shown} ({len(said['surrogates'])} sets now).")
+    kept = len(said["surrogates"])
+    out.print(f"{name}: {allowed}; {shown} ({kept} {'set' if kept == 1 else 'sets'} now).")
 
 
 def _params(given: list[str]) -> dict[str, Any]:
