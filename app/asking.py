@@ -12,6 +12,7 @@ from fastapi import Request
 from opentelemetry import propagate
 
 from app.identity.caller import current
+from app.problems import Refusal
 from app.settings import Settings
 from serving.generation import Generation
 
@@ -28,7 +29,15 @@ class Asking(Protocol):
 def addressed(
     settings: Settings, request: Request, body: Asking, generations: Sequence[Generation]
 ) -> list[Generation]:
-    """The generations of one request, with caller, lane, time limit and trace."""
+    """The generations of one request, with caller, lane, time limit and trace.
+
+    Raises:
+        Refusal: they are more than can ever wait together, so that trying again would not help.
+    """
+    most = min(settings.max_waiting_requests, settings.max_waiting_per_caller)
+    if len(generations) > most:
+        detail = f"The request asks for {len(generations)} answers; at most {most} of one caller wait at once here."
+        raise Refusal(422, "invalid-request", detail, limit=most)
     caller = current().key_id or (request.client.host if request.client else "")
     longest = settings.max_generation_s
     timeout_s = longest if body.timeout_s is None else min(body.timeout_s, longest)

@@ -11,6 +11,7 @@ import typer
 
 from app.cli_context import AsJson
 from app.cli_output import fail, out, print_json, progress, size, table
+from app.cli_settings import read_settings
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -147,18 +148,13 @@ def _note(kept: _Kept, action: "Action", target: str, after: dict[str, Any]) -> 
 def _open(data_dir: Path | None, migrate: bool = True) -> _Kept:
     """The store, as the settings have it."""
     # The database's library takes a while to load: verbs of the client start without it.
-    from pydantic import ValidationError
-
     from app.job_tables import open_database
-    from app.settings import Settings
     from app.storage import open_blobs, open_uploads
     from store.registry import Registry
 
-    given: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        fail(error.errors(include_url=False, include_input=False)[0]["msg"], 2)
+    settings = read_settings(data_dir=data_dir)
+    if migrate and settings.database_url is None and not settings.database_file.exists():
+        fail(f"there is no database in {settings.data_dir}: name the service's folder (--data-dir, SPOLIA_DATA_DIR).")
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database, blobs = open_database(settings), open_blobs(settings)
     if migrate:

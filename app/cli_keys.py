@@ -13,6 +13,7 @@ import typer
 
 from app.cli_context import AsJson, client
 from app.cli_output import moment, out, print_json, sheet, table
+from app.cli_settings import read_settings
 from app.key_grants import read_expiry, read_grants
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def _local() -> Iterator["LocalKeys"]:
     # Brings the database along, which takes most of a second; the other verbs start without it.
     from app.local_keys import open_local_keys
 
-    with open_local_keys() as opened:
+    with open_local_keys(read_settings()) as opened:
         yield opened
 
 

@@ -1,11 +1,12 @@
 """spolia serve: run the service in the foreground."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from app.cli_output import fail
+from app.cli_settings import read_settings
 
 
 def serve(
@@ -17,21 +18,14 @@ def serve(
 ) -> None:
     """Run the service; every setting is also a SPOLIA_* variable."""
     # These bring torch and the web server along, which takes seconds; the other verbs start without them.
-    from pydantic import ValidationError
-
     from app.quick_start import loading
 
     with loading():
         from app.main import serve as run
         from app.problems import AppError
-        from app.settings import Settings
 
-    given: dict[str, Any] = {"host": host, "port": port, "data_dir": data_dir}
+    settings = read_settings(host=host, port=port, data_dir=data_dir)
     try:
-        run(Settings(**{name: value for name, value in given.items() if value is not None}))
+        run(settings)
     except AppError as error:
         fail(str(error))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        fail(f"SPOLIA_{name} is {first['input']!r}: {first['msg'].lower()}.", 2)

@@ -1,11 +1,12 @@
 """spolia worker: run jobs, on this machine or any other that reaches the database and the blobs."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from app.cli_output import fail
+from app.cli_settings import read_settings
 
 
 def worker(
@@ -21,18 +22,10 @@ def worker(
 ) -> None:
     """Run jobs of a service with SPOLIA_JOBS=distributed; start as many, on as many machines, as wanted."""
     # These bring the database and its drivers along; the other verbs start without them.
-    from pydantic import ValidationError
-
     from app.job_worker import work
     from app.queues import limits_of
-    from app.settings import Settings
 
-    given: dict[str, Any] = {"data_dir": data_dir} if data_dir else {}
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        fail(f"The settings are wrong: {first['msg'].lower()}.", 2)
+    settings = read_settings(data_dir=data_dir)
     if settings.jobs != "distributed":
         fail("a worker of its own needs SPOLIA_JOBS=distributed; without it, `spolia serve` runs its jobs itself.", 2)
     known = limits_of(settings)
@@ -40,4 +33,6 @@ def worker(
     for name in asked:
         if name not in known:
             fail(f"there is no queue {name!r}; there are {', '.join(known)}.", 2)
+    if not asked:
+        fail(f"name at least one queue; there are {', '.join(known)}.", 2)
     work(settings, {name: concurrency or known[name].concurrency for name in asked})

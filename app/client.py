@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 from app.client_exports import save_export
 from app.client_generate import GenerationVerbs
-from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, sha256_of
-from app.client_inputs import adapter_files, adapter_path, is_digest, part, read_config, version_path
+from app.client_http import CountedFile, Json, Progress, SpoliaError, Transport, problem_error, sha256_of
+from app.client_inputs import adapter_files, adapter_path, is_digest, part, read_config, split_reference, version_path
 from app.client_keys import KeyVerbs
 from app.client_merge import MergeVerbs
 from app.client_pool import PoolVerbs
@@ -81,6 +81,9 @@ class Client(GenerationVerbs, PoolVerbs, MergeVerbs, RecycleVerbs, KeyVerbs):
         restarts; or, with `direct`, straight to the service's object store. `on_progress` counts the bytes of the
         weights.
         """
+        if split_reference(ref)[2] != "latest":
+            detail = f"{ref!r} names one version, and versions never change: push to namespace/name for the next one."
+            raise problem_error("bad-reference", detail)
         config, weights, card, tokenizer, head = adapter_files(files)
         path = f"{adapter_path(ref)}/versions"
         total, done = weights.stat().st_size, 0

@@ -49,6 +49,8 @@ class Transport:
     """One connection pool to one service."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise problem_error("bad-key", "The API key holds characters that no key has: was it copied whole?")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         # trust_env off: the service is an address that was given, not one to be reached through a proxy of the web.

@@ -64,7 +64,8 @@ def split_reference(ref: str) -> tuple[str, str, str]:
     namespace, slash, rest = ref.partition("/")
     marks = [mark for mark in "@:" if mark in rest]
     name, _, version = rest.partition(marks[0]) if marks else (rest, "", "latest")
-    if not slash or not namespace or not name or not version or "/" in rest:
+    dots = {namespace, name} & {".", ".."}  # an address would leave them out, and mean something else
+    if dots or not slash or not namespace or not name or not version or "/" in rest:
         detail = f"{ref!r} names no adapter; write namespace/name, namespace/name@3 or namespace/name:alias."
         raise problem_error("bad-reference", detail)
     return namespace, name, version

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.problems import Refusal
+from app.schemas import KEEPABLE
 
 _IN_WORDS = 3
 _LISTED = 20
@@ -33,6 +34,8 @@ def complaint(error: dict[str, Any]) -> tuple[str, str]:
         return field, f"{name} is missing."
     if error["type"] == "extra_forbidden":
         return field, f"{name} is not known here."
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == KEEPABLE:
+        return field, f"{name}: text must not hold the character NUL (U+0000)."
     return field, f"{name}: {_decapitalised(error['msg'])}."
 
 

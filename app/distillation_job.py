@@ -17,7 +17,7 @@ from app.distilling import DistillationDraft, check_consent, draft_resolved
 from app.facts import content_facts, modality_of, use_notes
 from app.heads import head_path
 from app.licences import inherited
-from app.merging_service import result_json
+from app.merging_service import MADE, report_for, result_json
 from app.phases import PhaseReport
 from app.problems import Refusal
 from app.revoked import in_force
@@ -117,15 +117,19 @@ def publish_distilled(
 
 
 def answer_from_registry(shelves: Shelves, draft: DistillationDraft) -> Version | None:
-    """The version that this recipe already made; under another name, the same bytes are published there at once."""
+    """The version that this recipe already made; under another name, the same bytes are published there at once.
+
+    Raises Revoked: what it made must not be used any more.
+    """
     same = shelves.registry.find_by_recipe(draft.recipe_digest, draft.namespace, draft.name)
     if same is not None:
-        return same
+        return in_force(same)
     other = shelves.registry.find_by_recipe(draft.recipe_digest)
     if other is None:
         return None
-    files = {file.name: (file.digest, file.size_bytes) for file in other.files}
-    return _publish(shelves, draft, shelves.open_adapter(other), files, shelves.registry.report(other))
+    in_force(other)
+    files = {file.name: (file.digest, file.size_bytes) for file in other.files if file.name in MADE}
+    return _publish(shelves, draft, shelves.open_adapter(other), files, report_for(shelves, other, draft.versions))
 
 
 def _publish(

@@ -16,6 +16,7 @@ from deltas import errors as deltas
 from merging import errors as merging
 from merging.recycle import errors as recycle
 from serving import errors as serving
+from store import blob_errors as files
 from store import errors as store
 
 Row = tuple[int, str]
@@ -72,29 +73,28 @@ TABLE: dict[type[Exception], Row] = {
     job_errors.JobTimeout: (504, "job-timeout"),
     job_errors.JobMemory: (507, "job-memory"),
     job_errors.ProcessDied: (500, "worker-died"),
-    store.MissingBlob: (422, "missing-blob"),
-    store.DigestMismatch: (422, "digest-mismatch"),
-    store.DamagedBlob: (500, "damaged-blob"),
-    store.UnknownUpload: (404, "unknown-upload"),
-    store.UploadConflict: (409, "upload-conflict"),
-    store.UploadBusy: (423, "upload-busy"),
-    store.UploadTooLong: (413, "body-too-large"),
-    store.ObjectStoreUnavailable: (503, "object-store-unavailable"),
-    store.ObjectStoreDenied: (503, "object-store-denied"),
+    files.MissingBlob: (422, "missing-blob"),
+    files.DigestMismatch: (422, "digest-mismatch"),
+    files.DamagedBlob: (500, "damaged-blob"),
+    files.UnknownUpload: (404, "unknown-upload"),
+    files.UploadConflict: (409, "upload-conflict"),
+    files.UploadBusy: (423, "upload-busy"),
+    files.UploadTooLong: (413, "body-too-large"),
+    files.ObjectStoreUnavailable: (503, "object-store-unavailable"),
+    files.ObjectStoreDenied: (503, "object-store-denied"),
     store.BackupRefused: (409, "backup-refused"),
     store.BackupFailed: (500, "backup-failed"),
     store.VersionInUse: (409, "version-in-use"),
     store.UnknownKey: (404, "unknown-key"),
     store.QuotaExceeded: (403, "quota-exceeded"),
     store.JobQuotaExceeded: (429, "job-quota-exceeded"),
-    store.UnknownTransfer: (404, "unknown-transfer"),
+    files.UnknownTransfer: (404, "unknown-transfer"),
     store.RepositoryMoved: (409, "repository-moved"),
     store.StorageFull: (507, "storage-full"),
     store.StorageBusy: (503, "storage-busy"),
     store.LostRace: (503, "storage-busy"),
     store.StorageUnavailable: (503, "storage-unavailable"),
     store.SchemaNewer: (503, "schema-mismatch"),
-    store.SchemaOlder: (503, "schema-mismatch"),
     store.UnsupportedDatabase: (500, "unsupported-database"),
     serving.BaseUnavailable: (503, "base-unavailable"),
     serving.BaseUnsupported: (503, "base-unsupported"),

@@ -24,7 +24,7 @@ from deltas.architecture import Architecture, read_architecture
 from deltas.errors import DeltaError
 from deltas.exporting.export import Export, export_for
 from deltas.runtime import Facts, Verdict, runtimes
-from store.errors import MissingBlob
+from store.blob_errors import MissingBlob
 from store.records import Version
 
 Json = dict[str, Any]

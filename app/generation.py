@@ -198,12 +198,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        if self._meter is not None:
-            # A prompt counts once, however many answers it gets.
-            prompts = {generation.prompt_ids for generation in self._generations}
-            tokens = sum(map(len, prompts)) + self._completion_tokens
-            with CancelScope(shield=True):  # a client that hangs up pays for what was generated
-                await to_thread.run_sync(self._meter.spend, tokens)
+        await self._settle()
 
     def cancel(self) -> None:
         """End all continuations at the engine's next step; those that have ended stay as they are."""
@@ -218,9 +213,19 @@ class Run:
             if isinstance(event, FailEvent):
                 raise event.error
             self._completion_tokens += isinstance(event, TokenEvent)
+            unfinished -= isinstance(event, FinishEvent)
+            if not unfinished:
+                await self._settle()  # before its end is told: who asks again at once meets the count
             yield index, event
-            if isinstance(event, FinishEvent):
-                unfinished -= 1
+
+    async def _settle(self) -> None:
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            # A prompt counts once, however many answers it gets.
+            prompts = {generation.prompt_ids for generation in self._generations}
+            tokens = sum(map(len, prompts)) + self._completion_tokens
+            with CancelScope(shield=True):  # a client that hangs up pays for what was generated
+                await to_thread.run_sync(meter.spend, tokens)
 
     def _submit(self) -> None:
         if self._meter is not None:

@@ -8,16 +8,19 @@ over all tokens of all answers, the token that ends an answer included:
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
-from serving.errors import ServingError
+from serving.errors import CallerQueueFull, QueueFull, ServingError
 from serving.generation import Event, FailEvent, FinishEvent, Generation, PromptEvent, TokenEvent
 from serving.sampling import Sampling
 
 Adapters = Sequence[tuple[str, float]]
 _AT_ONCE = 8  # prompts in the engine at a time: comparing must leave room for those who wait
+_LOOK_EVERY_S = 1.0  # while answers are waited for; a service that stops gives its jobs five seconds
 
 
 class Cancellable(Protocol):
@@ -87,21 +90,23 @@ def compare(
     max_tokens: int,
     step: Callable[[int], None],
 ) -> Likeness:
-    """Compare two sets on prompts (token ids). `step(done)` is called between groups and may raise to break off.
+    """Compare two sets on prompts (token ids). `step(done)` is called before each group, and every second while its
+    answers are waited for; it may raise to break off.
 
     Raises ServingError: what the engine refuses or fails with.
     """
     found: list[tuple[int, int, float]] = []
     for start in range(0, len(prompts), _AT_ONCE):
-        step(start)
+        look = partial(step, start)
+        look()
         group = prompts[start : start + _AT_ONCE]
         greedy = Sampling(max_tokens=max_tokens, temperature=0.0, logprobs=0)
-        answers = _all(engine, [Generation(prompt, tuple(first), greedy) for prompt in group])
+        answers = _all(engine, [Generation(prompt, tuple(first), greedy) for prompt in group], look)
         texts = [
             (*prompt, *(token.token_id for token in answer)) for prompt, answer in zip(group, answers, strict=True)
         ]
         scoring = Sampling(max_tokens=0, prompt_logprobs=1)
-        readings = _all(engine, [Generation(text, tuple(second), scoring) for text in texts])
+        readings = _all(engine, [Generation(text, tuple(second), scoring) for text in texts], look)
         for prompt, answer, reading in zip(group, answers, readings, strict=True):
             found.append(_measured(answer, reading[len(prompt) :]))
     return Likeness(tuple(found))
@@ -117,18 +122,29 @@ def _measured(answer: Sequence[TokenEvent], reading: Sequence[TokenEvent]) -> tu
     return len(answer), agreed, loss
 
 
-def _all(engine: Generator, generations: Sequence[Generation]) -> list[list[TokenEvent]]:
-    """Submit all, wait for all. Raises the first error, after cancelling the others."""
+def _all(engine: Generator, generations: Sequence[Generation], look: Callable[[], None]) -> list[list[TokenEvent]]:
+    """Submit all, wait for all, `look` now and then. Raises the first error, after cancelling the others."""
     listeners = [_Listener() for _ in generations]
     tickets: list[Cancellable] = []
     try:
         for generation, listener in zip(generations, listeners, strict=True):
-            tickets.append(engine.submit(generation, listener))
+            tickets.append(_submitted(engine, generation, listener, look))
         for listener in listeners:
-            listener.over.wait()
+            while not listener.over.wait(_LOOK_EVERY_S):
+                look()
             if listener.error is not None:
                 raise listener.error
     finally:
         for ticket in tickets:
             ticket.cancel()
     return [listener.tokens for listener in listeners]
+
+
+def _submitted(engine: Generator, generation: Generation, listener: _Listener, look: Callable[[], None]) -> Cancellable:
+    """Submit a request, once there is a place for it in the queue."""
+    while True:
+        try:
+            return engine.submit(generation, listener)
+        except (QueueFull, CallerQueueFull):
+            look()
+            time.sleep(_LOOK_EVERY_S)

@@ -59,10 +59,9 @@ class LocalKeys:
 
 
 @contextmanager
-def open_local_keys() -> Iterator[LocalKeys]:
-    """The keys of the service that SPOLIA_* describes, whether it runs or not. Raises SpoliaError."""
+def open_local_keys(settings: Settings) -> Iterator[LocalKeys]:
+    """The keys of the service that has these settings, whether it runs or not. Raises SpoliaError."""
     try:
-        settings = Settings()
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         database = open_database(settings)
         try:

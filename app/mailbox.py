@@ -32,5 +32,9 @@ class Mailbox:
 
     def _deliver(self) -> None:
         self._woken = False  # first: what is posted from now on wakes anew, so that no letter is left lying
-        while self._letters:
-            self._letters.popleft()()
+        try:
+            while self._letters:
+                self._letters.popleft()()
+        finally:
+            if self._letters:  # a receiver failed, which the loop tells of; the letters after it are other people's
+                self._loop.call_soon(self._deliver)

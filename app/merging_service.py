@@ -21,6 +21,7 @@ from app.revoked import in_force
 from app.schemas import MergeBody
 from app.shelves import Shelves
 from app.sketching import sketch_of
+from app.veil import renamed
 from app.work import Work
 from deltas.adapter import Adapter
 from deltas.tokenizer import Tokenizer
@@ -33,6 +34,9 @@ from merging.weights import Weight
 from store.jobs import Job
 from store.records import CONFIG_FILE, TOKENIZER_FILE, VARYING, WEIGHTS_FILE, Base, NewVersion, Version
 from store.references import validate_name
+
+MADE = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+"""The files that a merge makes. What was pushed beside them later (a card, notes) is said of one version alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +203,19 @@ def answer_from_registry(shelves: Shelves, draft: Draft) -> Version | None:
         **_origin(draft),
         notes=use_notes(adapter, draft.linears, draft.modality),
         sketch=sketch_of(adapter),
-        files={file.name: (file.digest, file.size_bytes) for file in other.files},
-        report=shelves.registry.report(other),
+        files={file.name: (file.digest, file.size_bytes) for file in other.files if file.name in MADE},
+        report={**report_for(shelves, other, draft.versions), "licensing": draft.licensing.as_json},
     )
     return shelves.registry.publish(draft.namespace, draft.name, new)[0]
+
+
+def report_for(shelves: Shelves, made: Version, versions: Sequence[Version]) -> dict[str, Any]:
+    """The report of a version that was made of the same contents, naming these versions as its sources: its own have
+    other names, which may be hidden from whoever reads this one."""
+    pairs = zip(made.sources, versions, strict=True)
+    names = {source.ref: version.ref for source, version in pairs if source.ref != version.ref}
+    report: dict[str, Any] = renamed(shelves.registry.report(made) or {}, names)
+    return report
 
 
 def run_merge_job(shelves: Shelves, job: Job, work: Work) -> dict[str, Any]:

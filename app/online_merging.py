@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from app.complaints import invalid_request
 from app.merging_service import common_base
 from app.problems import Refusal
+from app.revoked import in_force
 from app.schemas import MergeBody, OnlineMergeBody
 from app.shelves import Shelves
 from merging.online import choose_slot, resemblance, running_mean
@@ -52,8 +53,8 @@ def choose(shelves: Shelves, body: OnlineMergeBody) -> Joining:
         counted = f"There are {len(body.slots)} slots for a budget of {body.budget}"
         detail = f"{counted}; a budget is no less than the slots that there are, and below {most}."
         raise Refusal(422, "bad-budget", detail, field="budget")
-    new = shelves.registry.resolve(body.new)
-    slots = tuple(shelves.registry.resolve(ref) for ref in body.slots)
+    new = in_force(shelves.registry.resolve(body.new))
+    slots = tuple(in_force(shelves.registry.resolve(ref)) for ref in body.slots)
     refs = [slot.ref for slot in slots]
     if len(set(refs)) < len(refs) or new.ref in refs:
         detail = "Slots are different adapters, and the new one is none of them; found one twice."

@@ -1,5 +1,6 @@
 """Answers in OpenAI's shapes: whole, and as chunks of a stream; log-probabilities in both of its dialects."""
 
+import codecs
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -26,8 +27,7 @@ LEAST_LOGPROB = -9999.0  # what JSON cannot say, -inf, becomes this (vLLM's numb
 class Answer:
     """One choice as it grows, or what one event adds to it.
 
-    `prompt`: its prompt's tokens, if they were scored; `end`: the token that ended it; `before`: characters already
-    sent of a streamed one.
+    `prompt`: its prompt's tokens, if they were scored; `end`: the token that ended it.
     """
 
     index: int
@@ -37,7 +37,6 @@ class Answer:
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     prompt: Sequence[TokenEvent] = ()
     end: TokenEvent | None = None
-    before: int = 0
     uncertainty: Uncertainty | None = None
     applied: AppliedSet | None = None
 
@@ -121,12 +120,11 @@ def set_form(answer: Answer) -> Json:
     return {} if answer.applied is None else {"set": asdict(answer.applied)}
 
 
-def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece) -> Json:
-    """Log-probabilities as chat completions show them."""
+def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece, spelled: Callable[[int], bytes]) -> Json:
+    """Log-probabilities as chat completions show them. `spelled`: a token's bytes, joined they are the text's."""
 
     def shown(token_id: int, logprob: float | None) -> Json:
-        text = piece(token_id)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        return {"token": piece(token_id), "logprob": _finite(logprob), "bytes": list(spelled(token_id))}
 
     return {
         "content": [
@@ -140,16 +138,39 @@ def chat_logprobs(tokens: Sequence[TokenEvent], piece: Piece) -> Json:
     }
 
 
-def text_logprobs(tokens: Sequence[TokenEvent], piece: Piece, offset: int = 0) -> Json:
+class TextOffsets:
+    """Where the tokens of one choice begin in its text, in characters: a token that goes on with a character begins
+    where that one does, and a token that the text leaves out takes no place."""
+
+    def __init__(self, spelled: Callable[[int], bytes], left_out: Callable[[int], bool]) -> None:
+        self._spelled = spelled
+        self._left_out = left_out
+        self._restart(0)
+
+    def of(self, answer: Answer, echoed: int) -> list[int]:
+        """For the tokens of an answer, or of what came next of a streamed one, in which the prompt takes ``echoed``."""
+        prompt = [self._place(self._spelled(token.token_id)) for token in answer.prompt]
+        if prompt:  # its text may differ from its tokens', which can begin with one for the beginning
+            self._restart(echoed)
+        ids = [token.token_id for token in answer.tokens]
+        places = [self._place(b"" if self._left_out(token) else self._spelled(token)) for token in ids]
+        return [*prompt, *places, *([] if answer.end is None else [self._at])]
+
+    def _restart(self, at: int) -> None:
+        self._at, self._decoder = at, codecs.getincrementaldecoder("utf-8")("replace")
+
+    def _place(self, spelled: bytes) -> int:
+        begin = self._at
+        self._at += len(self._decoder.decode(spelled))
+        return begin
+
+
+def text_logprobs(tokens: Sequence[TokenEvent], piece: Piece, offsets: list[int]) -> Json:
     """Log-probabilities as completions show them; the chosen token is always among the top ones, as OpenAI has it.
 
     A token without a log-probability (the first of a prompt) has null in both lists.
     """
     pieces = [piece(token.token_id) for token in tokens]
-    offsets = []
-    for text in pieces:
-        offsets.append(offset)
-        offset += len(text)
     tops: list[dict[str, float | None] | None] = []
     for text, token in zip(pieces, tokens, strict=True):
         top: dict[str, float | None] = {}

@@ -9,6 +9,7 @@ from app.merging_service import Draft, draft_merge
 from app.problems import Refusal
 from app.schemas import MergeBody, SourceBody
 from app.schemas_promotion import PromotionBody
+from serving.admission import check_prompt
 from store.references import validate_name
 
 
@@ -39,7 +40,7 @@ def draft_promotion(house: House, body: PromotionBody) -> PromotionDraft:
     """Resolve the set, plan its merge, gather the prompts; nothing is computed.
 
     Raises:
-        Refusal, MergeError, StoreError: with what is wrong.
+        Refusal, MergeError, StoreError, ServingError: with what is wrong.
     """
     fields = set(MergeBody.model_fields)
     merge = draft_merge(house.shelves, MergeBody.model_validate(body.model_dump(include=fields)))
@@ -61,4 +62,7 @@ def _prompts(house: House, body: PromotionBody, chosen: ChosenSet) -> list[tuple
             detail = "No prompts of this set were logged (SPOLIA_LOGGED_PROMPTS keeps them); give prompts."
             raise Refusal(422, "no-prompts", detail, field="prompts")
         return logged
-    return [house.prompts.text(item) if isinstance(item, str) else house.prompts.chat(item) for item in body.prompts]
+    prompts = [house.prompts.text(item) if isinstance(item, str) else house.prompts.chat(item) for item in body.prompts]
+    for prompt in prompts:
+        check_prompt(prompt, house.base)
+    return prompts

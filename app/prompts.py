@@ -1,18 +1,23 @@
 """Prompts as the base model reads them: text and conversations to token ids, and single tokens back to text."""
 
 import inspect
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from app.problems import Refusal
 from app.schemas_openai import Message
 
 # What the tokenizer itself takes beside the template's own variables; a request decides none of it.
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+_BROKEN = "\ufffd"  # what tokenizers decode a part of a character to
+_ONE_BYTE = re.compile("<0x([0-9A-F]{2})>")  # a byte's token where tokens are text otherwise
+_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
 
 
 class Prompts:
@@ -22,6 +27,7 @@ class Prompts:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._pieces: dict[int, str] = {}
+        self._special = frozenset(tokenizer.all_special_ids)
 
     def chat(
         self,
@@ -79,3 +85,20 @@ class Prompts:
             with self._lock:
                 known = self._pieces[token_id] = str(self._tokenizer.decode([token_id]))
         return known
+
+    def left_out(self, token_id: int) -> bool:
+        """Whether the text of an answer leaves this token out."""
+        return token_id in self._special
+
+    def spelled(self, token_id: int) -> bytes:
+        """The bytes of one token; of some tokens they are a part of a character, which `piece` cannot show."""
+        text = self.piece(token_id)
+        if _BROKEN not in text:
+            return text.encode()
+        with self._lock:
+            token = str(self._tokenizer.convert_ids_to_tokens(token_id))
+        if one := _ONE_BYTE.fullmatch(token):
+            return bytes([int(one[1], 16)])
+        if all(character in _BYTE_OF for character in token):
+            return bytes(_BYTE_OF[character] for character in token)
+        return text.encode()

@@ -10,6 +10,7 @@ from typing import Any
 from app.house import House
 from app.problems import Refusal
 from app.residency import forget_revoked
+from app.veil import Veil
 from store.actor import SERVICE, acting, current_actor
 from store.revoking import revoke, unrevoke
 
@@ -29,7 +30,8 @@ def reinstate_version(house: House, ref: str) -> dict[str, Any]:
     freed = unrevoke(house.shelves.database, ref)
     if not freed:
         own = f"{version.ref} was not revoked itself"
-        others = f"; {version.revoked[0].ancestor} was, and must be reinstated" if version.revoked else ""
+        ancestor = Veil.over(version)(version.revoked[0].ancestor) if version.revoked else ""
+        others = f"; {ancestor} was, and must be reinstated" if ancestor else ""
         raise Refusal(409, "not-revoked", f"{own}{others}.", reference=version.ref)
     seen, others_freed = _seen(freed)
     still = [one for one in seen if house.registry.resolve(one).revoked]

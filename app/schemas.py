@@ -19,10 +19,14 @@ from pydantic import (
 from merging.ranks import Rank
 from merging.weights import Weight
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+KEEPABLE = r"^[^\x00]*$"
+"""Text that both databases keep and look for: PostgreSQL refuses the character NUL, so it is refused everywhere."""
+
+FreeText = Annotated[str, StringConstraints(pattern=KEEPABLE)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=KEEPABLE)]
 TAG = r"^[A-Za-z0-9][A-Za-z0-9._:/ -]{0,63}$"
 Tag = Annotated[str, StringConstraints(pattern=TAG)]
-ClassName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=KEEPABLE)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 _NUMBERS = (int, float, int | None, float | None)
 

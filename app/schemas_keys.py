@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, Stri
 
 from app.identity.caller import EVERYWHERE, Scope
 from app.identity.limits_of_keys import KeyLimits
-from app.schemas import Body, Text
+from app.schemas import Body, FreeText, Text
 from store.audit import Action
 from store.references import is_name
 
@@ -64,7 +64,7 @@ class KeyQuery(Body):
 class AuditQuery(Body):
     """Filters and place of the audit log."""
 
-    key: str | None = Field(None, max_length=16, description="Id of the key that made the change.")
+    key: FreeText | None = Field(None, max_length=16, description="Id of the key that made the change.")
     action: Action | None = Field(None, description="What was done.")
     namespace: Text | None = Field(None, description="Changes of adapters in this namespace.")
     adapter: Text | None = Field(None, description="Changes of this adapter, as namespace/name.")

@@ -1,11 +1,11 @@
 """Request bodies of generation, in OpenAI's words, with `adapters`, `combine` and what vLLM's users know beside them.
 
-A field that is not listed here is refused by name: an answer that ignored it would be wrong.
+A field that is not listed here is refused by name: an answer that ignored it would be wrong. Null asks for nothing.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StringConstraints, field_validator
+from pydantic import BeforeValidator, Field, StrictBool, StringConstraints, field_validator, model_validator
 
 from app.answer_forms import ResponseFormat, StructuredOutputs, constraint_of
 from app.schemas import Body, Sources, Text
@@ -13,7 +13,7 @@ from serving.constrain import Constraint
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
+Bias = Annotated[float, Field(ge=-100, le=100, strict=True)]  # true is no number
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -32,13 +32,25 @@ NULLABLE = (
 )  # fmt: skip
 
 
-class StreamOptions(Body):
+class Sent(Body):
+    """A document of an OpenAI client: clients send whole objects, members that nobody set as null, and back the
+    messages of answers (`refusal: null`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        return {name: value for name, value in document.items() if value is not None or name in cls.model_fields}
+
+
+class StreamOptions(Sent):
     """Options of a streamed answer."""
 
     include_usage: StrictBool = Field(False, description="Send a last chunk that holds the token counts.")
 
 
-class GenerateBody(Body):
+class GenerateBody(Sent):
     """What both generation calls share."""
 
     model: Text = Field(description="The base model's id or an adapter reference.")
@@ -106,14 +118,14 @@ class GenerateBody(Body):
         return constraint_of(self.response_format, self.structured_outputs)
 
 
-class TextPart(Body):
+class TextPart(Sent):
     """One piece of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Body):
+class Message(Sent):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -136,7 +148,7 @@ class ChatBody(GenerateBody):
 
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: Count | None = Field(None, description="OpenAI's newer name of max_tokens.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="OpenAI's newer name of max_tokens.")
     logprobs: StrictBool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     add_generation_prompt: StrictBool | None = Field(

@@ -288,7 +288,9 @@ class Settings(BaseSettings):
         0.0, ge=0, description="Staged files of dead writers that are older are removed at the start."
     )
     orphan_max_age_s: float = Field(
-        86400.0, ge=0, description="Files that no version needs and that are older are removed at the start."
+        86400.0,
+        ge=0,
+        description="Age from which files that no version needs are removed: at the start, or with the last one.",
     )
 
     blobs: str = Field(
@@ -331,7 +333,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _bucket_is_named(self) -> Self:
         if self.blobs:
-            S3Place.parse(self.blobs)
+            try:
+                S3Place.parse(self.blobs)
+            except ValueError as error:
+                raise ValueError(f"SPOLIA_BLOBS: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -120,7 +120,7 @@ def open_shelves(settings: Settings) -> Shelves:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database, blobs = open_database(settings), open_blobs(settings)
     jobs = open_jobs(settings, database)
-    registry = Registry(database, blobs)
+    registry = Registry(database, blobs, settings.orphan_max_age_s)
     return Shelves(
         settings,
         database,

@@ -13,7 +13,7 @@ from deltas.adapter import Adapter
 from deltas.errors import DeltaError
 from merging.compare import DUPLICATE, Resemblance, resemblances
 from merging.sketch import FORMAT, SIZE, SKETCH_BYTES, STD_ERROR, nearest, sketch
-from store.errors import MissingBlob
+from store.blob_errors import MissingBlob
 from store.records import Sketch, Version
 
 log = logging.getLogger(__name__)

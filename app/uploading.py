@@ -116,8 +116,8 @@ def publish_blob(shelves: Shelves, upload: Upload, digest: str) -> tuple[Version
     Raises:
         MissingBlob: they were not, or garbage collection took them since.
     """
+    shelves.blobs.renew(digest)  # whatever is deleted meanwhile, the file is not
     path = shelves.blobs.path(digest)
-    shelves.blobs.renew(digest)
     with stage("upload check"):
         upload, new = _check(shelves, upload, path)
     return _publish(shelves, upload, new, (digest, shelves.blobs.size(digest)))
@@ -186,14 +186,16 @@ def _written(shelves: Shelves, upload: Upload, weights: Path) -> bytes:
 
 
 def spelling_notes(adapter: Adapter) -> list[str]:
-    """How the weights of an adapter that came without a config are spelt."""
+    """How the weights of an adapter in another trainer's spelling are spelt."""
     respelling = Respelling.of(adapter.config.raw)
     if respelling is None:
         return []
-    return [
-        f"Its weights are in {respelling.layout.said} spelling. They are kept as they are, beside an"
-        " adapter_config.json that was written for them, with ranks from their shapes and alphas from their tensors."
-    ]
+    config = (
+        "an adapter_config.json that was written for them, with ranks from their shapes and alphas from their file"
+        if respelling.layout.bare
+        else "their adapter_config.json, in which the modules were filled in"
+    )
+    return [f"Its weights are in {respelling.layout.said} spelling. They are kept as they are, beside {config}."]
 
 
 def _publish(shelves: Shelves, upload: Upload, new: dict[str, Any], weights: tuple[str, int]) -> tuple[Version, bool]:

@@ -5,7 +5,7 @@ the merge, but not a source, learns that there is one, its weight and what it di
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from store.actor import current_actor
@@ -19,8 +19,7 @@ class Veil:
         sees = current_actor().sees
         hidden = dict.fromkeys(ref for ref in refs if not sees(ref.partition("/")[0]))
         self._names = {ref: f"hidden-{number}" for number, ref in enumerate(hidden, 1)}
-        longest_first = sorted(self._names, key=len, reverse=True)
-        self._pattern = re.compile("|".join(rf"(?<![\w./-]){re.escape(ref)}(?!\d)" for ref in longest_first))
+        self._pattern = _any_of(self._names)
 
     @classmethod
     def over(cls, version: Version, lineage: Lineage | None = None) -> "Veil":
@@ -50,3 +49,27 @@ class Veil:
                 return covered
             case _:
                 return value
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The JSON value with other references for these, as members and inside sentences."""
+    pattern = _any_of(names)
+
+    def rename(value: Any) -> Any:
+        match value:
+            case str():
+                return pattern.sub(lambda found: names[found[0]], value)
+            case list():
+                return [rename(item) for item in value]
+            case dict():
+                return {rename(key): rename(item) for key, item in value.items()}
+            case _:
+                return value
+
+    return rename(value) if names else value
+
+
+def _any_of(refs: Iterable[str]) -> re.Pattern[str]:
+    """Where one of the references stands in a text; of two that begin alike the longer one."""
+    longest_first = sorted(refs, key=len, reverse=True)
+    return re.compile("|".join(rf"(?<![\w./-]){re.escape(ref)}(?!\d)" for ref in longest_first))

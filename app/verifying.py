@@ -23,7 +23,8 @@ from merging.engine import MergeResult, run_merge
 from merging.errors import MergeCancelled
 from merging.recipe import ENGINE_VERSION, Recipe
 from merging.verify import compare_updates, tolerance_for
-from store.errors import MissingBlob, UnknownReference
+from store.blob_errors import MissingBlob
+from store.errors import UnknownReference
 from store.jobs import Job
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 
@@ -178,10 +179,11 @@ def _compared(shelves: Shelves, version: Version, draft: Draft, result: MergeRes
     differences = compare_updates(shelves.open_adapter(version), replayed, stop)
     beyond = differences.beyond(tolerance)
     module, difference = differences.worst
+    what = "modules and tensors beside them" if len(differences.parts) > len(replayed.modules) else "modules"
     if beyond:
-        summary = f"{len(beyond)} of {len(differences.modules)} modules differ by more than {tolerance:.1g}"
+        summary = f"{len(beyond)} of {len(differences.parts)} {what} differ by more than {tolerance:.1g}"
     else:
-        summary = f"The bytes differ, but all {len(differences.modules)} modules' updates agree within {tolerance:.1g}"
+        summary = f"The bytes differ, but all {len(differences.parts)} {what} agree within {tolerance:.1g}"
     summary += f"; the worst is {module}, by {difference:.2g} of its norm."
     if engine["made_with"] != ENGINE_VERSION:
         summary += f" It was made by engine version {engine['made_with'] or 'unknown'}, this is {ENGINE_VERSION}."
@@ -191,8 +193,8 @@ def _compared(shelves: Shelves, version: Version, draft: Draft, result: MergeRes
         "engine": engine,
         "tolerance": tolerance,
         "worst": {"module": module, "difference": difference},
-        "modules": len(differences.modules),
-        "beyond": [{"module": name, "difference": differences.modules[name]} for name in beyond[:_NAMED]],
+        "modules": len(differences.parts),
+        "beyond": [{"module": name, "difference": differences.parts[name]} for name in beyond[:_NAMED]],
         "same_config": same_config,
     }
 

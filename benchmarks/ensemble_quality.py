@@ -27,7 +27,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.merge_speed import RESULTS, machine
+from benchmarks.measuring import RESULTS, machine
 from examples.tasks import SEED, TASKS, Example, Task
 from examples.train import first_tokens, fit, last_logits
 from serving.ensemble import predict

@@ -1,8 +1,9 @@
-"""What all timing scripts share: fresh processes, medians with their spread, the machine, the results folder."""
+"""What all measuring scripts share: fresh processes, medians and spreads, memory, the machine, the results folder."""
 
 import importlib
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -10,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.merge_speed import RESULTS, machine
-
-__all__ = ["RESULTS", "base_folder", "in_fresh_process", "machine", "summary", "write_results"]
+RESULTS = Path(__file__).parent / "results"
 
 
 def base_folder() -> Path:
@@ -29,6 +28,24 @@ def in_fresh_process(function: str, arguments: Mapping[str, Any], *, threads: in
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
     return dict(json.loads(out.splitlines()[-1]))
+
+
+def memory_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What a measurement ran on."""
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "threads": threads}
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

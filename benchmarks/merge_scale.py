@@ -4,8 +4,9 @@ The set: eight rank-16 adapters in bfloat16 on all 224 linear layers of Llama-3-
 floor beside it is what any engine must do: read every byte of the inputs and write a file of the result's size.
 
 The curves: eight square layers, one quantity varied at a time (others at 8 sources, rank 16, width 2304), and the
-exponent of a power law fitted to the larger half of each curve. Every measurement runs in a process of its own, from
-the files on disk to the written adapter and its report.
+exponent of a power law fitted to the larger half of each curve; a curve ends with the first merge of more than
+`LONG_S` seconds. Every measurement runs in a process of its own, from the files on disk to the written adapter and its
+report.
 
     python -m benchmarks.merge_scale [--repeats 3] [--layers 32] [--methods …] [--part set|curves]
 
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.merge_speed import RESULTS, machine, memory_bytes
+from benchmarks.measuring import RESULTS, machine, memory_bytes
 from benchmarks.synthetic import LLAMA3_8B_BLOCK, write_adapter
 from deltas.adapter import Adapter
 from merging.engine import run_merge
@@ -41,6 +42,7 @@ CURVES: dict[str, list[int]] = {
     "rank": [4, 8, 16, 32, 64, 128, 256],
     "width": [576, 1152, 2304, 4608, 8192],
 }
+LONG_S = 12
 CURVE_METHODS = ["sum", "ties", "lego", "tsv_m"]
 
 
@@ -126,13 +128,15 @@ def the_curves(folder: Path, repeats: int, workers: int) -> dict[str, Any]:
             for i in range(sizes["sources"]):
                 write_adapter(place / str(i), block, 1, rank=sizes["rank"], seed=i, dtype=torch.bfloat16)
             for name in CURVE_METHODS:
+                points = found.setdefault(quantity, {}).setdefault(name, {})
+                if any(point["seconds"] > LONG_S for point in points.values()):
+                    continue
                 call = {
                     "folder": str(place), "count": sizes["sources"], "method": name, "rank": sizes["rank"],
                     "workers": workers,
                 }  # fmt: skip
-                point = measured("merge", call, repeats)
-                found.setdefault(quantity, {}).setdefault(name, {})[value] = point
-                show(f"{name} {quantity}={value}", point)
+                points[value] = measured("merge", call, repeats)
+                show(f"{name} {quantity}={value}", points[value])
             for file in place.rglob("*.safetensors"):
                 file.unlink()
     exponents = {q: {name: exponent(points) for name, points in curves.items()} for q, curves in found.items()}

@@ -2,8 +2,9 @@
 
 Eight rank-16 adapters on all 210 linear layers of SmolLM2-135M (random, with falling spectra; numbers cost the same
 whatever they mean), merged to rank 16. Ours: from the files on disk to the written adapter and its report. PEFT:
-`add_weighted_adapter` on adapters that are already loaded, without saving, which is in its favour. Each engine runs
-in a process of its own with the same number of threads; repeats alternate.
+`add_weighted_adapter` on adapters that are already loaded, without saving, which is in its favour; beside it, `whole`,
+the same from the files to the written adapter. Each engine runs in a process of its own with the same number of
+threads; repeats alternate.
 
     python -m benchmarks.merge_speed [--repeats 5] [--peft-repeats 3] [--rows sum ties …] [--shape NAME] [--neighbour]
                                      [--mergekit PATH/mergekit-yaml --base FOLDER]
@@ -11,13 +12,13 @@ in a process of its own with the same number of threads; repeats alternate.
 `--shape llama3-8b-attention` takes the four attention layers of one Llama-3-8B block instead. `--neighbour` keeps
 another torch process busy on all cores meanwhile, as on a server that also generates. mergekit, which needs an
 environment of its own, is measured where it is given. Prints a table and writes
-benchmarks/results/merge_speed[-…].json with every single time, medians, spreads and the machine.
+benchmarks/results/merge_speed[-…].json with every single time, medians, spreads and the machine; rows that were not
+asked for stay as they are there.
 """
 
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -30,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import RESULTS, machine, memory_bytes
 from benchmarks.synthetic import LLAMA3_8B_BLOCK, SMOLLM2_BLOCK, write_adapter
 
 COUNT, RANK = 8, 16
@@ -81,15 +83,6 @@ ROWS = {
         "dare_linear",
     ),
 }
-RESULTS = Path(__file__).parent / "results"
-
-
-def memory_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {field} in /proc/self/status")
 
 
 def ours(folder: Path, recipe: dict[str, Any], workers: int) -> dict[str, Any]:
@@ -128,13 +121,18 @@ def pefts(folder: Path, kind: str, options: dict[str, Any], shape: str) -> dict[
     model: Any = LlamaForCausalLM(config)
     torch.linalg.svd(torch.eye(4))
     before = memory_bytes("VmRSS")
+    begun = time.perf_counter()
     model = PeftModel.from_pretrained(model, folder / "0", adapter_name="a0")
     for i in range(1, COUNT):
         model.load_adapter(folder / str(i), adapter_name=f"a{i}")
     names, weights = [f"a{i}" for i in range(COUNT)], [1.0] * COUNT
     started = time.perf_counter()
     model.add_weighted_adapter(names, weights, "merged", combination_type=kind, **options)
-    return {"seconds": time.perf_counter() - started, "memory_bytes": memory_bytes("VmHWM") - before}
+    seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as out:
+        model.save_pretrained(out, selected_adapters=["merged"])
+        whole = time.perf_counter() - begun
+    return {"seconds": seconds, "whole_seconds": whole, "memory_bytes": memory_bytes("VmHWM") - before}
 
 
 def mergekits(folder: Path, method: str, command: str, base: str) -> dict[str, Any]:
@@ -170,7 +168,9 @@ def measure(folder: Path, threads: int, call: str) -> dict[str, Any]:
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sorted(r["seconds"] for r in runs)
+    whole = [r["whole_seconds"] for r in runs if "whole_seconds" in r]
     return {
+        **({"whole_seconds_median": statistics.median(whole)} if whole else {}),
         "seconds_median": statistics.median(seconds),
         "seconds_spread": [seconds[0], seconds[-1]],
         "memory_mb": max(r["memory_bytes"] for r in runs) / 2**20,
@@ -229,6 +229,8 @@ def main() -> None:
         *(["neighbour"] if args.neighbour else []),
     ]
     target = RESULTS / ("-".join(parts) + ".json")
+    before = json.loads(target.read_text())["results"] if target.is_file() else {}
+    table = {name: found for name, found in {**before, **table}.items() if name in ROWS}  # each row is a run of its own
     target.write_text(json.dumps({"machine": machine(args.threads), "results": table}, indent=1) + "\n")
     print(f"written to {target}")
 
@@ -249,21 +251,12 @@ def show(method: str, found: dict[str, Any]) -> None:
     for name, figures in found.items():
         low, high = figures["seconds_spread"]
         ratio = f"{figures['seconds_median'] / own:8.1f} ×" if name != "spolia" else " " * 10
+        whole = figures.get("whole_seconds_median")
         print(
             f"{method:12} {name:52} {figures['seconds_median']:8.2f} s ({low:.2f} … {high:.2f}) {ratio}"
-            f" {figures['memory_mb']:7.0f} MB",
+            f" {figures['memory_mb']:7.0f} MB{f', whole {whole:.2f} s {whole / own:.1f} ×' if whole else ''}",
             flush=True,
         )
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What a measurement ran on."""
-    return {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), "threads": threads}
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

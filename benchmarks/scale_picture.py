@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.merge_speed import RESULTS
+from benchmarks.measuring import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "speed.png"
 SHADES = {"sum": "#2f1b12", "ties": "#b5651d", "lego": "#3b6e6a", "tsv_m": "#8a6fa8"}

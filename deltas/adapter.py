@@ -27,7 +27,7 @@ from deltas.config import AdapterConfig, read_config
 from deltas.dense import truncate_dense
 from deltas.errors import BadFile, MissingBaseTensor, NonFiniteTensor, NotLowRank, ShapeMismatch, UnknownModule
 from deltas.extras import check_copy, extra_obstacles, extra_update
-from deltas.factors import Factors
+from deltas.factors import Factors, check_finite
 from deltas.families import recognise
 from deltas.families.family import DTYPES
 from deltas.forms import Forms, Layout
@@ -215,6 +215,7 @@ class Adapter:
         Raises:
             NotLowRank: if `obstacles` says why ΔW cannot be had.
             MissingBaseTensor: if the base model lacks the module's weight.
+            NonFiniteTensor: if they hold NaN or Inf in float32, be it because of their scale.
             KeyError: if the adapter does not change this module.
         """
         if self.obstacles or self._family is None:
@@ -224,12 +225,17 @@ class Adapter:
         weight = self._base_weight(info) if self._family.needs_base and info.kind == "linear" else None
         update = self._family.update(self.config, info, parts, weight)
         if isinstance(update, Factors):
+            check_finite(update.to(torch.float32), module)
             return Reading(update, 0.0)
+        if bad := int((~torch.isfinite(update)).sum()):
+            raise NonFiniteTensor(f"the update of {module}", bad, update.numel())
         rng = torch.Generator().manual_seed(0)  # of the sketch that large matrices are cut by: the same every time
         factors = truncate_dense(update, info.rank, rng)
         norm = float(torch.linalg.norm(update.double()))
         lost = float(torch.linalg.norm(update.double() - factors.B @ factors.A)) / norm if norm > 0 else 0.0
-        return Reading(factors.to(torch.float32), lost)
+        kept = factors.to(torch.float32)
+        check_finite(kept, module)
+        return Reading(kept, lost)
 
     def layout(self, module: str) -> Layout:
         """The forms that the module's own change takes, from the header alone."""
@@ -263,6 +269,15 @@ class Adapter:
         extra = self.extras[name]
         asked = slice(0, extra.shape[0]) if rows is None else rows
         return extra_update(extra, _widened(self._file.get_slice(extra.key)[asked]), self.base, asked)
+
+    def stored(self, name: str, rows: slice) -> Tensor:
+        """Some rows of an extra tensor as the file holds it, times its scale, in float32 or wider.
+
+        Raises:
+            KeyError: if the adapter has no such extra.
+        """
+        extra = self.extras[name]
+        return _widened(self._file.get_slice(extra.key)[rows]) * extra.scale
 
     def token_rows(self, name: str) -> dict[str, int]:
         """The added tokens that have a row of their own in this tensor: string → id in the adapter."""

@@ -22,7 +22,10 @@ def refusals(adapter: Adapter, linears: Collection[str]) -> tuple[str, ...]:
     for extra in adapter.extras.values():
         if (reason := _why_beyond(adapter, extra, linears)) is not None:
             reasons.setdefault(reason, []).append(extra.name)
-    found.extend(f"it changes '{names[0]}' ({len(names)} such tensors), {why}" for why, names in reasons.items())
+    found.extend(
+        f"it changes '{names[0]}' ({len(names)} such tensor{'s' * (len(names) > 1)}), {why}"
+        for why, names in reasons.items()
+    )
     return tuple(found)
 
 

@@ -60,6 +60,8 @@ class NonFiniteTensor(DeltaError):
             f"tensor '{key}' holds NaN or Inf in {count} of its {size} entries; every entry must be finite"
         )
         self.key = key
+        self.count = count
+        self.size = size
 
 
 class UnknownModule(DeltaError):

@@ -9,12 +9,15 @@ Shapes: A [rank, in], B [out, rank], both of one floating dtype. Sums run in flo
 input's dtype, unless said otherwise.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from deltas.errors import NonFiniteTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +68,19 @@ class Truncated(NamedTuple):
 
     factors: Factors
     discarded_energy: float
+
+
+def check_finite(factors: Factors, module: str, whose: str = "") -> None:
+    """
+    Raises:
+        NonFiniteTensor: naming the factor of `module`, and whose it is.
+    """
+    for side, tensor in (("A", factors.A), ("B", factors.B)):
+        # One sum is quicker than a mask, and is finite only if every entry is (or entries overflow: then look closer).
+        if not math.isfinite(float(tensor.sum())):
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise NonFiniteTensor(f"{module}.lora_{side}{whose}", bad, tensor.numel())
 
 
 def scaled(factors: Factors, weight: float) -> Factors:

@@ -11,7 +11,7 @@ scale is split between A and B. They are found by QR, then a rotation by the eig
 orthonormal to rounding whatever the conditioning, hence the bases are lossless.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,15 +45,45 @@ class Basis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joint:
-    """Bases and cores of T sources of one module, all float64.
+    """Bases of T sources of one module and the sources seen in them, all float64.
 
-    `left` spans the outputs, [out, b] with b = min(out, Σr); `right` the inputs, [in, a] with a = min(in, Σr);
-    cores [T, b, a].
+    `left` spans the outputs, [out, b] with b = min(out, Σr); `right` the inputs, [in, a] with a = min(in, Σr). Where
+    sources are many, their cores outweigh all else together: what needs one at a time, or a few rows of each, is
+    offered as that.
     """
 
     left: Basis
     right: Basis
-    cores: Tensor
+    sources: tuple["Projection", ...]
+
+    @property
+    def cores(self) -> Tensor:
+        """All cores at once, [T, b, a]; made anew each time."""
+        first = self.sources[0]
+        cores = first.left.new_empty(len(self.sources), len(first.left), len(first.right))
+        for core, source in zip(cores, self.sources, strict=True):
+            torch.matmul(source.left, source.right.T, out=core)
+        return cores
+
+    def slices(self, entries: int) -> Iterator[Tensor]:
+        """The cores' entries, row after row, in pieces [T, e] of whole rows with about `entries` columns."""
+        height, width = len(self.sources[0].left), len(self.sources[0].right)
+        rows = max(1, entries // width)
+        for start in range(0, height, rows):
+            yield torch.stack(
+                [(source.left[start : start + rows] @ source.right.T).flatten() for source in self.sources]
+            )
+
+    def weighted_sum(self, weights: Sequence[float]) -> Tensor:
+        """The core Σ w_t M_t, [b, a]."""
+        total = torch.zeros(len(self.sources[0].left), len(self.sources[0].right), dtype=torch.float64)
+        for weight, source in zip(weights, self.sources, strict=True):
+            total.add_(source.core, alpha=weight)  # one after the other: equal sources cancel to exact zeros
+        return total
+
+    def norms(self) -> Tensor:
+        """‖ΔW_t‖, [T]."""
+        return torch.stack([torch.linalg.vector_norm(source.core) for source in self.sources])
 
     def lift(self, core: Spectrum, rank: int) -> Factors:
         """The update whose core has this SVD, truncated optimally to `rank`, split evenly between A and B; float64."""
@@ -108,8 +138,7 @@ def joint_bases(sources: Sequence[Factors]) -> Joint:
     right, C_A = _basis(even.A.T)
     ranks = [f.rank for f in sources]
     lefts, rights = torch.split(C_B, ranks, dim=1), torch.split(C_A, ranks, dim=1)
-    cores = torch.stack([b @ a.T for b, a in zip(lefts, rights, strict=True)])
-    return Joint(left, right, cores)
+    return Joint(left, right, tuple(Projection(b, a, 0.0) for b, a in zip(lefts, rights, strict=True)))
 
 
 def _basis(stack: Tensor) -> tuple[Basis, Tensor]:

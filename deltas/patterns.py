@@ -128,6 +128,18 @@ class PatternTable(dict[str, Number]):
         return next((self[end] for end in endings(module) if self._order.get(end) == found), default)
 
 
+def written_pattern(numbers: Mapping[str, Number], common: Number) -> dict[str, Number]:
+    """The pattern that gives modules these numbers by their full names; `common` needs no entry.
+
+    A name stands for every name that ends in it, and configs are written with sorted keys, so that a longer name cannot
+    come first. Where it ends another module's name ("proj_out" and "blocks.0.proj_out"), it is anchored: "^proj_out".
+    """
+    longer = {end for name in numbers for end in endings(name) if end != name}
+    return {
+        f"^{name}" if name in longer else name: number for name, number in sorted(numbers.items()) if number != common
+    }
+
+
 def endings(module: str) -> Iterator[str]:
     """The name itself and what follows each of its dots."""
     yield module

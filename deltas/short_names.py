@@ -1,7 +1,42 @@
-"""Module names as `target_modules` lists them: short where that means the same modules."""
+"""Module names as `target_modules` says them: short where that means the same modules, anchored where a list would mean
+more."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+from deltas.patterns import MAX_PATTERN, endings
+
+_NUMBER = re.compile(r"(?:^|(?<=\.))[0-9]+(?=\.|$)")
+
+
+def target_modules(names: Sequence[str], base_modules: Mapping[str, tuple[int, int]] | None) -> list[str] | str:
+    """The list of short names; or, where it would name other modules, too, a regular expression for these alone.
+
+    PEFT finds a listed name at the end of any other: "proj_out" in "blocks.0.proj_out". Where the base model is not
+    known, names of the file that end in one another show that it has such modules.
+    """
+    listed = short_names(names, base_modules)
+    known = base_modules.keys() if base_modules else set(names)
+    others = known - set(names) if base_modules else known
+    meant_too = {end for name in others for end in endings(name) if end != name and end in known}
+    if meant_too.isdisjoint(listed):
+        return listed
+    expression = _expression(names)
+    return expression if len(expression) <= MAX_PATTERN else listed  # what nobody reads helps nobody
+
+
+def _expression(names: Sequence[str]) -> str:
+    """Matches these names alone; those that differ by their block's number are one alternative."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(names):
+        first = _NUMBER.search(name)
+        start, end = first.span() if first else (len(name), len(name))
+        numbers.setdefault((name[:start], name[end:]), []).append(name[start:end])
+    return "|".join(
+        re.escape(head) + (f"({'|'.join(found)})" if any(found) else "") + re.escape(tail)
+        for (head, tail), found in numbers.items()
+    )
 
 
 def short_names(names: Sequence[str], base_modules: Mapping[str, tuple[int, int]] | None) -> list[str]:

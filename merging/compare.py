@@ -20,8 +20,9 @@ from torch import Tensor
 from deltas.adapter import Adapter
 from deltas.factors import inner
 from deltas.joint import Joint, joint_bases
+from merging.depth import block_of
 from merging.errors import BaseMismatch, ModuleMismatch, NotMergeable
-from merging.report import agreements, cosines, sign_agreement
+from merging.report import agreements, cosines, pair_sums
 
 DUPLICATE = 1 - 1e-6  # cosine from which two updates count as one
 
@@ -50,9 +51,7 @@ class Sums:
             setattr(self, name, torch.zeros(self.count, self.count, dtype=torch.float64))
 
     def add(self, members: Sequence[int], joint: Joint, bases: Sequence[tuple[Tensor, Tensor]]) -> None:
-        flat = joint.cores.flatten(1)
-        gram = flat @ flat.T
-        agree, weight = sign_agreement(flat)
+        gram, agree, weight = pair_sums(joint)
         for a, i in enumerate(members):
             for b, j in enumerate(members):
                 self.gram[i, j] += gram[a, b]
@@ -81,6 +80,7 @@ def compare(adapters: Sequence[Adapter], refs: Sequence[str]) -> dict[str, Any]:
     Raises:
         NotMergeable: if one is not plain LoRA.
         BaseMismatch, ModuleMismatch: if they belong to different base models.
+        NonFiniteTensor: if one holds NaN or Inf.
         ValueError: if there is not one reference for each adapter.
     """
     for ref, adapter in zip(refs, adapters, strict=True):
@@ -94,9 +94,10 @@ def compare(adapters: Sequence[Adapter], refs: Sequence[str]) -> dict[str, Any]:
         members = [i for i, adapter in enumerate(adapters) if name in adapter.modules]
         _check_shapes(name, members, adapters, refs)
         joint = joint_bases([adapters[i].factors(name) for i in members])
-        bases = [_spaces(core) for core in joint.cores]
+        bases = [source.ranges() for source in joint.sources]
         total.add(members, joint, bases)
-        layers.setdefault(_layer(name), Sums(len(adapters))).add(members, joint, bases)
+        layer = block.index if (block := block_of(name)) is not None else None
+        layers.setdefault(layer, Sums(len(adapters))).add(members, joint, bases)
     return {
         "refs": list(refs),
         "adapters": [
@@ -140,18 +141,6 @@ def resemblances(left: Adapter, others: Sequence[Adapter]) -> list[Resemblance]:
         Resemblance(dot / (own * square) ** 0.5, dot / own) if own > 0 and square > 0 else Resemblance(0.0, 0.0)
         for dot, square in zip(dots, squares, strict=True)
     ]
-
-
-def _spaces(core: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal bases of a core's column and row space."""
-    U, S, Vh = torch.linalg.svd(core, full_matrices=False)
-    live = int((S[0] * 1e-9 < S).sum())
-    return U[:, :live], Vh[:live].T
-
-
-def _layer(module: str) -> int | None:
-    """The first number in a module's path: its depth, in every transformer's naming."""
-    return next((int(part) for part in module.split(".") if part.isdigit()), None)
 
 
 def _table(part: Tensor, whole: Tensor) -> list[list[float | None]]:

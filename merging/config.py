@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from deltas.short_names import short_names
+from deltas.patterns import written_pattern
+from deltas.short_names import target_modules
 from merging.extras import extras_config
 from merging.plan import Plan
 
@@ -20,7 +21,7 @@ def peft_config(plan: Plan, ranks: Mapping[str, int]) -> dict[str, Any]:
     ranks = {name: rank for name, rank in ranks.items() if rank}
     parameters = {m.parameter for m in plan.modules if m.parameter is not None} & ranks.keys()
     common = Counter(sorted(ranks.values(), reverse=True)).most_common(1)[0][0]
-    pattern = {name: rank for name, rank in sorted(ranks.items()) if rank != common}
+    pattern = written_pattern(ranks, common)
     raws = [adapter.config.raw for adapter in plan.adapters]
     inherited = {f: raws[0].get(f) for f in INHERITED if all(raw.get(f) == raws[0].get(f) for raw in raws)}
     return {
@@ -37,7 +38,7 @@ def peft_config(plan: Plan, ranks: Mapping[str, int]) -> dict[str, Any]:
         "peft_type": "LORA",
         "r": common,
         "rank_pattern": pattern,
-        "target_modules": short_names([name for name in ranks if name not in parameters], plan.base_modules),
+        "target_modules": target_modules([name for name in ranks if name not in parameters], plan.base_modules),
         "use_dora": False,
         "use_rslora": False,
         **({"target_parameters": sorted(parameters)} if parameters else {}),

@@ -10,7 +10,6 @@ chosen; the second merges each module just as if the recipe had asked for its ra
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -25,7 +24,7 @@ import torch
 from deltas.adapter import Reading
 from deltas.dense import truncate_dense
 from deltas.errors import NonFiniteTensor
-from deltas.factors import Factors, Spectrum
+from deltas.factors import Factors, Spectrum, check_finite
 from deltas.joint import Joint, joint_bases
 from merging.budget import Allocation, water_fill
 from merging.config import peft_config
@@ -186,18 +185,17 @@ def _find_spectra(plan: Plan, module: PlannedModule, journal: Journal) -> None:
 def find_spectra(plan: Plan, module: PlannedModule, sources: list[Factors]) -> ModuleSpectra:
     """The spectra of a module's exact sum and, in core space, of the method's own result."""
     joint = joint_bases(sources)
-    target = _weighted_sum(module, joint)
+    target = joint.weighted_sum(module.weights)
     exact = own = Spectrum(*torch.linalg.svd(target, full_matrices=False))
     core = None
     if plan.space == "core":
         rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
         full = module.target_rank
-        result = _call(plan, module, sources, full, rng, joint.cores, joint)
+        result = _call(plan, module, sources, full, rng, joint)
         own = _core(result, target, exact)
         core = own if is_kept(own) and "rank" not in plan.method.needs else None
     # What is smaller is rounding, for instance where sources cancel each other, and not worth a rank.
-    norms = torch.linalg.vector_norm(joint.cores, dim=(1, 2)).tolist()
-    floor = ZERO * sum(abs(weight) * norm for weight, norm in zip(module.weights, norms, strict=True))
+    floor = ZERO * sum(abs(w) * norm for w, norm in zip(module.weights, joint.norms().tolist(), strict=True))
     audible = torch.where(floor < own.S, own.S, 0.0)
     return ModuleSpectra(exact.S, audible, core)
 
@@ -240,10 +238,10 @@ def merge_module(
     """
     sources = [reading.factors for reading in readings]
     joint = joint_bases(sources)
-    target = _weighted_sum(module, joint)
+    target = joint.weighted_sum(module.weights)
     outcome, exact = _merge(plan, module, known, sources, joint, target)
     stored = outcome.factors.to(TORCH_DTYPES[plan.dtype])
-    _check_finite(stored, f"of the result in {plan.dtype}", module.name)
+    check_finite(stored, module.name, f" of the result in {plan.dtype}")
     report = measure_module(joint, module.weights, target, exact, stored)
     for figures, reading in zip(report["sources"], readings, strict=True):
         if reading.relative_error:
@@ -268,10 +266,8 @@ def _merge(
         width, height = sources[0].in_features, sources[0].out_features  # the module's, unless sources are condensed
         return Merged(Factors(torch.zeros(0, width), torch.zeros(height, 0))), exact.S
     rng = torch.Generator().manual_seed(_module_seed(plan.recipe.seed, module.name))
-    dense = plan.space == "dense"
-    stack = torch.stack([f.B @ f.A for f in sources]).float() if dense else joint.cores
-    outcome = _call(plan, module, sources, rank, rng, stack, joint)
-    if dense:
+    outcome = _call(plan, module, sources, rank, rng, joint)
+    if plan.space == "dense":
         outcome = Merged(truncate_dense(outcome, rank, rng))
     elif plan.space == "core":
         outcome = Merged(joint.lift(_core(outcome, target, exact), rank))
@@ -284,13 +280,21 @@ def _call(
     sources: list[Factors],
     rank: int,
     rng: torch.Generator,
-    stack: torch.Tensor,
     joint: Joint,
 ) -> Any:
-    """The method, handed what it asks for."""
+    """The method, handed what it asks for.
+
+    Raises NonFiniteTensor here already if its result is too large for its dtype: no SVD of it could be had.
+    """
+    stack = joint.cores if plan.takes_cores else None
+    if plan.space == "dense":
+        stack = torch.stack([f.B @ f.A for f in sources]).float()
     scales = [plan.adapters[i].modules[module.name].scale for i in module.sources]
     inputs = ModuleInputs(sources, list(module.weights), rank, rng, stack, joint, module.depth, scales)
-    return plan.method.run(plan.space, inputs, _options(plan))
+    found = plan.method.run(plan.space, inputs, _options(plan))
+    if isinstance(found, torch.Tensor) and (bad := int((~torch.isfinite(found)).sum())):
+        raise NonFiniteTensor(f"{module.name} of the result", bad, found.numel())
+    return found
 
 
 def _core(result: torch.Tensor, target: torch.Tensor, exact: Spectrum) -> Spectrum:
@@ -298,24 +302,11 @@ def _core(result: torch.Tensor, target: torch.Tensor, exact: Spectrum) -> Spectr
     return exact if torch.equal(result, target) else Spectrum(*torch.linalg.svd(result, full_matrices=False))
 
 
-def _weighted_sum(module: PlannedModule, joint: Joint) -> torch.Tensor:
-    return torch.einsum("t,tba->ba", torch.tensor(module.weights, dtype=torch.float64), joint.cores)
-
-
 def _read(plan: Plan, source: int, module: str) -> Reading:
-    reading = plan.adapters[source].reading(module)
-    ref = plan.recipe.sources[source].ref
-    _check_finite(reading.factors, f"of '{ref}'", module)
-    return reading
-
-
-def _check_finite(factors: Factors, whose: str, module: str) -> None:
-    for side, tensor in (("A", factors.A), ("B", factors.B)):
-        # One sum is quicker than a mask, and is finite only if every entry is (or entries overflow: then look closer).
-        if not math.isfinite(float(tensor.sum())):
-            bad = int((~torch.isfinite(tensor)).sum())
-            if bad:
-                raise NonFiniteTensor(f"{module}.lora_{side} {whose}", bad, tensor.numel())
+    try:
+        return plan.adapters[source].reading(module)
+    except NonFiniteTensor as error:
+        raise NonFiniteTensor(f"{error.key} of '{plan.recipe.sources[source].ref}'", error.count, error.size) from None
 
 
 def _options(plan: Plan) -> dict[str, Any]:

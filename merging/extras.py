@@ -83,8 +83,9 @@ def plan_extras(
     """
     members: dict[str, list[int]] = {}
     for i, adapter in enumerate(adapters):
-        for name in adapter.extras:
-            members.setdefault(name, []).append(i)
+        for name, extra in adapter.extras.items():
+            if extra.kind != "lora_bias" or extra.module in factored:  # else left out, with its module: weight 0
+                members.setdefault(name, []).append(i)
     planned = [_plan(name, members, refs, adapters, factored, linear_only, vocabulary) for name in sorted(members)]
     return tuple(
         replace(extra, weights=tuple(1.0 if extra.new else weight(i, extra.module) for i in extra.sources))

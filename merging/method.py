@@ -12,6 +12,8 @@ is all it says:
   recipe may then ask for `space: "dense"`, where `cores` are the dense updates [T, out, in], as in the papers;
 * `factors=f`: a core method that also has PEFT's form on A and B apart: `f`, with the same options and needs of its
   own, returns `Merged`. A recipe asks for it with `space: "factors"`; sources must then agree in rank (`apart.py`);
+* `check=f`: which weights and options the method cannot take together, as far as types and ranges do not say it: `f`,
+  called with one module's weights and the options, raises. The plan calls it, so that no job has to fail for it;
 * `ranks` says which target ranks it can give: "chosen" (any), "sum" (always Σr) or "max" (always the largest).
 """
 
@@ -33,6 +35,7 @@ from merging.errors import BadParams, UnknownMethod
 
 Space = Literal["core", "dense", "factors"]
 Ranks = Literal["chosen", "sum", "max"]
+LARGEST_NUMBER = 1e38  # of float32's; with larger weights and options sums overflow, and so would the result
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +46,8 @@ class ModuleInputs:
     weights: list[float]
     rank: int  # the target rank of this module
     rng: torch.Generator  # seeded by the recipe's seed and the module's name
-    cores: Tensor  # [T, b, a] float64, in the joint bases; in space "dense" the updates [T, out, in] float32
-    joint: Joint  # the bases themselves
+    cores: Tensor | None  # [T, b, a] float64, in the joint bases; in space "dense" the updates [T, out, in] float32
+    joint: Joint  # the bases themselves; sums of cores from here never hold all of them
     depth: float  # where the module lies in the model: 0 (first block) … 1 (last)
     scales: list[float]  # what each adapter multiplied its B @ A by (alpha / r), folded into `sources` already
 
@@ -75,6 +78,7 @@ class Method:
     needs: tuple[str, ...]
     params: type[BaseModel]
     factors: Callable[..., Merged] | None = None
+    check: Callable[..., None] | None = None
 
     @property
     def summary(self) -> str:
@@ -136,6 +140,7 @@ def merge_method(
     exact: bool = False,
     dense: bool = False,
     factors: Callable[..., Merged] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a merge method. `exact`: its result at full rank is the weighted sum of updates.
 
@@ -162,7 +167,7 @@ def merge_method(
             __config__=ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False),
             **options,
         )
-        _METHODS[name] = Method(name, function, space, dense, ranks, exact, source, needs, params, factors)
+        _METHODS[name] = Method(name, function, space, dense, ranks, exact, source, needs, params, factors, check)
         return function
 
     return register
@@ -206,9 +211,14 @@ def resolve_method(name: str, params: Mapping[str, Any]) -> tuple[Method, BaseMo
         raise UnknownMethod(name, list(known))
     method = known[name]
     try:
-        return method, method.params.model_validate(dict(params))
+        checked = method.params.model_validate(dict(params))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where: Sequence[Any] = first["loc"] or ("params",)
         problem = "there is no such parameter" if first["type"] == "extra_forbidden" else first["msg"]
         raise BadParams(name, str(where[0]), problem, list(method.params.model_fields)) from None
+    for field_name, value in checked:
+        if isinstance(value, float) and abs(value) > LARGEST_NUMBER:
+            problem = f"{value:g} is too large: numbers lie within ±{LARGEST_NUMBER:g}"
+            raise BadParams(name, field_name, problem, list(method.params.model_fields))
+    return method, checked

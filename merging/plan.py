@@ -13,6 +13,7 @@ from merging.extras import PlannedExtra
 from merging.method import Method
 from merging.ranks import Budget, RankRule, RankValue, plain_rank
 from merging.recipe import Recipe
+from merging.report import SLICE
 from merging.tokens import Vocabulary
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -113,10 +114,22 @@ class Plan:
     @property
     def peak_memory_bytes(self) -> int:
         """What one worker holds at most, beyond the interpreter: one module of all sources in float64, some copies."""
-        factors = 8 * WORKING_COPIES
-        return max(
-            factors * sum(m.ranks) * (m.in_features + m.out_features) + self._dense_bytes(m) for m in self.modules
-        )
+        return max(self._factor_bytes(m) + self._dense_bytes(m) for m in self.modules)
+
+    @property
+    def takes_cores(self) -> bool:
+        """Whether the method asks for all sources' cores at once."""
+        return self.space != "dense" and "cores" in self.method.needs_in(self.space)
+
+    def _factor_bytes(self, module: PlannedModule) -> int:
+        """The factors of all sources and, for a method that asks for them, their cores, each as wide as all ranks
+        together: where sources are many these outgrow the rest. Coordinate-wise methods hold changed copies of them."""
+        ranks = sum(module.ranks)
+        core = min(ranks, module.in_features) * min(ranks, module.out_features)
+        stacks = WORKING_COPIES * ranks * (module.in_features + module.out_features)
+        cores = len(module.sources) * (3 if self.method.dense else 1) if self.takes_cores else 0
+        slices = 2 * len(module.sources) * min(core, SLICE)  # what the report looks at, and its magnitudes
+        return 8 * (stacks + (cores + WORKING_COPIES) * core + slices)
 
     def _dense_bytes(self, module: PlannedModule) -> int:
         """In space "dense": the updates in float32, as many masks and copies, and the result in float64."""
@@ -181,4 +194,5 @@ class Plan:
 def budget_parameters(rank: AnyRank, modules: Sequence[PlannedModule]) -> int | None:
     if not isinstance(rank, Budget):
         return None
-    return int(rank.budget * sum(m.rank_parameters for m in modules))
+    # More than all ranks cost can be asked for, and more than an integer is made from (1e308).
+    return int(min(rank.budget * sum(m.rank_parameters for m in modules), 2.0**63))

@@ -71,6 +71,9 @@ def plan_merge(
     if not any(any(module.weights) for module in modules):
         raise BadWeights("all weights are zero in every module; the merge would be the base model itself")
     check_rank(method, space, rank, modules, refs)
+    if method.check is not None:
+        for weights in dict.fromkeys(module.weights for module in modules):
+            method.check(weights, **params.model_dump())
     factored = {m.name: m.sources[0] for m in modules}
     vocabulary = unite_tokens(refs, adapters, sorted(factored))
     extras = plan_extras(

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deltas.adapter import CONVERSION_RANK
 from merging.errors import BadWeights
-from merging.method import resolve_method
+from merging.method import LARGEST_NUMBER, resolve_method
 from merging.ranks import Rank, plain_rank
 from merging.weights import Weight, numbers_of, plain_weight
 
 # Part of every digest: raised when the same recipe would give other bytes than before.
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 SpaceChoice = Literal["core", "dense", "factors"]
@@ -73,12 +73,14 @@ class Recipe(BaseModel):
     def check_weights(self) -> None:
         """
         Raises:
-            BadWeights: if a weight is NaN or infinite, or all are zero.
+            BadWeights: if a weight is NaN or infinite, or larger than any result could hold, or all are zero.
         """
         numbers = [(source.ref, number) for source in self.sources for number in numbers_of(source.weight)]
         for ref, number in numbers:
             if not math.isfinite(number):
                 raise BadWeights(f"the weight of '{ref}' is {number}; weights must be finite numbers")
+            if abs(number) > LARGEST_NUMBER:
+                raise BadWeights(f"the weight of '{ref}' is {number:g}; weights lie within ±{LARGEST_NUMBER:g}")
         if not any(number for _, number in numbers):
             raise BadWeights("all weights are zero; the merge would be the base model itself")
 

@@ -27,6 +27,7 @@ from deltas.joint import Joint
 
 # Per-module pair matrices are left out above this many sources: they would outweigh the adapter itself.
 PAIRS_PER_MODULE = 16
+SLICE = 1 << 16  # entries of every core that are looked at together
 
 
 def measure_module(
@@ -36,20 +37,17 @@ def measure_module(
 
     Keys beginning with "_" are sums that `summarise` needs; `published` drops them.
     """
-    cores = joint.cores
     projection = joint.project(result)
     core, outside = projection.core, projection.outside_energy
     energy = target_spectrum.square()
     total = float(energy.sum())
     error = float((target - core).square().sum()) + outside
-    norm_sq = cores.square().sum(dim=(1, 2))
     result_sq = float(core.square().sum()) + outside
-    overlap = torch.einsum("tba,ba->t", cores, core)
-    flat = cores.flatten(1)
-    gram = flat @ flat.T
-    agree, weight = sign_agreement(flat)
+    gram, agree, weight = pair_sums(joint)
+    norm_sq = gram.diagonal()
+    overlap = [float(((projection.left.T @ s.left) * (projection.right.T @ s.right)).sum()) for s in joint.sources]
     left, right = projection.ranges()
-    inside = (left.T @ cores @ right).square().sum(dim=(1, 2))
+    inside = [float(((left.T @ s.left) @ (right.T @ s.right).T).square().sum()) for s in joint.sources]
     return {
         "rank": result.rank,
         "relative_error": _ratio(error, total) ** 0.5 if total else None,
@@ -66,14 +64,14 @@ def measure_module(
                 "subspace": min(1.0, _ratio(i, n)),
                 "removal": abs(w) * _ratio(n, total) ** 0.5,
             }
-            for n, o, i, w in zip(norm_sq.tolist(), overlap.tolist(), inside.tolist(), weights, strict=True)
+            for n, o, i, w in zip(norm_sq.tolist(), overlap, inside, weights, strict=True)
         ],
         "_error": error,
         "_target": total,
         "_kept": float(energy[: result.rank].sum()),
         "_result": result_sq,
-        "_overlap": overlap.tolist(),
-        "_inside": inside.tolist(),
+        "_overlap": overlap,
+        "_inside": inside,
         "_pairs": _packed(torch.stack([gram, agree, weight])),
         "_weighted": [w * w * n for w, n in zip(weights, norm_sq.tolist(), strict=True)],
     }
@@ -159,12 +157,15 @@ def _unpacked(text: str, count: int) -> Tensor:
     return torch.frombuffer(raw, dtype=torch.float64).reshape(3, count, count)
 
 
-def sign_agreement(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """For each pair of flattened cores: Σ|m_i m_j| where signs agree, and over all entries. [T, T] each."""
-    magnitude = flat.abs()
-    weight = magnitude @ magnitude.T
+def pair_sums(joint: Joint) -> tuple[Tensor, Tensor, Tensor]:
+    """For each pair of cores: their inner product, Σ|m_i m_j| where signs agree, and over all entries. [T, T] each."""
+    gram, weight = torch.zeros(2, len(joint.sources), len(joint.sources), dtype=torch.float64)
+    for part in joint.slices(SLICE):
+        gram += part @ part.T
+        magnitude = part.abs()
+        weight += magnitude @ magnitude.T
     # |m_i m_j| counts where the product is positive: (|m_i||m_j| + m_i m_j) / 2 is that, summed.
-    return (weight + flat @ flat.T) / 2, weight
+    return gram, (weight + gram) / 2, weight
 
 
 def _rank_for(energy: Tensor, share: float) -> int:

@@ -42,6 +42,7 @@ def sketch(adapter: Adapter) -> bytes:
 
     Raises:
         NotLowRank: if the adapter's updates cannot be read as factors.
+        NonFiniteTensor: if these hold NaN or Inf.
     """
     total = torch.zeros(SIZE // 2 + 1, dtype=torch.complex128)
     for name in adapter.modules:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-13  # of the largest vote that there could be
+
 
 def keep_largest(stack: Tensor, density: float, *, rounded_down: bool = False) -> Tensor:
     """Each source with all but its `density` share of largest magnitudes set to zero (TIES' trim, arXiv 2306.01708).
@@ -42,14 +44,17 @@ def elect_and_average(stack: Tensor, weights: Tensor, shares: Tensor | None = No
 
     The sign of an entry is that of the weighted sum; entries that disagree with it are left out; the rest are
     averaged with weights |w_t|. With weights 1 this is the paper's disjoint mean. A negative weight votes with its
-    sign. `shares` [T], positive, multiply the weights in the mean, not in the vote.
+    sign. `shares` [T], positive, multiply the weights in the mean, not in the vote. A vote that is nothing but rounding
+    (the same source added and subtracted, in bases that hold it to 1e-16) elects none.
     """
-    sign = torch.sign(weighted_sum(stack, weights))
+    vote = weighted_sum(stack, weights)
+    largest = torch.stack([part.abs().max() for part in stack]) @ weights.abs()
+    sign = torch.where(vote.abs() > ROUNDING * largest, torch.sign(vote), 0.0)
     in_mean = weights if shares is None else weights * shares
     numerator, total = torch.zeros_like(sign), torch.zeros_like(sign)
     # One source at a time: the stack may be large.
-    for part, vote, weight in zip(stack, weights.tolist(), in_mean.tolist(), strict=True):
-        agrees = part * (vote * sign) > 0
+    for part, own, weight in zip(stack, weights.tolist(), in_mean.tolist(), strict=True):
+        agrees = part * (own * sign) > 0
         numerator += torch.where(agrees, part, 0.0) * weight
         total += agrees * abs(weight)
     return torch.where(total > 0, numerator / total.clamp_min(1e-30), 0.0)

@@ -14,12 +14,14 @@ CANCELLED = 1e-7  # length below which a mean of unit vectors is rounding: a Gra
 def slerp_coefficients(gram: Tensor, t: float) -> Tensor:
     """sin((1−t)Ω)/sinΩ and sin(tΩ)/sinΩ for two vectors at angle Ω (Shoemake 1985), or for many such pairs at once.
 
-    `gram` [2, 2, …] gives coefficients [2, …].
+    `gram` [2, 2, …] gives coefficients [2, …]. Between parallel and opposite vectors they are linear, 1−t and t.
     """
     norms = torch.stack([gram[0, 0], gram[1, 1]]).clamp_min(1e-300).sqrt()
-    omega = torch.acos((gram[0, 1] / (norms[0] * norms[1])).clamp(-1, 1))
+    cosine = (gram[0, 1] / (norms[0] * norms[1])).clamp(-1, 1)
+    omega = torch.acos(cosine)
     sine = torch.sin(omega)
-    parallel = sine < PARALLEL
+    # Near −1 the last digit of a cosine is an angle of 1e-8, by whose sine everything would be divided.
+    parallel = sine < torch.where(cosine < 0, CANCELLED, PARALLEL)
     safe = torch.where(parallel, 1.0, sine)
     first = torch.where(parallel, 1 - t, torch.sin((1 - t) * omega) / safe)
     second = torch.where(parallel, t, torch.sin(t * omega) / safe)
@@ -41,19 +43,26 @@ def karcher_coefficients(gram: Tensor, shares: Tensor, steps: int, tolerance: fl
     """The weighted Karcher mean of the vectors' directions, at the weighted mean of their norms.
 
     Starts at the normalised weighted mean and follows the mean of the logarithm maps until it vanishes. `shares` [T]
-    are positive and sum to 1. Vectors of norm zero take no part.
+    are positive and sum to 1. Vectors of norm zero take no part. One that is opposite to the mean does not pull at it,
+    since no way to it is the shortest. Directions that cancel have no mean: the coefficients are then the shares.
     """
     norms = gram.diagonal().clamp_min(0).sqrt()
     live = norms > 0
     units = torch.where(live, 1 / norms.clamp_min(1e-300), 0.0)  # c = units ∘ e_t gives direction t
     shares = torch.where(live, shares, 0.0)
     shares = shares / shares.sum().clamp_min(1e-300)
-    point = _unit(shares * units, gram)
+    point = shares * units
+    length = (point @ gram @ point).clamp_min(0).sqrt()
+    if float(length) <= CANCELLED:
+        return shares
+    point = point / length
     for _ in range(steps):
         cosine = ((gram @ point) * units).clamp(-1, 1)
         angle = torch.acos(cosine)
         # log_x(y) = Ω/sinΩ (y − cosΩ x); the factor tends to 1 as Ω tends to 0.
-        factor = torch.where(angle < PARALLEL, torch.ones_like(angle), angle / torch.sin(angle).clamp_min(PARALLEL))
+        sine = torch.sin(angle)
+        factor = torch.where(angle < PARALLEL, torch.ones_like(angle), angle / sine.clamp_min(PARALLEL))
+        factor = torch.where((cosine < 0) & (sine < CANCELLED), 0.0, factor)
         tangent = shares * factor * units - (shares * factor * cosine).sum() * point
         length = (tangent @ gram @ tangent).clamp_min(0).sqrt()
         if float(length) < tolerance:

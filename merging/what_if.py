@@ -30,7 +30,7 @@ def foresee(
 
     Raises:
         MergeCancelled: between two modules, once `cancelled()` is true.
-        NonFiniteTensor: if the result would hold NaN or Inf.
+        NonFiniteTensor: if a source holds NaN or Inf, or the result would.
     """
     started = time.perf_counter()
     whole = not can_condense(plan)

@@ -122,7 +122,10 @@ def _compiled(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
     else:
         _refuse_controls(constraint)
         _refuse_counting(constraint)
-        grammar = LLMatcher.grammar_from_json_schema(constraint.source, overrides=_OPTIONS)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(constraint.source, overrides=_OPTIONS)
+        except ValueError as error:  # its reader of JSON takes less than Python's: no half surrogates, less depth
+            raise ConstraintUnsupported(constraint.kind, _reason(str(error))) from error
     made = LLMatcher(tokenizer, grammar, log_level=0)
     if made.is_error():
         raise ConstraintUnsupported(constraint.kind, _reason(made.get_error()))

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -41,7 +41,6 @@ Action = Literal[
     "pool.load",
     "pool.unload",
 ]
-ACTIONS: tuple[Action, ...] = get_args(Action)
 
 Values = Mapping[str, Any]
 

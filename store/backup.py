@@ -19,11 +19,12 @@ from pathlib import Path
 
 from sqlalchemy import make_url, select
 
+from store.blob_errors import MissingBlob
 from store.blob_users import blob_columns
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
 from store.dump import DATABASE_FILES, copy_database, restore_database
-from store.errors import BackupFailed, BackupRefused, MissingBlob
+from store.errors import BackupFailed, BackupRefused
 
 FORMAT = 1
 MANIFEST = "manifest.json"

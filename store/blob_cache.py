@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path, PosixPath
 from weakref import WeakValueDictionary
 
+from store.blob_errors import MissingBlob
 from store.blobs import LocalBlobs, LocalStaging
-from store.errors import MissingBlob
 
 
 class Hold:

@@ -16,7 +16,8 @@ from typing import Protocol, Self
 
 from ulid import ULID
 
-from store.errors import FULL_ERRORS, DigestMismatch, MissingBlob, StorageFull
+from store.blob_errors import DigestMismatch, MissingBlob
+from store.errors import FULL_ERRORS, StorageFull
 from store.references import is_digest
 
 READ_BYTES = 1 << 20

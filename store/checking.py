@@ -8,11 +8,11 @@ from typing import Literal
 
 from sqlalchemy import func, select
 
+from store.blob_errors import MissingBlob
 from store.blob_rows import BlobUser, blob_rows
 from store.blob_users import needed
 from store.blobs import Blobs
 from store.database import Database
-from store.errors import MissingBlob
 from store.models import VersionRow
 
 Kind = Literal["missing", "damaged", "wrong-size", "unneeded"]

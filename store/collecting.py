@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from store.blob_errors import MissingBlob
 from store.blob_users import needed
-from store.errors import MissingBlob
 from store.partial_uploads import PartialUploads
 from store.registry import Registry
 
@@ -40,7 +40,7 @@ def collect(
                 size = blobs.size(digest)
             except MissingBlob:
                 continue
-            if dry_run or registry.release([digest]):
+            if dry_run or registry.remove_unneeded([digest], grace_s):
                 files += 1
                 size_bytes += size
     return Garbage(files, size_bytes, blobs.sweep_staging(staging_age_s, dry_run), uploads.sweep(dry_run))

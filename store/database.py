@@ -20,14 +20,14 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Executable, Row, create_engine, make_url
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
 from store.errors import (
     LostRace,
     SchemaNewer,
-    SchemaOlder,
     StorageBusy,
     StorageUnavailable,
     UnkeepableText,
@@ -55,9 +55,12 @@ class Database:
         ``busy_timeout_s``: the longest wait for a lock or a free connection and, on PostgreSQL, the longest that a
         statement may take. ``connections``: the most that this process holds to PostgreSQL.
 
-        Raises UnsupportedDatabase for any other kind, and for SQLite in memory.
+        Raises UnsupportedDatabase for any other kind, for SQLite in memory, and for what is no URL.
         """
-        parsed = make_url(url)
+        try:
+            parsed = make_url(url)
+        except (ArgumentError, ValueError):
+            raise UnsupportedDatabase(None) from None  # not shown: it may hold a password anywhere
         self.url = url
         self.busy_timeout_s = busy_timeout_s
         self._backend: Sqlite | Postgresql
@@ -133,15 +136,6 @@ class Database:
             if current != known[0]:
                 command.upgrade(config, "head")
 
-    def check_schema(self, *, allow_newer: bool = False) -> None:
-        """For a process that leaves migrating to others. Raises SchemaOlder, SchemaNewer."""
-        with self._errors_named(), self._engine.connect() as connection:
-            current, known = _revisions(connection, migration_config(connection))
-        if current is None or current in known[1:]:
-            raise SchemaOlder(current, known[0])
-        if current != known[0] and not allow_newer:
-            raise SchemaNewer(current, known[0])
-
     def close(self) -> None:
         """Close every idle connection."""
         self._engine.dispose()
@@ -157,6 +151,8 @@ class Database:
             if named is None:
                 raise
             raise named from error
+        except StaleDataError as error:  # a row that was read here was deleted by somebody else before it was changed
+            raise LostRace(self.busy_timeout_s) from error
         except NoConnectionFree as error:
             raise StorageBusy(self.busy_timeout_s) from error
 

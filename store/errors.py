@@ -1,4 +1,4 @@
-"""What can go wrong in the store, each with its fields and one sentence.
+"""What can go wrong in the store, each with its fields and one sentence; with files: `store/blob_errors.py`.
 
 StoreError
 ├── InvalidName          a namespace, name, alias, tag or file name that is not allowed
@@ -13,16 +13,6 @@ StoreError
 ├── JobTakenOver         a report about a job that a later attempt runs by now
 ├── WorkerLost           nothing is heard any more of a job's worker
 ├── JobStalled           the worker of a job died again and again without getting further
-├── UnknownTransfer      an upload of the Hub's protocol that was never opened, or is over
-├── MissingBlob          bytes that were never stored, or were removed since
-├── DamagedBlob          stored bytes that do not have their digest (any more)
-├── DigestMismatch       the bytes are not those that were announced
-├── UnknownUpload        no upload in parts has this id (any more)
-├── UploadConflict       a part of an upload that does not begin where the last one ended
-├── UploadBusy           a part of the same upload is still being received
-├── UploadTooLong        more bytes than the upload was announced with
-├── ObjectStoreUnavailable  the object store does not answer, or not as it should
-├── ObjectStoreDenied    the object store refuses our keys, or our clock
 ├── VersionInUse         a version that something still needs
 ├── UnknownKey           no API key has this id
 ├── QuotaExceeded        a key has used up what it may keep
@@ -33,7 +23,6 @@ StoreError
 │   └── LostRace         another writer got in the way; the same call, made again, may go through
 ├── StorageUnavailable   the database server does not answer
 ├── SchemaNewer          the tables were made by a newer release
-├── SchemaOlder          the tables have not been brought to date
 ├── KeyReused            an Idempotency-Key that came with another request before
 ├── KeyInUse             an Idempotency-Key whose first request is still being answered
 ├── UnsupportedDatabase  a database URL that cannot serve several processes
@@ -180,98 +169,6 @@ class JobStalled(StoreError):
         )
 
 
-class UnknownTransfer(StoreError):
-    """The address of an upload that is not (or no longer) expected; its id is a secret, and not repeated."""
-
-    def __init__(self) -> None:
-        super().__init__("This upload is not expected, or was finished or given up a day ago: begin it again.")
-
-
-class MissingBlob(StoreError):
-    """Bytes that the blob store does not hold."""
-
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
-        super().__init__(f"No stored file has the digest {shown('sha256:' + digest)}: upload it (again) first.")
-
-
-class DigestMismatch(StoreError):
-    """The bytes that came are not those that were announced. Both digests are 64 hex digits."""
-
-    def __init__(self, expected: str, actual: str, size_bytes: int) -> None:
-        self.expected = expected
-        self.actual = actual
-        self.size_bytes = size_bytes
-        super().__init__(
-            f"The {size_bytes} bytes received have the digest sha256:{actual}, not the announced "
-            f"sha256:{expected}: nothing was stored."
-        )
-
-
-class DamagedBlob(StoreError):
-    """What is stored under ``digest`` has another sha256, ``actual``; read twice, it was wrong twice."""
-
-    def __init__(self, digest: str, actual: str) -> None:
-        self.digest = digest
-        self.actual = actual
-        super().__init__(
-            f"The stored file {shown('sha256:' + digest)} is damaged: its bytes have the digest sha256:{actual}. "
-            "Upload the right bytes again, or restore a backup."
-        )
-
-
-class UnknownUpload(StoreError):
-    """No upload in parts has this id: it never began, was abandoned, or has expired."""
-
-    def __init__(self, upload_id: str) -> None:
-        self.upload_id = upload_id
-        super().__init__(f"There is no upload with id {shown(upload_id)} (any more): begin a new one.")
-
-
-class UploadConflict(StoreError):
-    """A part begins at ``given``, but ``offset`` bytes are here."""
-
-    def __init__(self, given: int, offset: int) -> None:
-        self.given = given
-        self.offset = offset
-        super().__init__(f"The part begins at byte {given}, but {offset} bytes are here: go on with byte {offset}.")
-
-
-class UploadBusy(StoreError):
-    """Another request is writing to the same upload."""
-
-    def __init__(self, upload_id: str) -> None:
-        self.upload_id = upload_id
-        super().__init__("Another part of this upload is still being received: try again in a moment.")
-
-
-class UploadTooLong(StoreError):
-    """A part reaches beyond the announced length of the upload."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        super().__init__(f"The part reaches beyond the {length} bytes that the upload was announced with.")
-
-
-class ObjectStoreUnavailable(StoreError):
-    """The object store at ``place`` did not answer in time, broke off, or answered with an error of its own."""
-
-    def __init__(self, place: str, reason: str) -> None:
-        self.place = place
-        self.reason = reason
-        super().__init__(f"The object store does not answer as it should ({reason}): nothing was stored; try again.")
-
-
-class ObjectStoreDenied(StoreError):
-    """The object store at ``place`` refused the keys that this service has, or signatures by a clock that is wrong."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-        super().__init__(
-            "The object store refuses this service's keys or, if they are right, its clock: its operator must set them."
-        )
-
-
 class BackupRefused(StoreError):
     """``folder`` cannot be written or read as a backup, or what is there would be overwritten."""
 
@@ -382,27 +279,17 @@ class SchemaNewer(StoreError):
         )
 
 
-class SchemaOlder(StoreError):
-    """The tables have an earlier form than this code needs; ``found`` is None for an empty database."""
-
-    def __init__(self, found: str | None, newest: str) -> None:
-        self.found = found
-        self.newest = newest
-        what = "is empty" if found is None else f"has schema {found}"
-        super().__init__(
-            f"The database {what} and this release needs schema {newest}: start `spolia serve` of this release, "
-            "which brings it to date."
-        )
-
-
 class UnsupportedDatabase(StoreError):
-    """A database URL of another kind, or one that several threads and processes cannot share."""
+    """A database URL of another kind, one that several threads and processes cannot share, or None: no URL at all."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | None) -> None:
         self.url = url
+        problem = (
+            "has an address that cannot be read" if url is None else f"{shown(url)} is not one that Spolia runs on"
+        )
         super().__init__(
-            f"The database {shown(url)} is not one that Spolia runs on: give a file that its processes can share, such "
-            "as sqlite:///spolia.db, or a PostgreSQL database, such as postgresql+psycopg://user:password@host/spolia."
+            f"The database {problem}: give a file that its processes can share, such as sqlite:///spolia.db, or a"
+            " PostgreSQL database, such as postgresql+psycopg://user:password@host/spolia."
         )
 
 

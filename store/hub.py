@@ -9,7 +9,9 @@ from ulid import ULID
 from store.actor import current_actor, seen
 from store.audit import note
 from store.blobs import Blobs
+from store.claims import settle
 from store.database import Database, retried
+from store.emptying import empty
 from store.errors import UnknownReference, VersionInUse
 from store.hub_models import HubCommitRow, HubFileRow
 from store.hub_records import Changes, Commit, Files, Repository, Words, commit_id
@@ -27,7 +29,7 @@ from store.hub_rows import (
 )
 from store.lineage import needs
 from store.locks import hold_blobs, hold_version
-from store.models import AdapterRow, AliasRow, LineageRow, VersionFileRow, VersionRow, now
+from store.models import AdapterRow, AliasRow, LineageRow, SurrogateRow, VersionFileRow, VersionRow, now
 from store.quotas import check_publish
 from store.records import Version
 from store.references import validate_name
@@ -139,6 +141,8 @@ class HubTable:
             self._hold(session, [blob.digest for blob in changes.values() if blob is not None])
             added = sum(blob.size_bytes for blob in changes.values() if blob)
             check_publish(session, adapter.id, added, new_adapter=False)
+            if adapter.key_id == current_actor().key_id:  # whose drafts count from now on
+                settle(session, [blob.digest for blob in changes.values() if blob is not None])
             if draft is not None:
                 session.delete(draft)
                 session.flush()
@@ -196,6 +200,7 @@ class HubTable:
             self._hold(session, [blob.digest for blob in files.values()])
             added = sum(blob.size_bytes for path, blob in files.items() if blob != before.files.get(path))
             check_publish(session, adapter.id, added, new_adapter=False)
+            settle(session, [blob.digest for blob in files.values()])
             if draft is not None:
                 session.delete(draft)
             if session.scalar(select(HubCommitRow.id).where(HubCommitRow.version_id == version.id).limit(1)) is None:
@@ -219,8 +224,10 @@ class HubTable:
         return oid
 
     @retried
-    def delete(self, namespace: str, name: str) -> Sequence[Version]:
-        """Delete the draft and every version, which are returned; their numbers are not given out again.
+    def delete(self, namespace: str, name: str) -> tuple[Sequence[Version], set[str]]:
+        """Delete the draft and every version; their numbers are not given out again.
+
+        Returns the versions, and the digests of the images that went with them.
 
         Raises UnknownReference; VersionInUse when a version elsewhere was made from one of these: nothing is deleted.
         """
@@ -241,6 +248,7 @@ class HubTable:
                 if row.id in set(session.scalars(elsewhere)):
                     raise VersionInUse(f"{namespace}/{name}@{row.number}", needs(session, row))
             versions = read_versions(session, select(VersionRow).where(VersionRow.adapter_id == adapter.id))
+            images = set(session.scalars(select(SurrogateRow.digest).where(SurrogateRow.distilled_id.in_(own))))
             session.execute(delete(HubCommitRow).where(HubCommitRow.adapter_id == adapter.id))
             session.execute(delete(AliasRow).where(AliasRow.adapter_id == adapter.id))
             for row in rows:
@@ -261,10 +269,9 @@ class HubTable:
                     adapter=(namespace, name),
                     before={"commit": draft.oid},
                 )
-            adapter.latest_number = None
-            adapter.tags = []
+            images |= empty(session, adapter)
             shelve(session, adapter, indexed=self.database.is_postgresql)
-            return versions
+            return versions, images
 
     def _hold(self, session: Session, digests: Sequence[str]) -> None:
         """See that blobs are there, and stay until a row names them. Raises MissingBlob."""

@@ -11,9 +11,9 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from store.blob_errors import UnknownTransfer
 from store.blobs import Blobs
 from store.database import Database, retried
-from store.errors import UnknownTransfer
 from store.hub_models import HubPartRow, HubUploadRow
 from store.locks import hold_blobs
 from store.models import now

@@ -70,9 +70,10 @@ def walked(shape: Shape, *, bounded: bool) -> Select[Any]:
 @lru_cache(maxsize=256)
 def looked_up(shape: Shape) -> Select[Any]:
     """The first `wanted` adapters that pass, found in the inverted lists."""
-    conditions = [*_places(shape, ListingRow), *_tried(shape, ListingRow)]
-    conditions += [ListingRow.terms.contains(bindparam("terms", type_=ARRAY(Text)))] if shape.terms else []
-    if shape.base_model and not shape.terms:
+    conditions = [*_places(shape, ListingRow), *_worded(shape, ListingRow)]
+    if shape.terms:
+        conditions.append(ListingRow.terms.contains(bindparam("terms", type_=ARRAY(Text))))
+    if shape.base_model:
         conditions.append(ListingRow.base_model == bindparam("base_model"))
     if shape.words:
         conditions.append(ListingRow.grams.contains(bindparam("grams", type_=ARRAY(Integer))))
@@ -119,9 +120,7 @@ def _places(shape: Shape, by: type[ListingRow] | type[ListingTermRow]) -> list[C
 
 def _tried(shape: Shape, listing: type[ListingRow]) -> list[ColumnElement[bool]]:
     """What is tried on one listing after the other: all filters but the one by which they are gone through."""
-    conditions: list[ColumnElement[bool]] = [
-        listing.folded.like(bindparam(f"word{number}", type_=Text), escape="/") for number in range(shape.words)
-    ]
+    conditions = _worded(shape, listing)
     if shape.base_model and shape.terms:  # else it says which names are gone through
         conditions.append(listing.base_model == bindparam("base_model"))
     if shape.terms > 1 and shape.indexed:
@@ -136,3 +135,8 @@ def _tried(shape: Shape, listing: type[ListingRow]) -> list[ColumnElement[bool]]
         asked = bindparam("rank", type_=Integer)
         conditions += [listing.rank_min <= asked, listing.rank_max >= asked]
     return conditions
+
+
+def _worded(shape: Shape, listing: type[ListingRow]) -> list[ColumnElement[bool]]:
+    """The words' patterns; that it has the words' grams too says less."""
+    return [listing.folded.like(bindparam(f"word{number}", type_=Text), escape="/") for number in range(shape.words)]

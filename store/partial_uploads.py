@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from store.blob_errors import UnknownUpload, UploadBusy, UploadConflict, UploadTooLong
 from store.blobs import LocalBlobs, LocalStaging, Staging, fsync_folder, full_disk_named, make_durable_folder
-from store.errors import UnknownUpload, UploadBusy, UploadConflict, UploadTooLong
 
 
 @dataclass(frozen=True, slots=True)

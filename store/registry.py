@@ -5,6 +5,7 @@ number is never given to another; aliases, tags and base models are what may cha
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
@@ -13,10 +14,12 @@ from ulid import ULID
 
 from store.actor import current_actor, seen
 from store.audit import note
+from store.blob_errors import MissingBlob
 from store.blob_users import needed_in
 from store.blobs import Blobs
 from store.claims import settle
 from store.database import Database, retried
+from store.emptying import empty
 from store.errors import VersionInUse
 from store.lineage import LINEAGE, lineage_of, needs
 from store.listing import Filters, find_adapters, words_of
@@ -59,9 +62,11 @@ __all__ = ["AdapterEntry", "Base", "BlobRef", "NewVersion", "Page", "Parent", "R
 class Registry:
     """All reading and writing of adapters; safe from many threads and processes at once."""
 
-    def __init__(self, database: Database, blobs: Blobs) -> None:
+    def __init__(self, database: Database, blobs: Blobs, grace_s: float = 0.0) -> None:
+        """``grace_s``: how long files that were stored or renewed outlive the last version that had them."""
         self.database = database
         self.blobs = blobs
+        self.grace_s = grace_s
 
     @retried
     def publish(self, namespace: str, name: str, new: NewVersion) -> tuple[Version, bool]:
@@ -215,26 +220,27 @@ class Registry:
         return tuple(wanted)
 
     def delete_version(self, namespace: str, name: str, number: int, force: bool = False) -> None:
-        """Delete a version and, once that is on the disk, the blobs that only it needed.
+        """Delete a version and, once that is on the disk, the blobs that only it needed: see ``clear_away``.
 
         Raises UnknownReference; VersionInUse when an alias or a child needs it. With ``force`` its aliases go too,
-        and its children keep its reference as text.
+        and its children keep its reference as text. With the last version goes what the owner allowed others to find
+        out about the adapter, and the images that were kept of it.
         """
-        self.remove_unneeded(self._delete_rows(namespace, name, number, force))
+        self.clear_away(*self._delete_rows(namespace, name, number, force))
 
     @retried
-    def _delete_rows(self, namespace: str, name: str, number: int, force: bool) -> set[str]:
-        """Delete a version's rows; the digests of its files."""
+    def _delete_rows(self, namespace: str, name: str, number: int, force: bool) -> tuple[set[str], set[str]]:
+        """Delete a version's rows; the digests of its files, and of images that went with it."""
         with self.database.session() as session:
             row = version_row(session, Reference(namespace, name, version=number), lock=True)
             hold_version(session, row)
             reasons = needs(session, row)
             if reasons and not force:
                 raise VersionInUse(f"{namespace}/{name}@{number}", reasons)
-            digests = {file.digest for file in row.files}
+            files = {file.digest for file in row.files}
             gone = {"digest": f"sha256:{row.digest}", "size_bytes": row.size_bytes, "forced": bool(reasons)}
             note(session, "version.delete", f"{namespace}/{name}@{number}", adapter=(namespace, name), before=gone)
-            digests |= set(session.scalars(select(SurrogateRow.digest).where(SurrogateRow.distilled_id == row.id)))
+            images = set(session.scalars(select(SurrogateRow.digest).where(SurrogateRow.distilled_id == row.id)))
             session.execute(delete(AliasRow).where(AliasRow.version_id == row.id))
             session.execute(update(LineageRow).where(LineageRow.parent_id == row.id).values(parent_id=None))
             adapter = row.adapter
@@ -243,14 +249,21 @@ class Registry:
             remaining = select(func.max(VersionRow.number)).where(VersionRow.adapter_id == adapter.id)
             adapter.latest_number = session.scalar(remaining)
             if adapter.latest_number is None:
-                adapter.tags = []
+                images |= empty(session, adapter)
             shelve(session, adapter, indexed=self.database.is_postgresql)
-        return digests
+        return files, images
+
+    def clear_away(self, files: Collection[str], images: Collection[str]) -> None:
+        """Remove the blobs of rows that were deleted: images at once, but files only if nobody stored or renewed them
+        lately, for an upload that found them here goes on to publish them. The others are left to garbage collection.
+        """
+        self.release(images)
+        self.remove_unneeded(files, self.grace_s)
 
     def collect_garbage(self, older_than_s: float) -> int:
         """Remove blobs that no version needs and that nobody stored or renewed for this long; how many."""
         old = [digest for digest, age_s in self.blobs.ages() if age_s >= older_than_s]
-        return sum(self.remove_unneeded(old[start : start + 200]) for start in range(0, len(old), 200))
+        return sum(self.remove_unneeded(old[start : start + 200], older_than_s) for start in range(0, len(old), 200))
 
     def release(self, digests: Collection[str]) -> int:
         """Remove those of these blobs that nothing needs; how many. Their uploader says that they served their turn."""
@@ -336,13 +349,19 @@ class Registry:
             return [base_record(row) for row in session.scalars(select(BaseModelRow).order_by(BaseModelRow.name))]
 
     @retried
-    def remove_unneeded(self, digests: Collection[str]) -> int:
-        """Remove those of these blobs that nothing needs; how many."""
+    def remove_unneeded(self, digests: Collection[str], older_than_s: float = 0.0) -> int:
+        """Remove those of these blobs that nothing needs and nobody stored or renewed for this long; how many."""
         # Publishing holds its blobs from the moment it looks for them, so it never relies on one removed here.
         with self.database.session() as session:
             own_blobs(session, digests)
             named = needed_in(session, digests)
-            return sum(self.blobs.remove(digest) for digest in digests if digest not in named)
+            return sum(self._remove_old(digest, older_than_s) for digest in digests if digest not in named)
+
+    def _remove_old(self, digest: str, older_than_s: float) -> bool:
+        with suppress(MissingBlob):
+            if older_than_s and self.blobs.age(digest) < older_than_s:
+                return False
+        return self.blobs.remove(digest)
 
 
 def _pointed_to(session: Session, adapter_id: str, alias: str) -> dict[str, Any] | None:

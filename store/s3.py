@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
-from store.errors import MissingBlob, ObjectStoreDenied, ObjectStoreUnavailable
+from store.blob_errors import MissingBlob, ObjectStoreDenied, ObjectStoreUnavailable
 
 PART_BYTES = 8 << 20
 """What is sent in one request; larger objects go in parts of this size."""

@@ -23,8 +23,8 @@ from obstore.exceptions import AlreadyExistsError
 from ulid import ULID
 
 from store.blob_cache import BlobCache
+from store.blob_errors import DamagedBlob, DigestMismatch, MissingBlob, ObjectStoreUnavailable
 from store.blobs import READ_BYTES
-from store.errors import DamagedBlob, DigestMismatch, MissingBlob, ObjectStoreUnavailable
 from store.references import is_digest
 from store.s3 import PART_BYTES, S3Place, s3_errors_named
 from store.s3_leftovers import sweep_unfinished

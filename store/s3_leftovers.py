@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
-from store.errors import ObjectStoreUnavailable
+from store.blob_errors import ObjectStoreUnavailable
 from store.s3 import S3Place
 
 _EMPTY = hashlib.sha256().hexdigest()

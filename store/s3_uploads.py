@@ -16,8 +16,8 @@ from dataclasses import asdict, replace
 import obstore
 from obstore.exceptions import AlreadyExistsError
 
+from store.blob_errors import UnknownUpload, UploadConflict, UploadTooLong
 from store.blobs import READ_BYTES, Staging, full_disk_named
-from store.errors import UnknownUpload, UploadConflict, UploadTooLong
 from store.partial_uploads import Announced, Progress, checked_id
 from store.s3 import PART_BYTES
 from store.s3_blobs import S3Blobs, seconds_since

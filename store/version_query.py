@@ -170,6 +170,8 @@ def found(row: Row[Any]) -> Found:
     sources = tuple(
         Source(ref, float(weight), role, parent_id) for _, ref, weight, role, parent_id in sorted(parents or ())
     )
+    if plain["recipe"] is not None:
+        plain["recipe"] = _with_own_sources(plain["recipe"], sources)
     version = Version(
         **plain,
         created_at=_moment(created_at),
@@ -184,6 +186,14 @@ def found(row: Row[Any]) -> Found:
         revoked=tuple(Revocation(ancestor, reason, _moment(at)) for at, ancestor, reason in sorted(marks or ())),
     )
     return Found(version, bool(sources) and leaves is None)
+
+
+def _with_own_sources(recipe: dict[str, Any], sources: Sequence[Source]) -> dict[str, Any]:
+    """A recipe is kept once for all versions that it made; each names its own sources, equal in content."""
+    asked = recipe.get("sources")
+    if not isinstance(asked, list) or len(asked) != len(sources):
+        return recipe
+    return {**recipe, "sources": [{**one, "ref": own.ref} for one, own in zip(asked, sources, strict=True)]}
 
 
 def _moment(text: str) -> datetime:

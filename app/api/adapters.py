@@ -11,7 +11,7 @@ from app.presenting import adapter_json, page_json, version_json
 from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
 from app.revoked import in_force
-from app.schemas import AliasBody, Body, TagsBody, Text
+from app.schemas import AliasBody, Body, FreeText, TagsBody, Text
 from app.veil import Veil
 from store.records import Version
 from store.registry import Registry
@@ -32,7 +32,7 @@ class AdapterQuery(Body):
     rank: int | None = Field(None, ge=1, description="Adapters that have a module of this rank.")
     target: Text | None = Field(None, description="A target module's suffix, such as q_proj.")
     tag: Text | None = None
-    q: str | None = Field(None, max_length=256, description="Words that must occur in name, base, card or tags.")
+    q: FreeText | None = Field(None, max_length=256, description="Words that must occur in name, base, card or tags.")
     limit: int = Field(50, ge=1)
     cursor: str | None = Field(None, max_length=1024)
 

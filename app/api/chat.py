@@ -26,13 +26,13 @@ async def chat_completions(house: HouseDep, request: Request, body: ChatBody) ->
     chosen, generations = await to_thread.run_sync(_prepare, house, body)
     generations = addressed(house.settings, request, body, generations)
     shape = Shape("chat.completion", body.model, chosen.as_json, body.n, "chatcmpl")
-    piece = house.prompts.piece
+    prompts = house.prompts
 
     def choice(answer: Answer) -> dict[str, Any]:
         whole = {"role": "assistant", "content": answer.text, "refusal": None}
         content = whole if not body.stream else {"content": answer.text} if answer.reason is None else {}
         wanted = body.logprobs and (answer.tokens or not body.stream)
-        logprobs = chat_logprobs(answer.tokens, piece) if wanted else None
+        logprobs = chat_logprobs(answer.tokens, prompts.piece, prompts.spelled) if wanted else None
         member = "delta" if body.stream else "message"
         told = {"index": answer.index, member: content, "logprobs": logprobs, "finish_reason": answer.reason}
         return with_uncertainty(told, answer.tokens, answer.uncertainty)

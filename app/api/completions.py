@@ -12,7 +12,7 @@ from app.api.streaming import answer_stream, answer_whole
 from app.asking import addressed
 from app.generation import ChosenSet, choose_set, sampling_of
 from app.house import House
-from app.openai_answers import Answer, Shape, text_logprobs
+from app.openai_answers import Answer, Shape, TextOffsets, text_logprobs
 from app.problems import Refusal
 from app.schemas_openai import CompletionBody
 from app.uncertainty import with_uncertainty
@@ -39,6 +39,7 @@ async def completions(house: HouseDep, request: Request, body: CompletionBody) -
     generations = addressed(house.settings, request, body, work.generations)
     shape = Shape("text_completion", body.model, work.chosen.as_json, body.n, "cmpl")
     piece = house.prompts.piece
+    offsets = [TextOffsets(house.prompts.spelled, house.prompts.left_out) for _ in generations]
 
     def choice(answer: Answer) -> dict[str, Any]:
         prompt = work.echoed[answer.index // body.n]
@@ -47,7 +48,7 @@ async def completions(house: HouseDep, request: Request, body: CompletionBody) -
         tokens = [*answer.prompt, *answer.tokens, *ending]
         logprobs = None
         if body.logprobs is not None and (tokens or not body.stream):
-            logprobs = text_logprobs(tokens, piece, 0 if opens else len(prompt) + answer.before)
+            logprobs = text_logprobs(tokens, piece, offsets[answer.index].of(answer, len(prompt)))
         text = prompt + answer.text if opens else answer.text
         told = {"index": answer.index, "text": text, "logprobs": logprobs, "finish_reason": answer.reason}
         return with_uncertainty(told, tokens, answer.uncertainty)

@@ -20,7 +20,7 @@ from app.problems import Refusal
 from app.schemas import Body
 from app.uploading import claim_bytes, keep_blob
 from deltas.errors import DeltaError
-from store.errors import DigestMismatch
+from store.blob_errors import DigestMismatch
 from store.partial_uploads import Announced
 from store.s3_blobs import S3Blobs
 

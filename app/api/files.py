@@ -13,12 +13,13 @@ from app.house import House
 from app.problems import Refusal, problem_response
 from app.revoked import readable
 from app.sending import send_file
+from store.blob_errors import MissingBlob
 from store.records import BlobRef
 
 router = APIRouter(prefix="/v1/adapters", tags=["files"])
 
 MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
-_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_RANGE = re.compile(r"([0-9]*)-([0-9]*)")
 
 
 @router.get(
@@ -40,6 +41,7 @@ def get_file(
     audit: bool = False,
     if_none_match: Annotated[str | None, Header()] = None,
     range_: Annotated[str | None, Header(alias="range")] = None,
+    if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
     """One file of a version, or the part of it that is asked for; of a revoked one for audits by administrators."""
     found = readable(resolve_version(house.registry, namespace, name, version), audit=audit)
@@ -49,7 +51,12 @@ def get_file(
         detail = f"{found.ref} has no file {filename[:80]!r}; it has {', '.join(known)}."
         raise Refusal(404, "unknown-file", detail, known=known)
     blob = BlobRef(file.digest, file.size_bytes)
-    return blob_response(house, filename, blob, if_none_match, range_, body=request.method == "GET")
+    body = request.method == "GET"
+    try:
+        return blob_response(house, filename, blob, if_none_match, range_, if_range, body=body)
+    except MissingBlob:
+        house.registry.resolve(found.ref)  # it may have been deleted meanwhile, which is then the answer
+        raise
 
 
 def blob_response(
@@ -58,6 +65,7 @@ def blob_response(
     blob: BlobRef,
     if_none_match: str | None,
     range_: str | None,
+    if_range: str | None,
     mark: str = "sha256:",
     *,
     body: bool = True,
@@ -67,10 +75,12 @@ def blob_response(
     headers = {"etag": etag, "cache-control": "no-cache"}
     if if_none_match is not None and etag_matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
-    if range_ is not None and not satisfiable(range_, blob.size_bytes):
+    same = if_range is None or if_range == etag  # else the part is of another file: this one is sent whole
+    part = asked_part(range_, blob.size_bytes) if range_ is not None and same and body else None
+    if part is not None and not part:
         return _no_such_range(blob)
     media_type = MEDIA_TYPES.get(filename[filename.rfind(".") :], "application/octet-stream")
-    return send_file(house.shelves, blob, headers, media_type, body=body)
+    return send_file(house.shelves, blob, headers, media_type, part, body=body)
 
 
 def etag_matches(header: str, etag: str) -> bool:
@@ -79,15 +89,24 @@ def etag_matches(header: str, etag: str) -> bool:
     return etag in tags or "*" in tags
 
 
-def satisfiable(header: str, size: int) -> bool:
-    """Whether a single byte range lies in the file; several ranges at once are not offered."""
-    match = _RANGE.fullmatch(header.strip())
-    if match is None:
-        return False
-    first, last = match.groups()
-    if not first:
-        return bool(last) and int(last) > 0 and size > 0
-    return int(first) < size and (not last or int(last) >= int(first))
+def asked_part(header: str, size: int) -> range | None:
+    """The bytes that a Range header asks for, none if the file has no such bytes; None where the header is ignored.
+
+    By RFC 9110, 14.2, ranges in other units must be; several ranges at once may be.
+    """
+    unit, _, asked = header.partition("=")
+    if unit.strip().lower() != "bytes" or "," in asked:
+        return None
+    match = _RANGE.fullmatch(asked.strip())
+    first, last = match.groups() if match else ("", "")
+    if first:
+        return range(_number(first), min(_number(last) + 1, size) if last else size)
+    return range(max(size - _number(last), 0), size)
+
+
+def _number(digits: str) -> int:
+    """The number, or another that is beyond any file as well: thousands of digits are not worth reading."""
+    return int(digits.lstrip("0")[:19] or 0)
 
 
 def _no_such_range(file: BlobRef) -> Response:

@@ -10,6 +10,7 @@ from app.api.access import HouseDep, needs
 from app.api.files import blob_response
 from app.hub.revisions import file_of, resolve, unknown_repository
 from app.revoked import in_force
+from store.blob_errors import MissingBlob
 
 router = APIRouter(tags=["hub"])
 
@@ -32,13 +33,19 @@ def resolve_file(
     path: str,
     if_none_match: Annotated[str | None, Header()] = None,
     range_: Annotated[str | None, Header(alias="range")] = None,
+    if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
     """One file of a repository at a revision, or the part of it that is asked for."""
     commit = resolve(house, namespace, name, revision)
     if commit.version is not None:
         in_force(commit.version)
     blob = file_of(commit, f"{namespace}/{name}", path)
-    answer = blob_response(house, path, blob, if_none_match, range_, mark="", body=request.method == "GET")
+    body = request.method == "GET"
+    try:
+        answer = blob_response(house, path, blob, if_none_match, range_, if_range, mark="", body=body)
+    except MissingBlob:
+        resolve(house, namespace, name, commit.oid)  # it may have been deleted meanwhile, which is then the answer
+        raise
     answer.headers["x-repo-commit"] = commit.oid
     answer.headers["x-linked-size"] = str(blob.size_bytes)
     return answer

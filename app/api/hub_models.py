@@ -14,7 +14,7 @@ from app.hub.describing import model_json
 from app.hub.revisions import MAIN, refs, repository, resolve, unknown_repository
 from app.hub.trees import hub_time
 from app.problems import Refusal
-from app.schemas import Body
+from app.schemas import Body, FreeText
 from app.upload_forms import FORMS, read_json_body, utf8_form
 from store.hub_listing import Sort
 from store.hub_records import Commit
@@ -31,9 +31,9 @@ _COUNTED_NOWHERE = {"downloads", "likes", "trendingScore"}
 class ListQuery(Body):
     """What list_models asks for. Counts of downloads and likes are not kept: sorting by them is by time."""
 
-    search: str | None = Field(None, max_length=256)
-    author: str | None = Field(None, max_length=96)
-    filter: list[str] = Field(default_factory=list, max_length=32)
+    search: FreeText | None = Field(None, max_length=256)
+    author: FreeText | None = Field(None, max_length=96)
+    filter: list[FreeText] = Field(default_factory=list, max_length=32)
     sort: str | None = None
     direction: str | None = None
     limit: int | None = Field(None, ge=1)
@@ -42,7 +42,7 @@ class ListQuery(Body):
     config: bool = False
     cardData: bool = False
     expand: list[str] = Field(default_factory=list, max_length=64)
-    pipeline_tag: str | None = Field(None, max_length=96)
+    pipeline_tag: FreeText | None = Field(None, max_length=96)
     gated: bool | None = None
 
 

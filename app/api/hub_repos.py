@@ -1,6 +1,6 @@
 """Repositories by the Hub's protocol: create, delete, tags, and who asks."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -9,12 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from app.answer_docs import THERE_ALREADY, UNREAD
 from app.api.access import HouseDep, needs
 from app.front_matter import BadFrontMatter, front_matter
+from app.house import House
 from app.hub.answers import commit_headers
-from app.hub.revisions import DRAFT, MAIN, repository, resolve, unknown_repository
+from app.hub.revisions import DRAFT, MAIN, is_fixed, repository, resolve, unknown_repository
 from app.identity.caller import EVERYWHERE, Caller, current
 from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
-from app.schemas import Body
+from app.revoked import in_force
+from app.schemas import Body, FreeText
+from store.hub_records import Commit
 
 router = APIRouter(prefix="/api", tags=["hub"])
 
@@ -24,8 +27,8 @@ Json = dict[str, Any]
 class RepoBody(Body):
     """Which repository; without an organization, in the caller's own namespace."""
 
-    name: str = Field(min_length=1, max_length=96)
-    organization: str | None = Field(None, max_length=96)
+    name: FreeText = Field(min_length=1, max_length=96)
+    organization: FreeText | None = Field(None, max_length=96)
     type: Literal["model"] | None = None
 
 
@@ -39,7 +42,7 @@ class NewRepoBody(RepoBody):
 class TagBody(Body):
     """A tag: here an alias."""
 
-    tag: str = Field(min_length=1, max_length=96)
+    tag: FreeText = Field(min_length=1, max_length=96)
     message: str | None = None
 
 
@@ -52,7 +55,7 @@ class CardBody(BaseModel):
 
 
 @router.get("/whoami-v2", dependencies=[needs(None)])
-def whoami(request: Request) -> Json:
+def whoami() -> Json:
     """Who asks, and in which namespaces they may push."""
     caller = current()
     role = "write" if caller.may("write") else "read"
@@ -96,8 +99,8 @@ def delete_repo(house: HouseDep, body: RepoBody) -> Response:
     namespace = body.organization or own_namespace(current())
     current().check("write", namespace)
     repository(house, namespace, body.name)
-    versions = house.shelves.hub.delete(namespace, body.name)
-    house.registry.release({file.digest for version in versions for file in version.files})
+    versions, images = house.shelves.hub.delete(namespace, body.name)
+    house.registry.clear_away({file.digest for version in versions for file in version.files}, images)
     for version in versions:
         forget_deleted(house, version)
     return PlainTextResponse("OK")
@@ -111,12 +114,27 @@ def create_tag(house: HouseDep, namespace: str, name: str, revision: str, body: 
     commit = resolve(house, namespace, name, revision)
     if commit.version is None:
         raise Refusal(409, "no-version", f"{namespace}/{name} has no version yet that a tag could name.")
+    in_force(commit.version)
+    if body.tag == DRAFT or is_fixed(body.tag):
+        _fixed_tag(house, namespace, name, body.tag, commit)
     before = meant(house, f"{namespace}/{name}:{body.tag}")
     if before is not None:
         detail = f"{namespace}/{name} has a tag {body.tag!r} already; delete it first, or move the alias."
         raise Refusal(409, "tag-exists", detail)
     follow_alias(house, before, house.registry.set_alias(namespace, name, body.tag, commit.version.number))
     return PlainTextResponse("OK")
+
+
+def _fixed_tag(house: House, namespace: str, name: str, tag: str, commit: Commit) -> NoReturn:
+    """Raises Refusal: a tag of this name would be passed over; `tag-exists` where it means that commit as it is."""
+    try:
+        there = resolve(house, namespace, name, tag).oid == commit.oid
+    except Refusal:
+        there = False
+    if there and tag != DRAFT:
+        raise Refusal(409, "tag-exists", f"{tag!r} means this commit of {namespace}/{name} already.")
+    detail = f"{tag!r} cannot be a tag: main, draft, numbers of versions and ids of commits mean what they say."
+    raise Refusal(422, "fixed-revision", detail)
 
 
 @router.delete(

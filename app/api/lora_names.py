@@ -18,9 +18,10 @@ from app.generation import model_version
 from app.house import House
 from app.identity.caller import current
 from app.problems import Refusal
-from app.schemas import Body
+from app.schemas import Body, FreeText
 from app.uploading import CARD_FILE, Upload, publish_file
 from serving.engine import Engine
+from store.actor import SERVICE, acting, current_actor
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Version
 from store.references import is_name
 
@@ -33,8 +34,8 @@ LOCAL = "local"
 class LoadBody(Body):
     """vLLM's request. `lora_path` is a reference, or a folder below SPOLIA_LORA_PATH_FOLDER."""
 
-    lora_name: str = Field("", max_length=512)
-    lora_path: str = Field("", max_length=4096)
+    lora_name: FreeText = Field("", max_length=512)
+    lora_path: FreeText = Field("", max_length=4096)
     load_inplace: StrictBool = False
     is_3d_lora_weight: StrictBool = False
 
@@ -42,16 +43,18 @@ class LoadBody(Body):
 class UnloadBody(Body):
     """vLLM's request. `lora_int_id` is its server's own number, and not looked at."""
 
-    lora_name: str = Field("", max_length=512)
+    lora_name: FreeText = Field("", max_length=512)
     lora_int_id: int | None = None
 
 
 @router.post("/load_lora_adapter", dependencies=[needs("write")], responses=UNNAMED, response_class=PlainTextResponse)
 async def load_lora_adapter(house: HouseDep, body: LoadBody) -> PlainTextResponse:
     """Give a name to an adapter, and load it."""
-    version = await to_thread.run_sync(_name, house, body)
+    version, before = await to_thread.run_sync(_version, house, body)
     if isinstance(house.engine, Engine):
         await asyncio.wrap_future(house.engine.pool.load(version.digest, pinned=False))
+    while not await to_thread.run_sync(house.shelves.model_names.set, body.lora_name, version, before):
+        before = await to_thread.run_sync(_before, house, body)  # somebody was quicker: refused, or in place of that
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
@@ -68,8 +71,9 @@ def unload_lora_adapter(house: HouseDep, body: UnloadBody) -> PlainTextResponse:
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
-def _name(house: House, body: LoadBody) -> Version:
-    """Everything that can be wrong is found here, before the name means anything new."""
+def _version(house: House, body: LoadBody) -> tuple[Version, str | None]:
+    """The version that shall have the name, and what the name means so far. Whatever is wrong with the request is found
+    here."""
     if not body.lora_name or not body.lora_path:
         raise _invalid("Both 'lora_name' and 'lora_path' must be provided.", "lora_name")
     if body.is_3d_lora_weight:
@@ -82,22 +86,33 @@ def _name(house: House, body: LoadBody) -> Version:
             " references, which work as `model` without being loaded."
         )
         raise _invalid(detail, "lora_name")
-    before = house.shelves.model_names.ref(body.lora_name)
-    if before is not None and not body.load_inplace:
+    folder = body.lora_path.startswith(("/", "./", "../", "~"))
+    version = None if folder else model_version(house, body.lora_path)
+    before = _before(house, body)
+    version = _from_folder(house, body) if folder else version
+    if version is None:
+        raise _invalid(f"'{body.lora_path}' is the base model, which needs no loading.", "lora_path")
+    current().check("write", version.namespace)
+    return version, before
+
+
+def _before(house: House, body: LoadBody) -> str | None:
+    """What the name means now, if the request may give it another meaning. Raises Refusal if it may not."""
+    with acting(SERVICE):  # one list for the whole service: a name may be taken for what the caller does not see
+        before = house.shelves.model_names.ref(body.lora_name)
+    if before is None:
+        return None
+    namespace = before.partition("/")[0]
+    if not current_actor().sees(namespace):
+        raise _invalid(f"The name '{body.lora_name}' is taken: choose another.", "lora_name")
+    if not body.load_inplace:
         detail = (
             f"The lora adapter '{body.lora_name}' has already been loaded. If you want to load the adapter in place,"
             " set 'load_inplace' to True."
         )
         raise _invalid(detail, "lora_name")
-    if before is not None:
-        current().check("write", before.partition("/")[0])
-    version = _from_folder(house, body) if body.lora_path.startswith(("/", "./", "../", "~")) else None
-    version = version or model_version(house, body.lora_path)
-    if version is None:
-        raise _invalid(f"'{body.lora_path}' is the base model, which needs no loading.", "lora_path")
-    current().check("write", version.namespace)
-    house.shelves.model_names.set(body.lora_name, version)
-    return version
+    current().check("write", namespace)
+    return before
 
 
 def _from_folder(house: House, body: LoadBody) -> Version:

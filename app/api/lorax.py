@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.answer_docs import STREAMED
 from app.api.access import HouseDep, needs
+from app.api.streaming import HeldStream
 from app.asking import addressed
 from app.errors import as_problem
 from app.generation import ChosenSet, Run, choose_set, while_connected
@@ -118,25 +119,24 @@ async def _streamed(house: House, request: Request, body: LoraxBody) -> Response
     async def chunks() -> AsyncIterator[str]:
         answer = Answer(0)
         waiting: TokenEvent | None = None  # the last token comes with the whole text, so each waits for the next
-        async with held:
-            try:
-                async for event in _events(first[1], events):
-                    answer.take(event)
-                    if isinstance(event, FinishEvent):
-                        last = answer.end or waiting
-                        if answer.end is not None and waiting is not None:
-                            yield _event(house, work, waiting)
-                        yield _event(house, work, last, answer)
-                    elif isinstance(event, TokenEvent):
-                        if waiting is not None:
-                            yield _event(house, work, waiting)
-                        waiting = event
-            except ServingError as error:
-                problem = as_problem(error)
-                yield _sse({"error": problem["detail"], "error_type": error_type(problem["status"])})
+        try:
+            async for event in _events(first[1], events):
+                answer.take(event)
+                if isinstance(event, FinishEvent):
+                    last = answer.end or waiting
+                    if answer.end is not None and waiting is not None:
+                        yield _event(house, work, waiting)
+                    yield _event(house, work, last, answer)
+                elif isinstance(event, TokenEvent):
+                    if waiting is not None:
+                        yield _event(house, work, waiting)
+                    waiting = event
+        except ServingError as error:
+            problem = as_problem(error)
+            yield _sse({"error": problem["detail"], "error_type": error_type(problem["status"])})
 
     headers = {"cache-control": "no-store"} | _headers(house, work)
-    return StreamingResponse(chunks(), media_type="text/event-stream", headers=headers)
+    return HeldStream(held, chunks(), headers)
 
 
 async def _events(first: Event, rest: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[Event]:

@@ -20,8 +20,8 @@ from app.receiving import receive
 from app.shelves import Shelves
 from app.uploading import claim_bytes, keep_blob
 from deltas.errors import DeltaError
+from store.blob_errors import DigestMismatch, UnknownUpload
 from store.claims import waive
-from store.errors import DigestMismatch, UnknownUpload
 from store.partial_uploads import Announced, Progress
 from store.references import is_digest
 
@@ -58,8 +58,11 @@ def post_upload(
         raise Refusal(413, "body-too-large", detail, limit_bytes=limit)
     announced = Announced(digest_of(upload_metadata), upload_length, owner(request))
     claim_bytes(house.shelves, announced.digest, upload_length)
-    progress = house.shelves.uploads.begin(announced)
-    if not progress.announced.finished and _stored(house.shelves, announced):
+    progress, stored = house.shelves.uploads.begin(announced), _stored(house.shelves, announced)
+    if progress.announced.finished and not stored:  # its version was deleted since, and the file with it
+        house.shelves.uploads.drop(announced.id)
+        progress = house.shelves.uploads.begin(announced)
+    elif stored and not progress.announced.finished:
         house.shelves.uploads.finish(announced.id)
         progress = house.shelves.uploads.find(announced.id)
     headers = _state(progress) | {"location": f"/v1/resumable-uploads/{announced.id}"}
@@ -156,7 +159,8 @@ def digest_of(metadata: str) -> str:
 
 def _find(house: House, request: Request, upload_id: str) -> Progress:
     progress = house.shelves.uploads.find(upload_id)
-    if progress.announced.owner != owner(request):
+    announced = progress.announced
+    if announced.owner != owner(request) or (announced.finished and not house.shelves.blobs.exists(announced.digest)):
         raise UnknownUpload(upload_id)
     return progress
 

@@ -3,13 +3,14 @@
 Log-probabilities of long prompts are many; they become text on a thread of their own, so that the event loop goes on.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from anyio import to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.generation import Run, while_connected
 from app.house import House
@@ -22,6 +23,20 @@ ChoiceOf = Callable[[Answer], Json]
 """A whole answer, or what one event adds to a streamed one, as the JSON of a choice."""
 
 _LONG = 256  # tokens with log-probabilities that are rendered aside
+
+
+class HeldStream(StreamingResponse):
+    """Server-sent events of a run, which `held` leaves at their end: also for a client that is gone before the first,
+    of whose chunks none is ever asked for."""
+
+    def __init__(self, held: AsyncExitStack, chunks: AsyncIterator[str], headers: Mapping[str, str]) -> None:
+        super().__init__(chunks, media_type="text/event-stream", headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what there is."""
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 async def answer_whole(
@@ -73,26 +88,25 @@ async def answer_stream(
 
     async def chunks() -> AsyncIterator[str]:
         answers = [Answer(index) for index in range(len(generations))]
-        async with held:
-            for choice in opening:
-                yield frame.around(choice)
-            try:
-                async for index, event in _chained(first, events):
-                    added = Answer(index, before=len(answers[index].text))
-                    added.take(event)
-                    answers[index].take(event)
-                    long = isinstance(event, PromptEvent) and len(event.tokens) > _LONG
-                    text = await to_thread.run_sync(chunk, event, added) if long else chunk(event, added)
-                    if text:
-                        yield text
-            except ServingError as error:
-                yield sse_error(error)
-                return
-            if include_usage:
-                yield sse(shape.envelope([], kind=chunk_kind, usage=shape.usage(answers)))
-            yield DONE
+        for choice in opening:
+            yield frame.around(choice)
+        try:
+            async for index, event in _chained(first, events):
+                added = Answer(index)
+                added.take(event)
+                answers[index].take(event)
+                long = isinstance(event, PromptEvent) and len(event.tokens) > _LONG
+                text = await to_thread.run_sync(chunk, event, added) if long else chunk(event, added)
+                if text:
+                    yield text
+        except ServingError as error:
+            yield sse_error(error)
+            return
+        if include_usage:
+            yield sse(shape.envelope([], kind=chunk_kind, usage=shape.usage(answers)))
+        yield DONE
 
-    return StreamingResponse(chunks(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+    return HeldStream(held, chunks(), {"cache-control": "no-store"})
 
 
 async def _chained(

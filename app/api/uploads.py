@@ -78,8 +78,8 @@ async def put_upload(house: HouseDep, request: Request, digest: Hex) -> JSONResp
 
 @router.head("/v1/uploads/{digest}", responses=NOT_HERE, dependencies=[needs("write")])
 def head_upload(house: HouseDep, digest: Hex) -> Response:
-    """Whether these bytes are here already, so that they need not be sent."""
-    if not house.shelves.blobs.exists(digest):
+    """Whether these bytes are here already, so that they need not be sent; then they stay for the grace period."""
+    if not house.shelves.blobs.renew(digest):
         return Response(status_code=404)
     return Response(headers={"x-size-bytes": str(house.shelves.blobs.size(digest))})
 

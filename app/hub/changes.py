@@ -10,7 +10,7 @@ from app.hub.paths import IGNORED, check_path, check_size
 from app.problems import Refusal, sayable
 from app.shelves import Shelves
 from app.uploading import keep_bytes
-from store.errors import MissingBlob
+from store.blob_errors import MissingBlob
 from store.records import BlobRef
 from store.references import is_digest
 

@@ -65,7 +65,8 @@ def _commit(house: House, now: Repository, pushed: Pushed) -> Committed:
         return Committed(now.main.oid, ("Nothing differs from the latest version: no commit was made.",))
     missing = [path for path in (CONFIG_FILE, WEIGHTS_FILE) if path not in files]
     if missing:
-        return _kept(house, now, changes, words, f"it becomes a version once {' and '.join(missing)} are there too")
+        verb = "is" if len(missing) == 1 else "are"
+        return _kept(house, now, changes, words, f"it becomes a version once {' and '.join(missing)} {verb} there too")
     if now.latest is not None and not any(path in changes for path in IDENTITY):
         return Committed(_describe(house, now, files, words))
     try:

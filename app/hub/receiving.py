@@ -6,7 +6,7 @@ from app.hub.xet_formats import BadXet, ShardFile, Xorb, read_shard
 from app.problems import Refusal
 from app.shelves import Shelves
 from app.uploading import claim_bytes
-from store.errors import DigestMismatch
+from store.blob_errors import DigestMismatch
 
 
 def receive_shard(shelves: Shelves, upload_id: str, shard: bytes) -> int:

@@ -45,6 +45,11 @@ def resolve(house: House, namespace: str, name: str, revision: str) -> Commit:
     return commit
 
 
+def is_fixed(revision: str) -> bool:
+    """Whether a revision means what it says, so that no alias of that name is ever looked at."""
+    return revision in MAIN or any(pattern.fullmatch(revision) for pattern in (_OID, _NUMBER))
+
+
 def _meant(house: House, found: Repository, revision: str) -> Commit | None:
     if revision in MAIN:
         return found.main
@@ -80,7 +85,7 @@ def file_of(commit: Commit, ref: str, path: str) -> BlobRef:
 
 
 def refs(house: House, found: Repository) -> dict[str, list[dict[str, str]]]:
-    """Branches and tags: `main`, the draft beside it, every version and every alias."""
+    """Branches and tags: `main`, the draft beside it, every version and every alias that is no version's number."""
     branches = [_ref("main", "heads", found.main.oid)]
     if found.draft is not None and found.latest is not None:
         branches.append(_ref(DRAFT, "heads", found.draft.oid))
@@ -92,7 +97,8 @@ def refs(house: House, found: Repository) -> dict[str, list[dict[str, str]]]:
                 newest.setdefault(commit.version.number, commit.oid)
         tags = [_ref(f"v{number}", "tags", oid) for number, oid in newest.items()]
         aliases = house.registry.get_adapter(found.namespace, found.name).aliases
-        tags += [_ref(alias, "tags", newest[number]) for alias, number in aliases.items() if number in newest]
+        shown = {alias: number for alias, number in aliases.items() if number in newest and not is_fixed(alias)}
+        tags += [_ref(alias, "tags", newest[number]) for alias, number in shown.items()]
     return {"branches": branches, "converts": [], "tags": tags, "pullRequests": []}
 
 

@@ -13,7 +13,8 @@ from store.keys import KeyTable
 
 @contextmanager
 def working_for(job: Job, keys: KeyTable, settings: Settings) -> Iterator[None]:
-    """Run the block as the job's owner, who sees everything in it: what they may see was asked when it was queued."""
+    """Run the block as the job's owner, who sees in it what they saw when it was queued, and where its result lands:
+    what the job says goes to them."""
     with acting(_owner(job, keys, settings)):
         yield
 
@@ -25,4 +26,5 @@ def _owner(job: Job, keys: KeyTable, settings: Settings) -> Actor:
         caller = caller_of(keys.get(job.key_id), settings)
     except UnknownKey:
         return Actor("spolia", key_id=job.key_id, job_id=job.id)
-    return Actor(caller.name, key_id=job.key_id, job_id=job.id, quota=caller.limits.quota)
+    sight = caller.namespaces("read", "merge")
+    return Actor(caller.name, key_id=job.key_id, job_id=job.id, sight=sight, quota=caller.limits.quota)

@@ -53,14 +53,17 @@ class Bench:
         self._features = cache(self._feature)
 
     def measure(self, block: Block, wanted: Callable[[Candidate], bool] = lambda _: True) -> None:
-        """All of a block: references, methods, and what else they are compared with."""
+        """All of a block that is wanted."""
+        if block.part == "joint":
+            self.joint(block)
+            return
         self.references(block)
         for candidate in candidates():
-            if candidate.default == block.own_spaces and wanted(candidate):
+            if candidate.default == (block.part == "methods") and wanted(candidate):
                 self.merged(block, candidate)
-        self.exact(block)
-        self.routing(block)
-        self.joint(block)
+        if block.part == "methods":
+            self.exact(block)
+            self.routing(block)
 
     def adapters(self, block: Block) -> None:
         """The own adapters of the group, trained where they are missing, and nothing measured."""

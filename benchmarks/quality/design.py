@@ -2,11 +2,13 @@
 
 A seed decides the split of the examples, the adapters' initialisation, the order of training, and which tasks make up
 the smaller groups (the list of tasks, begun three further on with each seed), so that no finding hangs on one choice
-of five. The order of blocks gives a whole smaller table first and widens it.
+of five. The order of blocks gives what is asked for most first: every method on every group, then the references that
+are trained, then the methods' other spaces.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from benchmarks.quality.training import Course
 
@@ -53,14 +55,21 @@ KINDS = {
 }
 
 
+Part = Literal["methods", "joint", "spaces"]
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One table's column for one seed: all methods on one group of adapters of one kind."""
+    """One table's column for one seed, in three parts.
+
+    `methods`: every method in its own space, and the references that need no training; `joint`: the adapter trained on
+    all tasks together; `spaces`: the methods in the other spaces that they can also run in.
+    """
 
     seed: int
     kind: str
     group: str
-    own_spaces: bool  # the methods in their own spaces; False: in the other spaces that they can also run in
+    part: Part
 
 
 def members(tasks: Sequence[str], group: str, seed: int) -> tuple[str, ...]:
@@ -71,14 +80,9 @@ def members(tasks: Sequence[str], group: str, seed: int) -> tuple[str, ...]:
 
 
 def blocks() -> Iterator[Block]:
-    """All blocks: a whole small table first, then seven tasks everywhere, then the other groups."""
-    first = [Block(SEEDS[0], next(iter(KINDS)), "seven", own_spaces) for own_spaces in (True, False)]
-    yield from first
-    for groups in (("seven",), ("all", "five")):
-        for own_spaces in (True, False):
+    """All blocks: part by part, seven tasks first."""
+    for part in get_args(Part):
+        for group in ("seven", "all", "five"):
             for seed in SEEDS:
                 for kind in KINDS:
-                    for group in groups:
-                        block = Block(seed, kind, group, own_spaces)
-                        if block not in first:
-                            yield block
+                    yield Block(seed, kind, group, part)

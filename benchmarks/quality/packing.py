@@ -107,8 +107,10 @@ def rows(prompts: Sequence[Encoded]) -> list[Row]:
 
 def hidden(model: Any, row: Row) -> Tensor:
     """The last hidden states of a row, [n, width]. `model` is a causal language model of transformers."""
+    least = torch.finfo(model.dtype).min  # what is added to the scores of the tokens that may not be seen
+    mask = torch.zeros(row.mask.shape, dtype=model.dtype).masked_fill_(~row.mask, least)
     states: Tensor = model.model(
-        input_ids=row.ids, attention_mask=row.mask, position_ids=row.positions, use_cache=False
+        input_ids=row.ids, attention_mask=mask, position_ids=row.positions, use_cache=False
     ).last_hidden_state
     return states[0]
 

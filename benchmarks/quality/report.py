@@ -175,16 +175,14 @@ def gaps(columns: Sequence[Column], merges: Sequence[Candidate]) -> str:
     """Which cells are not measured, which methods were refused, and whose rows another version of the engine made."""
     titles = {**REFERENCES, **{subject_of(one): named(one) for one in merges}}
     refused: dict[str, None] = {}  # in order, each once
-    stale: dict[str, None] = {}
+    stale: dict[int, set[str]] = {}  # engine version → what it made, in part or whole
     lines: list[str] = []
     for one in columns:
         said = {subject: why for subject, why in one.refused.items() if subject not in one.scores}
         refused |= {f"- {titles[subject]} is refused: {why}": None for subject, why in sorted(said.items())}
-        for subject, versions in sorted(one.engines.items()):
-            if old := versions - {ENGINE_VERSION}:
-                stale[
-                    f"- {titles[subject]}: some of it made by engine version {min(old)}, today's is {ENGINE_VERSION}"
-                ] = None
+        for subject, versions in one.engines.items():
+            for version in versions - {ENGINE_VERSION}:
+                stale.setdefault(version, set()).add(titles[subject])
         for seed in SEEDS:
             absent = [
                 title for subject, title in titles.items() if seed in one.missing(subject) and subject not in said
@@ -195,7 +193,12 @@ def gaps(columns: Sequence[Column], merges: Sequence[Candidate]) -> str:
                 if len(there) < len(absent):
                     what = f"all but {', '.join(there)}" if there else "everything"
                 lines.append(f"- {KINDS[one.kind].title}, {one.group}, seed {seed}: {what}")
-    return "\n".join(["## What is missing\n", *refused, *stale, *(lines or ["- Nothing else."])]) + "\n"
+    old = [
+        f"- made by engine version {version}, where today's is {ENGINE_VERSION} (CHANGELOG says what differs): "
+        + ", ".join(sorted(made))
+        for version, made in sorted(stale.items())
+    ]
+    return "\n".join(["## What is missing\n", *refused, *old, *(lines or ["- Nothing else."])]) + "\n"
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ Every cell is a line of `results/recycle.jsonl`; what is there is not measured a
 (`python -m benchmarks.recycle.train_sources`).
 """
 
-import argparse
 import json
 import os
 import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +25,12 @@ from benchmarks.recycle.candidates import ENSEMBLE, FITTED, candidates, make, pr
 from benchmarks.recycle.fitted import fitted_accuracy, lorahub, tuned, voted
 from benchmarks.recycle.images import Images, read_images
 from benchmarks.recycle.tasks import WAYS, split_classes
+from benchmarks.recycle.workplace import options, vision_base
 from deltas.adapter import Adapter
 from merging.recycle.evaluate import EPISODES, Accuracy, embed, few_shot_accuracy
 from merging.recycle.randomness import generator
 from merging.recycle.source import Source, open_source
-from merging.recycle.vision_base import DEFAULT_VISION_BASE, VisionBase, ensure_vision_base, load_vision_base
+from merging.recycle.vision_base import VisionBase
 
 RESULTS = Path(__file__).parent / "results" / "recycle.jsonl"
 CROSS = ("emoji-google", "tuxpaint", "cifar", "fashion")
@@ -166,10 +165,7 @@ class Bench:
 
 def main() -> None:
     """Read the command line and measure what is missing."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    default = Path(os.environ.get("SPOLIA_BENCH_DIR", "bench-data")) / "recycle"
-    parser.add_argument("--folder", type=Path, default=default, help="work folder (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of rows (default: %(default)s)")
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--sources", default="emoji-84-60-0", help="folder of sources (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=candidates(), help="candidates (default: all)")
     parser.add_argument("--sets", nargs="+", default=["emoji", *CROSS], help="test sets (default: all)")
@@ -179,9 +175,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    base = load_vision_base(
-        ensure_vision_base(DEFAULT_VISION_BASE, [Path(sys.prefix) / "share/spolia/models"], asked.folder / "models")
-    )
+    base = vision_base(asked.folder)
     sources = read_sources(base, asked.folder / "sources" / asked.sources)
     bench = Bench(base, sources, asked.sources, asked.folder, Ledger(asked.results))
     if ENSEMBLE in asked.only:

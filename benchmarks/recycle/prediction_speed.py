@@ -10,11 +10,9 @@ Processor time of the service is shown too: on a machine that does other work it
 Prints a table and writes benchmarks/results/recycle_prediction_speed.json.
 """
 
-import argparse
 import io
 import json
 import os
-import sys
 import tempfile
 import time
 from itertools import product
@@ -29,12 +27,13 @@ from torch import Tensor
 from benchmarks.measuring import machine, summary, write_results
 from benchmarks.recycle.images import read_images
 from benchmarks.recycle.tasks import split_classes
+from benchmarks.recycle.workplace import options, vision_base
 from benchmarks.serving.servers import spolia
 from merging.recycle.evaluate import few_shot_accuracy
 from merging.recycle.folding import folded
 from merging.recycle.lora import new_lora, write_lora
 from merging.recycle.randomness import generator
-from merging.recycle.vision_base import DEFAULT_VISION_BASE, VisionBase, ensure_vision_base, load_vision_base
+from merging.recycle.vision_base import VisionBase
 
 PX, WAYS, SUPPORT, QUERIES = 112, 5, 25, 75
 PRECISIONS, THREADS = ("float32", "bfloat16"), (1, 2)
@@ -108,13 +107,10 @@ def accuracy(base: VisionBase, pixels: Tensor, labels: Tensor) -> dict[str, Any]
 
 def main() -> None:
     """Time every setting, measure the cost, print and write."""
-    options = argparse.ArgumentParser(description=main.__doc__)
-    options.add_argument("--repeats", type=int, default=7)
-    default = os.environ.get("SPOLIA_BENCH_DIR", "bench-work")
-    options.add_argument("--folder", type=Path, default=Path(default), help="where images are kept")
-    asked = options.parse_args()
-    models = Path(sys.prefix) / "share" / "spolia" / "models"
-    base = load_vision_base(ensure_vision_base(DEFAULT_VISION_BASE, [models], models))
+    parser = options(__doc__)
+    parser.add_argument("--repeats", type=int, default=7, help="of each setting (default: %(default)s)")
+    asked = parser.parse_args()
+    base = vision_base(asked.folder)
     emoji = read_images("emoji", PX, asked.folder)
     unseen = emoji.only(set(split_classes(emoji.classes, 0).test))
     times = {}

@@ -7,10 +7,8 @@ surrogates are from it: `statistics-natural` takes the expected feature statisti
 images, and `real` meta-trains on those images instead of surrogates, with all else the same.
 """
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from benchmarks.recycle.images import Images, read_images
 from benchmarks.recycle.tasks import WAYS
 from benchmarks.recycle.teaching import inverted, own_images, taught, trainable, trained
 from benchmarks.recycle.variants import VARIANTS, changed
+from benchmarks.recycle.workplace import options, vision_base
 from merging.recycle.evaluate import EPISODES, embed, few_shot_accuracy
 from merging.recycle.identity import digest
 from merging.recycle.lora import new_lora
@@ -37,7 +36,7 @@ from merging.recycle.randomness import generator
 from merging.recycle.source import Source
 from merging.recycle.statistics import Moments, feature_moments
 from merging.recycle.updated import Lora
-from merging.recycle.vision_base import DEFAULT_VISION_BASE, VisionBase, ensure_vision_base, load_vision_base
+from merging.recycle.vision_base import VisionBase
 
 RESULTS = Path(__file__).parent / "results" / "remedies.jsonl"
 MASK = 75
@@ -126,10 +125,7 @@ def measured(base: VisionBase, lora: Lora | None, tests: Mapping[str, Images], s
 
 def main() -> None:
     """Read the command line and measure what is missing."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    default = Path(os.environ.get("SPOLIA_BENCH_DIR", "bench-data")) / "recycle"
-    parser.add_argument("--folder", type=Path, default=default, help="work folder (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of rows (default: %(default)s)")
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--sources", default="emoji-84-60-0", help="folder of sources (default: %(default)s)")
     parser.add_argument("--count", type=int, default=6, help="sources, the first ones (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="variants (default: all)")
@@ -137,9 +133,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     px = int(asked.sources.split("-")[1])
-    base = load_vision_base(
-        ensure_vision_base(DEFAULT_VISION_BASE, [Path(sys.prefix) / "share/spolia/models"], asked.folder / "models")
-    )
+    base = vision_base(asked.folder)
     sources = read_sources(base, asked.folder / "sources" / asked.sources)[: asked.count]
     images = read_images("emoji", px, asked.folder)
     tests = {name: test_images(name, px, 0, asked.folder) for name in SETS}

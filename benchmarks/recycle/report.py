@@ -3,9 +3,7 @@
 python -m benchmarks.recycle.report [--folder DIR] [--sources emoji-84-60-0]
 """
 
-import argparse
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from benchmarks.recycle.tables import (
     united,
     verdicts,
 )
+from benchmarks.recycle.workplace import options
 from merging.recycle.bundled_vision import PIXELS
 
 ROOT = Path(__file__).parents[2]
@@ -140,9 +139,7 @@ def draw_accuracy(rows: Sequence[Row], picture: Path) -> None:
 
 def main() -> None:
     """Read the command line, write page and pictures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    default = Path(os.environ.get("SPOLIA_BENCH_DIR", "bench-data")) / "recycle"
-    parser.add_argument("--folder", type=Path, default=default, help="work folder (default: %(default)s)")
+    parser = options(__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS.parent, help="folder of rows (default: %(default)s)")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where to write (default: %(default)s)")
     parser.add_argument("--sources", default="emoji-84-60-0-30", help="work to picture (default: %(default)s)")

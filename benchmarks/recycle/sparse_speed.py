@@ -7,7 +7,6 @@ Processor time of one thread, the best of five; rows in `results/sparse-speed.js
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -16,10 +15,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from benchmarks.recycle.workplace import DATA, vision_base
 from merging.recycle.lora import new_lora
 from merging.recycle.pruning import kept_count
 from merging.recycle.randomness import generator
-from merging.recycle.vision_base import DEFAULT_VISION_BASE, ensure_vision_base, load_vision_base
 
 RESULTS = Path(__file__).parent / "results" / "sparse-speed.jsonl"
 IMAGES, PX, REPEATS = 40, (84, 112), 5
@@ -28,8 +27,7 @@ IMAGES, PX, REPEATS = 40, (84, 112), 5
 def main() -> None:
     """Measure and write all rows anew."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    models = Path(sys.prefix) / "share/spolia/models"
-    base = load_vision_base(ensure_vision_base(DEFAULT_VISION_BASE, [models], models))
+    base = vision_base(DATA / "recycle")
     lora = new_lora(base, ("q_proj", "v_proj"), 4, generator(0, "lora"))
     weights = [side for factors in lora.values() for side in (factors.A, factors.B)]
     rows = []

@@ -7,10 +7,8 @@ from the images that six sources were trained on (`own`). R is of batches as inv
 sources as many of its own images, and as many photographs and stamps. Rows in `results/statistics.jsonl`.
 """
 
-import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,9 +21,9 @@ from benchmarks.recycle.__main__ import read_sources
 from benchmarks.recycle.candidates import profile
 from benchmarks.recycle.images import read_images
 from benchmarks.recycle.teaching import own_images
+from benchmarks.recycle.workplace import options, vision_base
 from merging.recycle.randomness import generator
 from merging.recycle.statistics import expected_moments, feature_distance, feature_moments
-from merging.recycle.vision_base import DEFAULT_VISION_BASE, ensure_vision_base, load_vision_base
 
 RESULTS = Path(__file__).parent / "results" / "statistics.jsonl"
 COUNT = 6  # sources
@@ -33,16 +31,11 @@ COUNT = 6  # sources
 
 def main() -> None:
     """Measure and write all rows anew."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    default = Path(os.environ.get("SPOLIA_BENCH_DIR", "bench-data")) / "recycle"
-    parser.add_argument("--folder", type=Path, default=default, help="work folder (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of rows (default: %(default)s)")
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--sources", default="emoji-84-60-0", help="folder of sources (default: %(default)s)")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    base = load_vision_base(
-        ensure_vision_base(DEFAULT_VISION_BASE, [Path(sys.prefix) / "share/spolia/models"], asked.folder / "models")
-    )
+    base = vision_base(asked.folder)
     px = int(asked.sources.split("-")[1])
     params = profile(px, 0)
     network = base.network.to(getattr(torch, params.precision))

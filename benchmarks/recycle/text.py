@@ -8,10 +8,8 @@ held out: their adapters are no sources, their texts are what is tested on, five
 `results/recycle-text.jsonl`.
 """
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,6 +26,7 @@ from torch import Tensor
 from benchmarks.quality.tasks import TASKS, Pairs, read_pairs
 from benchmarks.recycle.__main__ import QUERIES, SHOTS, Ledger
 from benchmarks.recycle.tasks import WAYS
+from benchmarks.recycle.workplace import DATA, INSTALLED, options
 from deltas.adapter import Adapter
 from merging.recycle.evaluate import EPISODES, few_shot_accuracy
 from merging.recycle.lora import read_lora, summed
@@ -103,19 +102,15 @@ def make(name: str, base: TextBase, sources: Sequence[TextSource], seed: int, pl
 
 def main() -> None:
     """Read the command line and measure what is missing."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    data = Path(os.environ.get("SPOLIA_BENCH_DIR", "bench-data"))
-    parser.add_argument("--folder", type=Path, default=data / "recycle", help="work folder (default: %(default)s)")
-    parser.add_argument("--data", type=Path, default=data, help="where BIG-bench is kept (default: %(default)s)")
-    parser.add_argument("--adapters", type=Path, default=data / "adapters/qv/0", help="sources (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of rows (default: %(default)s)")
+    parser = options(__doc__, RESULTS)
+    parser.add_argument("--data", type=Path, default=DATA, help="where BIG-bench is kept (default: %(default)s)")
+    parser.add_argument("--adapters", type=Path, default=DATA / "adapters/qv/0", help="sources (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=CANDIDATES, help="candidates (default: all)")
     parser.add_argument("--folds", nargs="+", type=int, default=range(len(FOLDS)), help="folds (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of distillation and tasks")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    models = [Path(sys.prefix) / "share/spolia/models"]
-    base = load_text_base(ensure_base(DEFAULT_BASE, models, asked.folder / "models"))
+    base = load_text_base(ensure_base(DEFAULT_BASE, [INSTALLED], asked.folder / "models"))
     ledger = Ledger(asked.results)
     for seed in asked.seeds:
         for fold in asked.folds:

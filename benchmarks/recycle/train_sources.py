@@ -3,12 +3,9 @@
 python -m benchmarks.recycle.train_sources [--folder DIR] [--count 30] [--set emoji] [--px 84] [--steps 60]
 """
 
-import argparse
 import json
 import os
-import sys
 import time
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,14 +15,12 @@ import torch
 from benchmarks.recycle.images import SETS, read_images
 from benchmarks.recycle.tasks import draw_tasks, split_classes
 from benchmarks.recycle.training import train_source
-from merging.recycle.vision_base import DEFAULT_VISION_BASE, ensure_vision_base, load_vision_base
+from benchmarks.recycle.workplace import options, vision_base
 
 
 def main() -> None:
     """Read the command line and train what is missing."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    default = Path(os.environ.get("SPOLIA_BENCH_DIR", "bench-data")) / "recycle"
-    parser.add_argument("--folder", type=Path, default=default, help="work folder (default: %(default)s)")
+    parser = options(__doc__)
     parser.add_argument("--set", default="emoji", choices=sorted(SETS), help="images (default: %(default)s)")
     parser.add_argument("--count", type=int, default=30, help="sources (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of classes, tasks and training (default: %(default)s)")
@@ -33,9 +28,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of training, 25 images each (default: %(default)s)")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    base = load_vision_base(
-        ensure_vision_base(DEFAULT_VISION_BASE, [Path(sys.prefix) / "share/spolia/models"], asked.folder / "models")
-    )
+    base = vision_base(asked.folder)
     images = read_images(asked.set, asked.px, asked.folder)
     training = split_classes(images.classes, asked.seed).training
     place = asked.folder / "sources" / f"{asked.set}-{asked.px}-{asked.steps}-{asked.seed}"

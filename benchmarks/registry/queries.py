@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from benchmarks.registry.filling import BASES, DEPTH, MERGED_SHARE, RANKS, TARGETS, VERSIONS, Adapter, falling, words
+from store.cursors import encode_cursor
 from store.registry import Registry
 
 Question = Callable[[], object]
@@ -57,8 +58,6 @@ class Questions:
 
     def later_page(self) -> Question:
         """The list, from a place in it."""
-        from store.cursors import encode_cursor
-
         one = self.adapter()
         cursor = encode_cursor("adapters", (one.namespace, one.name))
         return lambda: self.registry.list_adapters(limit=50, cursor=cursor)

@@ -7,7 +7,7 @@ service's event loop is watched by a task of its own for how long it was blocked
     python -m benchmarks.serving.overhead [--repeats 5] [--tokens 64] [--threads 1] [--transformers PATH]
 
 `--transformers`: the `transformers` command of an environment with `transformers[serving]`. Prints a table and writes
-benchmarks/results/serving_overhead.json.
+benchmarks/results/serving_overhead-TOKENS.json.
 """
 
 import argparse
@@ -88,27 +88,29 @@ def main() -> None:
     args = parser.parse_args()
     engine: list[float] = []
     rates: dict[str, list[float]] = {"http": [], "transformers": []}
+    completions = questions(args.tokens)
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        # The same questions come again and again; the engine alone keeps no prefixes, so the service may not either.
-        ours = stack.enter_context(spolia(Path(temporary), threads=args.threads, settings={"PREFIX_CACHE_BYTES": 0}))
         peer = None
         if args.transformers:
             port = free_port()
             command = [str(args.transformers), "serve", "--port", str(port), "--host", "127.0.0.1"]
             command += ["--device", "cpu", "--dtype", "float32", "--continuous-batching"]
             peer = stack.enter_context(running(command, port, threads=args.threads, ready="/health"))
-        completions = questions(args.tokens)
         plain = {"max_tokens": args.tokens, "temperature": 0, "stream": True}
         chats = [
             Asked(0.0, {"model": str(base_folder()), "messages": [{"role": "user", "content": text}], **plain})
             for text in prompts(ROWS)
         ]
-        asyncio.run(load(ours.url, completions))
-        for _ in range(args.repeats):
+        for repeat in range(args.repeats):
             arguments = {"name": "ours-8-bare", "folder": temporary, "tokens": args.tokens, "threads": args.threads}
             found = in_fresh_process("benchmarks.serving.throughput:measured", arguments, threads=args.threads)
             engine.append(found["tokens_per_s"])
-            rates["http"].append(figures(asyncio.run(load(ours.url, completions)))["tokens_per_s"])
+            # A new process each time, as the engine alone: how fast memory is depends on where it happens to lie.
+            # The same questions come twice; the engine alone keeps no prefixes, so the service may not either.
+            settings = {"PREFIX_CACHE_BYTES": 0}
+            with spolia(Path(temporary) / f"data-{repeat}", threads=args.threads, settings=settings) as service:
+                asyncio.run(load(service.url, completions))
+                rates["http"].append(figures(asyncio.run(load(service.url, completions)))["tokens_per_s"])
             if peer is not None:
                 rates["transformers"].append(
                     figures(asyncio.run(load(peer.url, chats, path="/v1/chat/completions")))["tokens_per_s"]
@@ -122,7 +124,7 @@ def main() -> None:
         lags = in_fresh_process("benchmarks.serving.overhead:loop_lags", arguments, threads=args.threads)
     print("event loop blocked, seconds:", lags)
     document = {"machine": machine(args.threads), "tokens": args.tokens, "rates": table, "loop_blocked_s": lags}
-    write_results("serving_overhead", document)
+    write_results(f"serving_overhead-{args.tokens}", document)
 
 
 if __name__ == "__main__":

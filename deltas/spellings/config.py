@@ -11,9 +11,11 @@ from deltas.config import SPELLING_FIELD
 from deltas.errors import BadConfig, BadFile, BadTensors
 from deltas.header import Header, TensorEntry
 from deltas.keys import PREFIXES
+from deltas.patterns import written_pattern
 from deltas.spellings.layout import ALPHA, A, Layout, Modules
 from deltas.spellings.nemo import ANY, FUSED
 from deltas.spellings.respelling import LAYOUTS
+from deltas.spellings.stated import stated_alphas
 
 # Part that only this type has → the type, its field for alpha, and which side of the part's shape is the rank.
 TYPES = {A: ("LORA", "lora_alpha"), "hada_w1_b": ("LOHA", "alpha"), "lokr_": ("LOKR", "alpha")}
@@ -23,7 +25,8 @@ RANK_PARTS = (A, "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # each [rank, …]
 def written_config(
     weights: Path, header: Header, base_model: str | None, base: Modules | None = None
 ) -> dict[str, Any]:
-    """The config for bare weights in a known spelling: ranks from shapes, alphas from the file (the rank without one).
+    """The config for bare weights in a known spelling: ranks from shapes, alphas from the file's tensors, else from its
+    header (the rank without either).
 
     `base`: the base model's linear layers, where it is known.
 
@@ -43,10 +46,12 @@ def written_config(
         raise BadTensors("the weights change no linear layer: all their factors are those of convolutions")
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    numbers = _alphas(weights, {path: found[path][ALPHA] for path in modules if ALPHA in found[path]})
+    shown = {path: rank for path in modules if (rank := _rank(found[path])) is not None}
+    numbers = stated_alphas(header.metadata, shown)
+    numbers |= _alphas(weights, {path: found[path][ALPHA] for path in modules if ALPHA in found[path]})
     for path, module in modules.items():
         number = numbers.get(path)
-        ranks[module] = _rank(found[path]) or max(round(number or 1), 1)
+        ranks[module] = shown.get(path) or max(round(number or 1), 1)
         alphas[module] = ranks[module] if number is None or _is_whole(found[path]) else number
     rank, alpha = _commonest(ranks), _commonest(alphas)
     return {
@@ -54,8 +59,8 @@ def written_config(
         "base_model_name_or_path": base_model,
         "r": rank,
         alpha_field: alpha,
-        "rank_pattern": _others(ranks, rank),
-        "alpha_pattern": _others(alphas, alpha),
+        "rank_pattern": written_pattern(ranks, rank),
+        "alpha_pattern": written_pattern(alphas, alpha),
         "target_modules": sorted(ranks),
         SPELLING_FIELD: {"layout": layout.name, "modules": modules},
     }
@@ -157,8 +162,3 @@ def _alphas(weights: Path, entries: Mapping[str, TensorEntry]) -> dict[str, floa
 
 def _commonest(values: Mapping[str, Any]) -> Any:
     return Counter(values[name] for name in sorted(values)).most_common(1)[0][0]
-
-
-def _others(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
-    """The pattern of what differs; longer names first, since a pattern also means every name that ends in it."""
-    return {name: values[name] for name in sorted(values, key=lambda n: (-len(n), n)) if values[name] != common}

@@ -2,7 +2,8 @@
 `….q_proj.lora_linear_layer.up.weight` (up to 0.26), `unet.….to_q.lora_A.weight` (PEFT's names below a pipeline's part).
 
 The oldest names are the attention processor's; the projections in question follow from them (huggingface/diffusers,
-src/diffusers/utils/state_dict_utils.py). Without `.alpha` tensors the scale is 1, as diffusers' loader has it.
+src/diffusers/utils/state_dict_utils.py). Without `.alpha` tensors the header may state the scale (`stated.py`);
+where it does not, it is 1, as diffusers' loader has it.
 """
 
 import re

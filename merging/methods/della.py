@@ -6,6 +6,7 @@ Then TIES' election and average. In the joint core basis; the row as the unit of
 speaks of nodes.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -17,8 +18,22 @@ from merging.method import merge_method
 from merging.sparsify import elect_and_average
 
 
+def check_spread(weights: Sequence[float], *, density: float, epsilon: float, **_: object) -> None:
+    """Raises BadParams where some entry's probability would not lie within 0 and 1."""
+    if epsilon > 0 and not epsilon / 2 < density <= 1 - epsilon / 2:
+        raise BadParams(
+            "della", "epsilon", f"density ± epsilon/2 must lie within 0 and 1, found {density} ± {epsilon / 2}",
+            ["density", "epsilon", "lambda_"],
+        )  # fmt: skip
+
+
 @merge_method(
-    "della", space="core", dense=True, ranks="chosen", source="DELLA-Merging, arXiv 2406.11617, in the core basis"
+    "della",
+    space="core",
+    dense=True,
+    ranks="chosen",
+    source="DELLA-Merging, arXiv 2406.11617, in the core basis",
+    check=check_spread,
 )
 def della(
     cores: Tensor,
@@ -30,11 +45,7 @@ def della(
     lambda_: Annotated[float, Field(description="scale of the result")] = 1.0,
 ) -> Tensor:
     """DELLA: magnitude-ranked random drops, then TIES' election."""
-    if epsilon > 0 and not epsilon / 2 < density <= 1 - epsilon / 2:
-        raise BadParams(
-            "della", "epsilon", f"density ± epsilon/2 must lie within 0 and 1, found {density} ± {epsilon / 2}",
-            ["density", "epsilon", "lambda_"],
-        )  # fmt: skip
+    check_spread(weights, density=density, epsilon=epsilon)
     width = cores.shape[2]
     order = cores.abs().argsort(dim=2, stable=True).argsort(dim=2, stable=True)  # 0: smallest of its row
     spread = (order.to(cores.dtype) / max(width - 1, 1) - 0.5) * epsilon

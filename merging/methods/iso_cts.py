@@ -14,6 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from deltas.factors import Factors
+from merging.low_rank import low_rank_svd
 from merging.method import merge_method
 from merging.methods.tsv_m import ZERO, orthogonal
 from merging.sparsify import weighted_sum
@@ -22,6 +24,7 @@ from merging.sparsify import weighted_sum
 @merge_method("iso_cts", space="core", ranks="chosen", source="Iso-CTS, arXiv 2502.04959")
 def iso_cts(
     cores: Tensor,
+    sources: list[Factors],
     weights: list[float],
     rank: int,
     *,
@@ -33,13 +36,15 @@ def iso_cts(
     # As many own directions as divide evenly, none beyond the rank.
     own = min(round((total - int(common * total)) / len(cores)), (total - 1) // len(cores))
     U, S, Vh = torch.linalg.svd(weighted_sum(cores, w), full_matrices=False)
-    shared = min(total - own * len(cores), int((S[0] * ZERO < S).sum()))
+    # Measured against the sources: where these cancel, all that is left of the sum is rounding.
+    audible = ZERO * max(float(S[0]), float((torch.linalg.matrix_norm(cores) * w.abs()).max()))
+    shared = min(total - own * len(cores), int((audible < S).sum()))
     left, values, right = [U[:, :shared]], [S[:shared]], [Vh[:shared].T]
     if own:
         residuals = (cores - U[:, :shared] @ (U[:, :shared].T @ cores)) * w[:, None, None]
         scale = float(torch.linalg.matrix_norm(cores).max())
-        for residual in residuals:
-            U_t, S_t, Vh_t = torch.linalg.svd(residual, full_matrices=False)
+        for residual, source in zip(residuals, sources, strict=True):
+            U_t, S_t, Vh_t = low_rank_svd(residual, source.rank)
             live = min(own, int((S_t > scale * ZERO).sum()))
             left.append(U_t[:, :live])
             values.append(S_t[:live])

@@ -5,6 +5,7 @@ logarithm maps until it vanishes; the result gets the weighted mean of the norms
 cores. For two sources of equal norm it is slerp at t = w₂/(w₁+w₂).
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -17,7 +18,15 @@ from merging.sparsify import weighted_sum
 from merging.sphere import karcher_coefficients
 
 
-@merge_method("karcher", space="core", ranks="chosen", source="Karcher 1977; mergekit karcher, on ΔW")
+def check_weights(weights: Sequence[float], **_: object) -> None:
+    """Raises BadWeights for negative ones."""
+    if min(weights) < 0:
+        raise BadWeights("karcher takes weights of 0 and more: a mean on the sphere has no negative shares")
+
+
+@merge_method(
+    "karcher", space="core", ranks="chosen", source="Karcher 1977; mergekit karcher, on ΔW", check=check_weights
+)
 def karcher(
     cores: Tensor,
     weights: list[float],
@@ -26,8 +35,7 @@ def karcher(
     tolerance: Annotated[float, Field(gt=0, description="length of the mean tangent at which to stop")] = 1e-10,
 ) -> Tensor:
     """The weighted mean of directions on the sphere, at the weighted mean of norms."""
-    if min(weights) < 0:
-        raise BadWeights("karcher takes weights of 0 and more: a mean on the sphere has no negative shares")
+    check_weights(weights)
     flat = cores.flatten(1)
     shares = torch.tensor(weights, dtype=cores.dtype)
     if float(shares.sum()) == 0:

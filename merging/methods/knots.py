@@ -12,6 +12,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from deltas.factors import Factors, truncate
 from deltas.joint import Joint
@@ -24,6 +25,7 @@ ZERO = 1e-9
 @merge_method("knots", space="factors", ranks="chosen", source="KnOTS (ICLR 2025), with TIES, arXiv 2306.01708")
 def knots(
     joint: Joint,
+    cores: Tensor,
     weights: list[float],
     rank: int,
     *,
@@ -32,8 +34,8 @@ def knots(
     trim_scaled: Annotated[bool, Field(description="trim Σ V_t rather than V_t, as the authors' code does")] = False,
 ) -> Merged:
     """KnOTS-TIES: joint SVD of all updates side by side, TIES on their coordinates in the shared directions."""
-    count, _, width = joint.cores.shape
-    U, S, Vh = torch.linalg.svd(torch.cat(list(joint.cores), dim=1), full_matrices=False)
+    count, _, width = cores.shape
+    U, S, Vh = torch.linalg.svd(torch.cat(list(cores), dim=1), full_matrices=False)
     live = max(1, int((S[0] * ZERO < S).sum()))
     parts = Vh[:live].reshape(live, count, width).transpose(0, 1)  # [T, k, a]
     # As long as the model's inputs: float32, as the paper's code has it, halves what a wide layer takes.

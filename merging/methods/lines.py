@@ -13,17 +13,16 @@ an output head has depth 1 (`merging/depth.py`). Around any other method: the sa
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
+from deltas.joint import Joint
 from merging.method import merge_method
-from merging.sparsify import weighted_sum
 
 
 @merge_method("lines", space="core", ranks="chosen", source="LiNeS, arXiv 2410.17146 (ICLR 2025)")
 def lines(
-    cores: Tensor,
+    joint: Joint,
     weights: list[float],
     depth: float,
     *,
@@ -31,6 +30,6 @@ def lines(
     beta: Annotated[float | None, Field(description="what the last block's scale adds to it; null: 1 - alpha")] = None,
 ) -> Tensor:
     """LiNeS: the weighted sum, scaled by alpha at the first block up to alpha + beta at the last."""
-    first = 1 / len(cores) if alpha is None else alpha
+    first = 1 / len(joint.sources) if alpha is None else alpha
     rise = 1 - first if beta is None else beta
-    return weighted_sum(cores, torch.tensor(weights, dtype=cores.dtype)) * (first + rise * depth)
+    return joint.weighted_sum(weights) * (first + rise * depth)

@@ -8,6 +8,8 @@ the sphere's own metric; for two sources of equal weight both are the same. All 
 Where the directions cancel, there is no mean direction, and the result is the weighted mean (as mergekit does for two).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,12 +19,19 @@ from merging.sparsify import weighted_sum
 from merging.sphere import mean_direction_coefficients
 
 
-@merge_method("multislerp", space="core", ranks="chosen", source="mergekit a6e4028 multislerp, on ΔW")
+def check_weights(weights: Sequence[float]) -> None:
+    """Raises BadWeights where they cancel."""
+    if abs(sum(weights)) < 1e-9:
+        raise BadWeights("multislerp divides by the sum of the weights, which is 0 here; change one of them")
+
+
+@merge_method(
+    "multislerp", space="core", ranks="chosen", source="mergekit a6e4028 multislerp, on ΔW", check=check_weights
+)
 def multislerp(cores: Tensor, weights: list[float]) -> Tensor:
     """The weighted mean direction of the updates, at the weighted mean of their norms."""
+    check_weights(weights)
     total = sum(weights)
-    if abs(total) < 1e-9:
-        raise BadWeights("multislerp divides by the sum of the weights, which is 0 here; change one of them")
     flat = cores.flatten(1)
     shares = torch.tensor([w / total for w in weights], dtype=cores.dtype)
     return weighted_sum(cores, mean_direction_coefficients(flat @ flat.T, shares))

@@ -7,18 +7,16 @@ Gradience project's audit of adapters, which finds that equalising norms before 
 import torch
 from torch import Tensor
 
+from deltas.joint import Joint
 from merging.method import merge_method
-from merging.sparsify import weighted_sum
 
 
 @merge_method("norm_average", space="core", ranks="chosen", source="Gradience (norm equalisation before averaging)")
-def norm_average(cores: Tensor, weights: list[float]) -> Tensor:
+def norm_average(joint: Joint, weights: list[float]) -> Tensor:
     """The weighted mean of updates that were first scaled to their geometric mean norm."""
-    norms = cores.square().sum(dim=(1, 2)).sqrt()
+    norms = joint.norms()
     live = norms > 0
-    if not live.any():
-        return cores[0]
     common = norms[live].log().mean().exp()
-    w = torch.tensor(weights, dtype=cores.dtype)
+    w = torch.tensor(weights, dtype=torch.float64)
     scale = torch.where(live, common / norms.clamp_min(1e-300), 0.0)
-    return weighted_sum(cores, w * scale / w.abs().sum().clamp_min(1e-300))
+    return joint.weighted_sum((w * scale / w.abs().sum().clamp_min(1e-300)).tolist())

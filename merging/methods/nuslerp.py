@@ -8,6 +8,7 @@ Rows of ΔW_t = B_t A_t have the inner products b_iᵀ (A_s A_tᵀ) b_i, columns
 result diag(c₁) ΔW_1 + diag(c₂) ΔW_2 is low-rank again: nothing dense is formed.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -19,7 +20,13 @@ from merging.method import Merged, merge_method
 from merging.sphere import slerp_coefficients
 
 
-@merge_method("nuslerp", space="factors", ranks="chosen", source="mergekit a6e4028 nuslerp, on ΔW")
+def check_weights(weights: Sequence[float], **_: object) -> None:
+    """Raises BadWeights for more than two."""
+    if len(weights) > 2:
+        raise BadWeights(f"nuslerp takes two sources, found {len(weights)}; multislerp and karcher take any number")
+
+
+@merge_method("nuslerp", space="factors", ranks="chosen", source="mergekit a6e4028 nuslerp, on ΔW", check=check_weights)
 def nuslerp(
     sources: list[Factors],
     weights: list[float],
@@ -32,8 +39,7 @@ def nuslerp(
     """Spherical interpolation between two updates, as a whole or each row or column for itself."""
     if len(sources) == 1:  # a module that only one of the two sources has
         return Merged(truncate(sources[0], rank).factors)
-    if len(sources) > 2:
-        raise BadWeights(f"nuslerp takes two sources, found {len(sources)}; multislerp and karcher take any number")
+    check_weights(weights)
     total = sum(weights)
     t = weights[1] / total if abs(total) >= 1e-6 else 0.5
     wide = [Factors(f.A.double(), f.B.double()) for f in sources]

@@ -16,6 +16,8 @@ from pydantic import Field
 from deltas.factors import Factors, cat, norm, scaled, truncate
 from merging.method import Merged, merge_method
 
+NOISE = 1e-6  # of the wanted norm: a sum below it is what rounding leaves of sources that cancel, and is not restored
+
 
 @merge_method("pico", space="factors", ranks="chosen", source="Pico, arXiv 2604.16826, with the sum (Pico + TA)")
 def pico(
@@ -39,6 +41,6 @@ def pico(
     merged, _ = truncate(cat(calibrated), rank)
     size = norm(merged)
     wanted = sum(abs(w) * norm(f) for f, w in zip(sources, weights, strict=True)) / count
-    factor = wanted / size if rescale and size > 0 else 1.0
+    factor = wanted / size if rescale and size > NOISE * wanted else 1.0
     root = factor**0.5
     return Merged(Factors(merged.A * root, merged.B * root), {"rescaled_by": factor})

@@ -17,6 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from deltas.factors import Factors
+from merging.low_rank import low_rank_svd
 from merging.method import merge_method
 
 ZERO = 1e-9  # singular values below this share of the source's largest are rounding
@@ -27,12 +29,13 @@ ZERO = 1e-9  # singular values below this share of the source's largest are roun
 )
 def stf(
     cores: Tensor,
+    sources: list[Factors],
     weights: list[float],
     *,
     cutoff: Annotated[float, Field(gt=0, lt=1, description="overlap beyond which features count as one")] = 1e-6,
 ) -> Tensor:
     """All singular features of all sources, with coefficients that let each answer as it did in its own source."""
-    U, S, Vh = torch.linalg.svd(cores, full_matrices=False)
+    U, S, Vh = low_rank_svd(cores, max(source.rank for source in sources))
     live = ZERO * S[:, :1] < S
     left = U.transpose(1, 2)[live]  # [n, b], one row for each feature
     right = Vh[live]  # [n, a]

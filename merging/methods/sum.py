@@ -5,9 +5,9 @@ target rank by the core's SVD, the best approximation in Frobenius norm (Eckart 
 is task arithmetic at λ = 1 (arXiv 2212.04089), with weights 1/T the average, with a negative weight a subtraction.
 """
 
-import torch
 from torch import Tensor
 
+from deltas.joint import Joint
 from merging.method import merge_method
 
 
@@ -18,6 +18,6 @@ from merging.method import merge_method
     exact=True,
     source="Eckart & Young 1936; task arithmetic, arXiv 2212.04089",
 )
-def weighted_sum(cores: Tensor, weights: list[float]) -> Tensor:
+def weighted_sum(joint: Joint, weights: list[float]) -> Tensor:
     """The exact weighted sum of updates, truncated optimally to the asked rank."""
-    return torch.einsum("t,tba->ba", torch.tensor(weights, dtype=cores.dtype), cores)
+    return joint.weighted_sum(weights)

@@ -9,18 +9,20 @@ values; and directions that coincide count once, where a full Procrustes would f
 import torch
 from torch import Tensor
 
+from deltas.factors import Factors
+from merging.low_rank import low_rank_svd
 from merging.method import merge_method
 
 ZERO = 1e-9  # singular values below this share of the largest are rounding
 
 
 @merge_method("tsv_m", space="core", ranks="chosen", source="TSV-Merge, arXiv 2412.00081")
-def tsv_m(cores: Tensor, weights: list[float], rank: int) -> Tensor:
+def tsv_m(cores: Tensor, sources: list[Factors], weights: list[float], rank: int) -> Tensor:
     """TSV-Merge: leading singular vectors of every source, decorrelated by Procrustes."""
     each = max(1, rank // len(cores))
     left, values, right = [], [], []
-    for core, weight in zip(cores, weights, strict=True):
-        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+    for core, source, weight in zip(cores, sources, weights, strict=True):
+        U, S, Vh = low_rank_svd(core, source.rank)
         live = min(each, int((S[0] * ZERO < S).sum()))  # directions of rounding would push the real ones aside
         left.append(U[:, :live])
         values.append(weight * S[:live])

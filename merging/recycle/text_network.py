@@ -27,7 +27,6 @@ class TextSizes:
     width: int
     blocks: int
     heads: int
-    shared_heads: int
     head_width: int
     epsilon: float
     theta: float
@@ -40,7 +39,6 @@ class TextSizes:
             width=int(config["hidden_size"]),
             blocks=int(config["num_hidden_layers"]),
             heads=heads,
-            shared_heads=int(config.get("num_key_value_heads") or heads),
             head_width=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
             epsilon=float(config.get("rms_norm_eps", 1e-6)),
             theta=float(rope.get("rope_theta", 10_000.0)),

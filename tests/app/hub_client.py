@@ -35,13 +35,6 @@ class Hub:
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-def folder_of(adapter: Path, **texts: str) -> Path:
-    """The adapter's folder with more files beside."""
-    for name, text in texts.items():
-        (adapter / name.replace("__", ".")).write_text(text, "utf-8")
-    return adapter
-
-
 def open_hub(service: Service, home: Path) -> Hub:
     """A client for the service."""
     endpoint = f"http://127.0.0.1:{service.port}"

@@ -140,7 +140,7 @@ def test_names_that_are_not_allowed(service: Service, tmp_path: Path, name: str)
         escaped = "/".join("".join(f"%{byte:02X}" for byte in part.encode()) for part in ref.split("/"))
         problem(service.upload(escaped, folder), 422, "invalid-name")
     found = service.http.post("/v1/merges", json={"name": f"bad/{name}", "sources": ["bad/x"]})
-    problem(found, 422, "invalid-name")
+    problem(found, 422, "invalid-request" if "\x00" in name else "invalid-name")
 
 
 def test_a_slash_in_a_name(service: Service, tmp_path: Path) -> None:

@@ -140,6 +140,18 @@ def test_weights_in_kohyas_spelling_need_no_config(service: Service, tmp_path: P
     assert torch.dist(found, deltas[Q]) <= 1e-5 * deltas[Q].norm()
 
 
+def test_weights_in_nemos_spelling_come_with_a_config_that_is_completed(service: Service, tmp_path: Path) -> None:
+    outs, ins = SHAPES[Q]
+    path = "model.decoder.layers.0.self_attention.adapter_layer.lora_unfused_kqv_adapter.q_adapter"
+    tensors = {f"{path}.linear_in.weight": noise(3, ins, seed=7), f"{path}.linear_out.weight": noise(outs, 3, seed=8)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": "all-linear"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": BASE}))
+    version = service.push("family/nemo", tmp_path)
+    assert (version["scale"]["max"], version["target_modules"]) == (2, ["q_proj"])
+    assert "NeMo's spelling. They are kept as they are, beside their adapter_config.json" in version["notes"][0]
+
+
 def test_pefts_weights_without_their_config_are_refused(service: Service, tmp_path: Path) -> None:
     weights = (small_adapter(tmp_path) / "adapter_model.safetensors").read_bytes()
     answer = service.http.post("/v1/adapters/family/bare/versions", files={"weights": weights})

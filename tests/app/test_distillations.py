@@ -175,6 +175,10 @@ def test_a_killed_distillation_goes_on_to_the_same_bytes_and_keeps_what_owners_a
     elsewhere = ask(service, "meta/two").json()
     assert elsewhere["cached"]
     assert elsewhere["result"]["digest"] == ended["result"]["digest"]
+    service.http.post("/v1/adapters/meta/one/versions/1/revoke", json={"reason": "It was a mistake."})
+    for name in ("meta/one", "meta/three"):
+        problem(ask(service, name), 410, "revoked")
+    service.http.delete("/v1/adapters/meta/one/versions/1/revoke")
 
     assert service.http.get("/v1/adapters/seen/teacher-1/surrogates").json() == {"items": []}
     (kept,) = service.http.get("/v1/adapters/seen/teacher-0/surrogates").json()["items"]

@@ -22,10 +22,13 @@ MLP = {"model.layers.5.mlp.down_proj": (576, 1536), "model.layers.29.self_attn.o
 
 @pytest.fixture(scope="module")
 def adapters(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """gen/a and gen/b, of different ranks, scalings and targets; their folders."""
+    """gen/a and gen/b, of different ranks, scalings and targets; their folders.
+
+    Their seeds are fixed: one random adapter in ten turns float32's rounding into more than 1e-4, PEFT's own as well.
+    """
     folder = tmp_path_factory.mktemp("generation")
-    service.push("gen/a", small_adapter(folder / "a", rank=4, alpha=16))
-    service.push("gen/b", small_adapter(folder / "b", modules=LAYERS | MLP, rank=3, alpha=9, use_rslora=True))
+    service.push("gen/a", small_adapter(folder / "a", rank=4, alpha=16, seed=20))
+    service.push("gen/b", small_adapter(folder / "b", modules=LAYERS | MLP, rank=3, alpha=9, use_rslora=True, seed=20))
     return folder
 
 
@@ -172,6 +175,21 @@ def test_the_openai_client_lists_chats_and_streams(client: openai.OpenAI, adapte
     assert "Paris" in (plain.choices[0].message.content or "")
 
 
+def test_bytes_of_log_probabilities_make_up_characters_of_several_tokens(client: openai.OpenAI) -> None:
+    said = "Ein Café 🎉 日本"
+    forced: Any = {"structured_outputs": {"choice": [said]}}
+    question: Any = [{"role": "user", "content": "Say it."}]
+    answer = client.chat.completions.create(
+        model=BASE, messages=question, logprobs=True, top_logprobs=1, temperature=0, extra_body=forced
+    )
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert answer.choices[0].message.content == said
+    assert any("\ufffd" in token.token for token in told.content)
+    assert bytes(byte for token in told.content for byte in token.bytes or []).decode() == said
+
+
 def test_several_choices_and_prompts_whole_and_streamed(client: openai.OpenAI, adapters: Path) -> None:
     ask: dict[str, Any] = {"model": "gen/a", "prompt": [PROMPT, "1 2 3"], "n": 2, "seed": 7, "max_tokens": 5}
     whole = client.completions.create(**ask, logprobs=1)
@@ -190,6 +208,24 @@ def test_several_choices_and_prompts_whole_and_streamed(client: openai.OpenAI, a
     assert ids.choices[0].text == same.choices[0].text
     stopped = client.completions.create(model=BASE, prompt=PROMPT, temperature=0, stop=["aris"], max_tokens=9)
     assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == (" P", "stop")
+
+
+def test_a_conversation_goes_on_with_the_message_of_an_answer(client: openai.OpenAI) -> None:
+    """As OpenAI's guides write it: the answer's message, with the members that are null in it, is the next turn."""
+    messages: list[Any] = [{"role": "user", "content": "Say one word."}]
+    first = client.chat.completions.create(model=BASE, messages=messages, max_tokens=2, temperature=0)
+    messages += [first.choices[0].message, {"role": "user", "content": "Another."}]
+    second = client.chat.completions.create(model=BASE, messages=messages, max_tokens=2, temperature=0)
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > first.usage.prompt_tokens
+
+
+def test_members_that_are_null_ask_for_nothing(service: Service) -> None:
+    body = {"model": BASE, "prompt": "a", "max_tokens": 2, "temperature": 0}
+    plain = service.http.post("/v1/completions", json=body).json()
+    nulls = service.http.post("/v1/completions", json={**body, "suffix": None, "service_tier": None}).json()
+    assert nulls["choices"] == plain["choices"]
 
 
 def test_the_openai_client_understands_errors(client: openai.OpenAI, adapters: Path) -> None:
@@ -218,7 +254,9 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "a field that is not supported": ({"suffix": "x"}, 422, "invalid-request", "'suffix' is not known"),
     "a stop that is empty": ({"stop": [""]}, 422, "invalid-request", "stop"),
     "too many prompts": ({"prompt": ["a"] * 65}, 422, "invalid-request", "64"),
+    "more answers than can wait": ({"prompt": ["a"] * 64, "n": 5}, 422, "invalid-request", "320 answers; at most 256"),
     "a bias out of range": ({"logit_bias": {"5": 101}}, 422, "invalid-request", "logit_bias"),
+    "a bias that is no number": ({"logit_bias": {"5": True}}, 422, "invalid-request", "logit_bias"),
     "a bias of no token": ({"logit_bias": {"999999": 1}}, 422, "token-out-of-range", "999999"),
 }
 
@@ -254,6 +292,7 @@ def test_chats_that_are_wrong(service: Service) -> None:
     problem(ask(messages=[]), 422, "invalid-request")
     assert "role" in problem(ask(messages=[{"role": "king", "content": "hi"}]), 422, "invalid-request")["detail"]
     problem(ask(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 422, "invalid-request")
+    assert "not a boolean" in problem(ask(max_completion_tokens=True), 422, "invalid-request")["detail"]
     assert "logprobs" in problem(ask(top_logprobs=2), 422, "invalid-request")["detail"]
     assert problem(ask(tools=[]), 422, "invalid-request")["field"] == "tools"
     long = " ".join(["word"] * 9000)
@@ -279,7 +318,7 @@ def test_a_client_that_hangs_up_ends_its_generation(service: Service, stream: bo
     assert service.house.engine.state().running == 0
 
 
-def test_an_alias_moves_without_a_restart(service: Service, adapters: Path, tmp_path: Path) -> None:
+def test_an_alias_moves_without_a_restart(service: Service, adapters: Path) -> None:
     service.push("gen/moving", adapters / "a")
     service.push("gen/moving", adapters / "b")
     alias = "/v1/adapters/gen/moving/aliases/production"

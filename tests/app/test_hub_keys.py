@@ -78,4 +78,19 @@ def test_other_protocols_ask_for_scopes_too(keyed: Service, tmp_path: Path) -> N
         assert other.http.post("/v1/unload_lora_adapter", json={"lora_name": "served"}).status_code == 404
         assert other.http.post("/v1/load_lora_adapter", json=load).status_code == 404
         assert [model["id"] for model in other.http.get("/v1/models").json()["data"]] == [BASE]
+        assert mine.http.get("/v1/models/served").json()["root"] == "hubs/served@1"
         assert mine.http.post("/v1/unload_lora_adapter", json={"lora_name": "served"}).status_code == 200
+
+
+def test_a_name_that_is_taken_for_a_hidden_adapter_is_not_given_to_another(keyed: Service, tmp_path: Path) -> None:
+    keyed.push("hubs/kept", small_adapter(tmp_path / "kept"))
+    keyed.push("x/other", small_adapter(tmp_path / "other"))
+    scopes = ["read", "write", "generate"]
+    with holding(keyed, {"hubs": scopes}) as mine, holding(keyed, {"x": scopes}) as other:
+        assert mine.http.post("/v1/load_lora_adapter", json={"lora_name": "n", "lora_path": "hubs/kept"}).is_success
+        for inplace in (False, True):
+            body = {"lora_name": "n", "lora_path": "x/other", "load_inplace": inplace}
+            said = problem(other.http.post("/v1/load_lora_adapter", json=body), 400, "invalid-user-input")
+            assert "hubs" not in str(said)
+        assert mine.http.get("/v1/models/n").json()["root"] == "hubs/kept@1"
+        assert mine.http.post("/v1/unload_lora_adapter", json={"lora_name": "n"}).status_code == 200

@@ -72,7 +72,10 @@ def test_files_sent_one_by_one_wait_as_a_draft_until_they_are_whole(
     with caplog.at_level(logging.WARNING):
         first = hub.api.upload_file(path_or_fileobj=b"# Soon\n", path_in_repo=CARD, repo_id=repo)
         hub.api.upload_file(path_or_fileobj=folder / CONFIG, path_in_repo=CONFIG, repo_id=repo)
-    assert "Kept as the draft of pushes/slowly: it becomes a version once adapter_model.safetensors" in caplog.text
+    assert (
+        "Kept as the draft of pushes/slowly: it becomes a version once adapter_model.safetensors is there too"
+        in caplog.text
+    )
     assert service.http.get(f"/v1/adapters/{repo}").status_code == 404
     assert hub.api.list_repo_files(repo) == [CARD, CONFIG]  # its author sees it
     assert first.oid != hub.api.model_info(repo).sha
@@ -166,9 +169,7 @@ def test_what_git_leaves_in_a_folder_is_passed_over(hub: Hub, tmp_path: Path) ->
     assert hub.api.list_repo_files("pushes/git") == [CONFIG, WEIGHTS]
 
 
-def test_a_broken_adapter_is_refused_in_one_sentence_and_changes_nothing(
-    hub: Hub, service: Service, tmp_path: Path
-) -> None:
+def test_a_broken_adapter_is_refused_in_one_sentence_and_changes_nothing(hub: Hub, tmp_path: Path) -> None:
     folder = small_adapter(tmp_path / "adapter")
     (folder / WEIGHTS).write_bytes(b"\x80\x04" + bytes(5000))
     hub.api.create_repo("pushes/broken")
@@ -188,7 +189,7 @@ def test_a_card_with_bad_metadata_is_refused_by_the_client(hub: Hub) -> None:
         hub.api.upload_file(path_or_fileobj=b"---\na: &x 1\nb: *x\n---\n", path_in_repo=CARD, repo_id="pushes/yaml")
 
 
-def test_commits_go_to_main_of_a_repository_that_exists(hub: Hub, tmp_path: Path) -> None:
+def test_commits_go_to_main_of_a_repository_that_exists(hub: Hub) -> None:
     card = [CommitOperationAdd(CARD, b"# A\n")]
     with pytest.raises(RepositoryNotFoundError, match="There is no adapter 'pushes/nowhere'"):
         hub.api.create_commit("pushes/nowhere", card, commit_message="m")

@@ -173,9 +173,7 @@ def test_info_and_refs_say_what_the_registry_knows(hub: Hub, repo: str) -> None:
     assert len(hub.api.list_repo_commits(repo, revision="v1")) == 1
 
 
-def test_models_are_listed_filtered_sorted_and_in_pages(
-    hub: Hub, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_are_listed_filtered_sorted_and_in_pages(hub: Hub, service: Service, tmp_path: Path) -> None:
     for n in range(5):
         fields = {"license": "mit", "tags": "odd"} if n % 2 else {}
         service.push(f"listing/model-{n}", small_adapter(tmp_path / str(n)), **fields)
@@ -222,6 +220,21 @@ def test_repositories_are_tagged_and_deleted(hub: Hub, service: Service, tmp_pat
     hub.api.create_repo("reading/going")
     again = hub.api.upload_folder(repo_id="reading/going", folder_path=folder)
     assert hub.api.model_info("reading/going", revision="v2").sha == again.oid  # numbers are not given out twice
+
+
+def test_no_tag_is_called_as_what_means_something_else(hub: Hub, service: Service, repo: str) -> None:
+    for tag in ("v1", "v7", "2", "main", "draft", "0" * 40):
+        with pytest.raises(HfHubHTTPError, match=f"'{tag}' cannot be a tag") as caught:
+            hub.api.create_tag(repo, tag=tag, revision="main" if tag == "v1" else "v1", exist_ok=True)
+        assert caught.value.response.status_code == 422, tag
+    hub.api.create_tag(repo, tag="v1", revision="v1", exist_ok=True)  # that is what it means
+    assert service.http.get(f"/v1/adapters/{repo}").json()["aliases"] == {"stable": 1}
+    service.http.put(f"/v1/adapters/{repo}/aliases/v1", json={"version": 2})
+    try:
+        shown = {ref.name: ref.target_commit for ref in hub.api.list_repo_refs(repo).tags}
+        assert {name: hub.api.model_info(repo, revision=name).sha for name in shown} == shown
+    finally:
+        service.http.delete(f"/v1/adapters/{repo}/aliases/v1")
 
 
 def test_whoami_says_who_asks(hub: Hub) -> None:

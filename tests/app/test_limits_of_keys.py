@@ -170,3 +170,27 @@ def test_what_is_being_sent_and_what_nobody_published_counts(keyed: Service, tmp
         body = {"config": config, "weights": f"sha256:{digests[1]}"}
         assert caller.http.post("/v1/adapters/claimed/b/versions", json=body).status_code == 201
         assert announce(caller, weights[2]).status_code == 201, "what is published counts once"
+
+
+def test_what_a_draft_or_a_card_has_is_no_longer_counted_as_being_sent(keyed: Service, tmp_path: Path) -> None:
+    folder = small_adapter(tmp_path / "adapter", config={"inference_mode": True, "revision": "only here"})
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    config, digest = (folder / "adapter_config.json").read_bytes(), sha256(weights).hexdigest()
+    cards = [f"{number} " * 1000 for number in range(3)]
+
+    def commit(caller: Service, key: str, **value: Any) -> httpx.Response:
+        lines = [{"key": "header", "value": {"summary": "s"}}, {"key": key, "value": value}]
+        body = "\n".join(map(json.dumps, lines))
+        return caller.http.post("/api/models/claimed/drafted/commit/main", content=body)
+
+    room = len(weights) + len(config) + 2 * len(cards[0])
+    with holding(keyed, EVERYTHING, limits={"stored_bytes": room}) as caller:
+        made = caller.http.post("/api/repos/create", json={"organization": "claimed", "name": "drafted"})
+        assert made.status_code == 200, made.text
+        assert caller.http.put(f"/v1/uploads/{digest}", content=weights).status_code == 201
+        answers = [commit(caller, "lfsFile", path="adapter_model.safetensors", algo="sha256", oid=digest)]
+        answers.append(commit(caller, "file", path="adapter_config.json", content=config.decode(), encoding="utf-8"))
+        answers += [commit(caller, "file", path="README.md", content=card, encoding="utf-8") for card in cards]
+        assert [answer.status_code for answer in answers] == [200] * 5, answers[-1].text
+        used = caller.http.get("/v1/whoami").json()["usage"]["stored_bytes"]
+        assert used == len(weights) + len(config) + len(cards[0])

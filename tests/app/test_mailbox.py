@@ -58,6 +58,25 @@ def test_what_comes_before_the_loop_looks_needs_one_wake_up() -> None:
     assert asyncio.run(order()) == ["first", "letter", "letter", "letter", "call", "later"]
 
 
+def test_a_receiver_that_fails_holds_up_nobody() -> None:
+    """The loop's handler hears of each failure, and the letters after it arrive without another post."""
+
+    async def delivered() -> tuple[list[str], list[BaseException]]:
+        loop, seen, failures = asyncio.get_running_loop(), list[str](), list[BaseException]()
+        loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        box = Mailbox(loop)
+        for letter in ("first", "", "second", "", "third"):
+            box.post(seen.append if letter else "".index, letter or "nowhere")
+        async with asyncio.timeout(10):
+            while len(seen) < 3:
+                await asyncio.sleep(0)
+        return seen, failures
+
+    seen, failures = asyncio.run(delivered())
+    assert seen == ["first", "second", "third"]
+    assert [type(failure) for failure in failures] == [ValueError, ValueError]
+
+
 def test_a_loop_that_has_closed_gets_nothing() -> None:
     loop, seen = asyncio.new_event_loop(), list[str]()
     box = Mailbox(loop)

@@ -185,6 +185,7 @@ def slow(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def test_events_show_progress_while_the_service_stays_responsive(service: Service, slow: dict[str, Any]) -> None:
     job = service.http.post("/v1/merges", json={**slow, "name": "slow/events"}).json()
     seen, waits = [], []
+    started = time.perf_counter()
     for kind, state in events_of(service, job):
         seen.append((kind, state["state"], state["progress"]["done"]))
         began = time.perf_counter()
@@ -194,7 +195,7 @@ def test_events_show_progress_while_the_service_stays_responsive(service: Servic
     done = [count for _, _, count in seen]
     assert done == sorted(done)
     assert any(kind == "progress" and 0 < count < len(WIDE) for kind, _, count in seen)
-    assert max(waits) < 1.0
+    assert max(waits) < (time.perf_counter() - started) / 2, "nobody waits for the merge, however slow the machine"
 
 
 def test_a_running_merge_is_cancelled_between_modules(service: Service, slow: dict[str, Any]) -> None:

@@ -1,11 +1,14 @@
 """What a key may not see does not exist for it: no address tells a hidden name from one that was never given."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.identity.keyring import caller_of
+from store.actor import acting
 from tests.app.callers import holding
 from tests.app.service import BASE, Service, small_adapter
 
@@ -156,6 +159,64 @@ def test_a_key_for_pushing_pushes_and_reads_nothing_else(filled: Service, tmp_pa
         assert caller.upload("open/spam", tmp_path / "box").status_code == 403
         assert caller.http.get("/v1/adapters/drop/box").status_code == 403
         assert caller.http.put("/v1/adapters/drop/box/aliases/live", json={"version": 1}).status_code == 200
+
+
+def test_a_job_does_not_say_what_its_owner_may_not_see(filled: Service, tmp_path: Path) -> None:
+    filled.push("open/ham", small_adapter(tmp_path / "ham"))
+    recipe: dict[str, Any] = {"sources": ["open/spam@1", "open/ham@1"], "method": "cat"}
+    filled.merge(name=f"{SECRET}/made", **recipe)
+    filled.http.post(f"/v1/adapters/{SECRET}/made/versions/1/revoke", json={"reason": "It is a secret."})
+    filled.push("open/gold", small_adapter(tmp_path / "gold"))
+    house = filled.house
+    with holding(filled, {"open": ["read"], "mine": ["merge"]}) as caller:
+        # What was made of it elsewhere, and revoked there, is nothing to this caller.
+        assert caller.merge(name="mine/made", **recipe)["result"]["ref"] == "mine/made@1"
+        key_id = caller.http.get("/v1/whoami").json()["key_id"]
+        gone = {"ref": "open/gold@1", "digest": 64 * "0"}  # deleted between the request and the job
+        filled.http.delete("/v1/adapters/open/gold/versions/1")
+        with acting(caller_of(house.shelves.keys.get(key_id), house.settings).actor("merge")):
+            job, _ = house.jobs.enqueue("verify", gone)
+        house.job_engine.wake()
+        ended = caller.wait({"id": job.id})
+        assert ended["error"]["type"].endswith("unknown-reference")
+        assert SECRET not in str(ended)
+        assert SECRET not in caller.http.get(f"/v1/jobs/{job.id}/log").text
+
+
+def test_the_same_merge_under_another_name_takes_nothing_else_along(filled: Service, tmp_path: Path) -> None:
+    folder = small_adapter(tmp_path / "twin")
+    filled.push("open/twin", folder)
+    filled.push(f"{SECRET}/twin", folder)
+    recipe: dict[str, Any] = {"sources": [f"{SECRET}/twin@1", "open/spam@1"], "method": "cat"}
+    filled.merge(name="open/first", **recipe)
+    lines = [{"key": "header", "value": {"summary": "A card"}}]
+    lines += [{"key": "file", "value": {"path": "README.md", "content": "Of this one.", "encoding": "utf-8"}}]
+    commit = filled.http.post("/api/models/open/first/commit/main", content="\n".join(map(json.dumps, lines)))
+    assert commit.status_code == 200, commit.text
+    with holding(filled, {"open": ["read"], "mine": ["read", "merge"]}) as caller:
+        done = caller.merge(name="mine/second", sources=["open/twin@1", "open/spam@1"], method="cat")
+        assert done["cached"]
+        version = "/v1/adapters/mine/second/versions/1"
+        shown = caller.http.get(version).json()
+        assert [file["name"] for file in shown["files"]] == ["adapter_config.json", "adapter_model.safetensors"]
+        assert [source["ref"] for source in shown["recipe"]["sources"]] == ["open/twin@1", "open/spam@1"]
+        report = caller.http.get(f"{version}/report").json()
+        assert [source["ref"] for source in report["totals"]["sources"]] == ["open/twin@1", "open/spam@1"]
+        assert report["licensing"] == shown["licensing"]
+        assert SECRET not in str((shown, report))
+    first = filled.http.get("/v1/adapters/open/first/versions/1").json()
+    assert first["recipe"]["sources"][0]["ref"] == f"{SECRET}/twin@1"
+
+
+def test_reinstating_does_not_name_a_hidden_ancestor(filled: Service, tmp_path: Path) -> None:
+    filled.push(f"{SECRET}/root", small_adapter(tmp_path / "root"))
+    filled.merge(name="third/made", sources=[f"{SECRET}/root@1", "open/spam@1"], method="cat")
+    filled.http.post(f"/v1/adapters/{SECRET}/root/versions/1/revoke", json={"reason": "Enough."})
+    with holding(filled, {"third": ["admin"]}) as owner:
+        refused = owner.http.delete("/v1/adapters/third/made/versions/1/revoke")
+    assert refused.status_code == 409
+    assert "hidden-1 was" in refused.json()["detail"]
+    assert SECRET not in refused.text
 
 
 def test_jobs_belong_to_their_callers(filled: Service, reader: Service) -> None:

@@ -1,11 +1,14 @@
 """LoRAX's and vLLM's own calls: their users change one URL."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.app.service import BASE, Service, problem, small_adapter
 
@@ -163,6 +166,40 @@ def test_a_loaded_name_is_a_model_until_it_is_unloaded(service: Service, tmp_pat
     assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'sql-lora' removed successfully.")
     assert unload(http, lora_name="sql-lora").status_code == 404
     assert http.get("/v1/models/sql-lora").status_code == 404
+
+
+def test_of_several_first_loads_of_a_name_at_once_one_is_answered(service: Service, tmp_path: Path) -> None:
+    """As with vLLM: the others come too late, however close, unless they load in place."""
+    refs = [f"protocols/rival-{i}" for i in range(4)]
+    for ref in refs:
+        service.push(ref, small_adapter(tmp_path / ref))
+    for inplace in (False, True):
+        with ThreadPoolExecutor(len(refs)) as pool:
+            body = {"lora_name": "contested", "load_inplace": inplace}
+            answers = list(pool.map(lambda ref, body=body: load(service.http, lora_path=ref, **body), refs))
+        root = service.http.get("/v1/models/contested").json()["root"]
+        if inplace:
+            assert [answer.status_code for answer in answers] == [200] * 4
+        else:
+            (won,) = [ref for ref, answer in zip(refs, answers, strict=True) if answer.status_code == 200]
+            assert root == f"{won}@1"
+            assert sum("has already been loaded" in answer.text for answer in answers) == 3
+    assert unload(service.http, lora_name="contested").status_code == 200
+
+
+def test_a_name_means_nothing_new_where_its_adapter_cannot_be_loaded(service: Service, tmp_path: Path) -> None:
+    http, folder = service.http, small_adapter(tmp_path / "faint", dtype=torch.float64)
+    file = folder / "adapter_model.safetensors"
+    save_file({key: tensor * 1e-60 for key, tensor in load_file(file).items()}, file)
+    service.push("protocols/faint", folder)  # zeros in float32, as served
+    service.push("protocols/loud", small_adapter(tmp_path / "loud"))
+    for _ in range(2):
+        problem(load(http, lora_name="loud", lora_path="protocols/faint"), 422, "no-effect")
+    assert http.get("/v1/models/loud").status_code == 404
+    assert load(http, lora_name="loud", lora_path="protocols/loud").status_code == 200
+    problem(load(http, lora_name="loud", lora_path="protocols/faint", load_inplace=True), 422, "no-effect")
+    assert http.get("/v1/models/loud").json()["root"] == "protocols/loud@1"
+    assert unload(http, lora_name="loud").status_code == 200
 
 
 def test_a_name_goes_with_its_version(service: Service, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_deadline_is_a_504_or_the_end_of_the_stream(service: Service, pair: Pa
     document = problem(late, 504, "deadline-exceeded")
     assert document["timeout_s"] == 0.01
     assert document["error"]["code"] == "deadline-exceeded"
-    body = {**GREEDY, "model": BASE, "max_tokens": 2400, "stream": True, "timeout_s": 1.5, "stop": ["\n\n\n\n\n"]}
+    body = {**GREEDY, "model": BASE, "max_tokens": 2400, "stream": True, "timeout_s": 3.0, "stop": ["\n\n\n\n\n"]}
     body |= {"logit_bias": {"2": -100, "0": -100}}
     with service.http.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200

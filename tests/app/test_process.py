@@ -139,8 +139,36 @@ def test_distributed_jobs_need_a_database_that_can_be_shared(tmp_path: Path) -> 
     engine.close()
 
 
+@pytest.mark.parametrize("verb", ["serve", "worker", "gc", "keys list --local"])
 @pytest.mark.parametrize(
-    ("options", "sentence"), [((), "needs SPOLIA_JOBS=distributed"), (("--queues", "meals"), "no queue 'meals'")]
+    ("settings", "sentence"),
+    [
+        ({"SPOLIA_PORT": "abc"}, "SPOLIA_PORT is 'abc': input should be a valid integer"),
+        (
+            {"SPOLIA_JOBS": "distributed", "SPOLIA_S3_SECRET_KEY": "hush"},
+            "SPOLIA_JOBS=distributed needs a PostgreSQL database in SPOLIA_DATABASE_URL.",
+        ),
+        ({"SPOLIA_BLOBS": "bucket"}, "SPOLIA_BLOBS: 'bucket' is not of the form s3://bucket/prefix."),
+    ],
+)
+def test_wrong_settings_are_named_by_every_verb_and_no_secret_is(
+    verb: str, settings: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    environment = os.environ | {"SPOLIA_DATA_DIR": str(tmp_path)} | settings
+    answer = subprocess.run([SPOLIA, *verb.split()], env=environment, capture_output=True, check=False, text=True)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith(f"spolia: {sentence}")
+    assert answer.stderr.count("\n") == 1
+    assert "hush" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ((), "needs SPOLIA_JOBS=distributed"),
+        (("--queues", "meals"), "no queue 'meals'"),
+        (("--queues", " ,"), "at least one queue"),
+    ],
 )
 def test_a_worker_that_cannot_work_says_why(options: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
     settings = {"SPOLIA_DATA_DIR": str(tmp_path)}

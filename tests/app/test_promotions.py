@@ -88,6 +88,8 @@ def test_a_dry_run_makes_nothing(service: Service, members: list[dict[str, Any]]
         ({"bar": {}}, "invalid-request"),
         ({"bar": {"agreement": 1.5}}, "invalid-request"),
         ({"prompts": []}, "invalid-request"),
+        ({"prompts": ["Hello", ""]}, "empty-prompt"),
+        ({"prompts": ["a " * 9000]}, "prompt-too-long"),
         ({"alias": "no/alias"}, "invalid-name"),
         ({"sources": [{"ref": "set/one", "weight": [0.1, 0.9]}]}, "bad-weights"),
         ({"method": "no_such"}, "unknown-method"),

@@ -177,7 +177,7 @@ def test_weights_mean_nothing_through_a_method_that_is_no_sum(service: Service, 
     assert all(leaf["weight"] is None and "ties" in leaf["reason"] for leaf in found)
 
 
-def test_weights_through_sums_are_those_of_the_updates(service: Service, merged: str, tmp_path: Path) -> None:
+def test_weights_through_sums_are_those_of_the_updates(service: Service, merged: str) -> None:
     """ΔW of a merge of merges at full rank is Σ weight · ΔW of its leaves."""
     service.merge(name="v/exact", sources=["v/a", "v/b"], weights=[0.5, -1], rank="sum", dtype="float32")
     service.merge(name="v/exact2", sources=["v/exact", "v/b"], weights=[2, 0.25], rank="sum", dtype="float32")

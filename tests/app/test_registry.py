@@ -1,6 +1,7 @@
 """Lists, filters, aliases, tags, deleting, downloads."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,8 @@ def test_deleting_a_version(service: Service, tmp_path: Path) -> None:
     folder = small_adapter(tmp_path, rank=7)  # a config that no other version shares
     service.push("shelf/gone", folder)
     blobs = service.stored()["blobs"]
+    for file in service.house.registry.resolve("shelf/gone@1").files:
+        os.utime(service.house.shelves.blobs.path(file.digest), (0, 0))  # younger files are left to garbage collection
     assert service.http.delete("/v1/adapters/shelf/gone/versions/1").status_code == 204
     problem(service.http.get("/v1/adapters/shelf/gone/versions/1"), 404, "unknown-reference")
     assert len(service.stored()["blobs"]) == len(blobs) - 2
@@ -121,9 +124,21 @@ def test_downloads_know_etag_and_range(service: Service, shelf: Path) -> None:
         assert part.content == expected
     part = service.http.get(url, headers={"range": "bytes=5-9", "if-range": etag})
     assert (part.status_code, part.content) == (206, original[5:10])
-    changed = service.http.get(url, headers={"range": "bytes=5-9", "if-range": '"other"'})
-    assert (changed.status_code, changed.content) == (200, original)
-    for header in (f"bytes={len(original)}-", "bytes=9-5", "bytes=a-b", "lines=1-2", f"bytes={'9' * 5000}-"):
+    for header in ("bytes=5-9", f"bytes={len(original)}-"):  # of a file that was longer, perhaps
+        changed = service.http.get(url, headers={"range": header, "if-range": '"other"'})
+        assert (changed.status_code, changed.content) == (200, original)
+    for header in ("Bytes=5-9", f"bytes={'0' * 30}5-9"):
+        part = service.http.get(url, headers={"range": header})
+        assert (part.status_code, part.content) == (206, original[5:10])
+    beyond = service.http.get(url, headers={"range": f"bytes=5-{'9' * 5000}"})
+    assert (beyond.status_code, beyond.content) == (206, original[5:])
+    assert beyond.headers["content-range"] == f"bytes 5-{len(original) - 1}/{len(original)}"
+    for header in ("lines=1-2", "lines", "bytes=0-1,5-6"):  # RFC 9110, 14.2: a unit that is not known is ignored
+        ignored = service.http.get(url, headers={"range": header})
+        assert (ignored.status_code, ignored.content) == (200, original)
+    told = service.http.head(url, headers={"range": f"bytes={len(original)}-"})
+    assert (told.status_code, told.headers["content-length"]) == (200, str(len(original))), "ranges are for GET"
+    for header in (f"bytes={len(original)}-", "bytes=9-5", "bytes=a-b", "bytes", "bytes=-0", f"bytes={'9' * 5000}-"):
         refused = service.http.get(url, headers={"range": header})
         problem(refused, 416, "range-not-satisfiable")
         assert refused.headers["content-range"] == f"bytes */{len(original)}"
@@ -141,3 +156,41 @@ def test_what_does_not_exist_is_named(service: Service, shelf: Path) -> None:
     problem(service.http.get("/v1/adapters?cursor=forged"), 422, "bad-cursor")
     problem(service.http.delete(f"{url}/one"), 422, "invalid-request")
     assert service.http.get("/v1/models").json()["data"][0]["id"] == BASE
+
+
+@pytest.mark.parametrize("when", ["found", "read"])
+@pytest.mark.parametrize(
+    "where", ["/v1/adapters/shelf/racing/versions/{number}/files/{file}", "/shelf/racing/resolve/v{number}/{file}"]
+)
+def test_a_download_of_what_is_deleted_meanwhile_is_a_404(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, when: str
+) -> None:
+    """Before the file is found and between that and its opening: the version is deleted there, by another client."""
+    version = service.push("shelf/racing", small_adapter(tmp_path))
+    service.push("shelf/racing", small_adapter(tmp_path / "stays"))
+    blobs, registry = service.house.shelves.blobs, service.house.registry
+    path_of = blobs.path
+
+    def racing(digest: str) -> Path:
+        path = path_of(digest)
+        monkeypatch.undo()
+        registry.delete_version("shelf", "racing", version["version"])
+        registry.collect_garbage(0)
+        return path if when == "read" else path_of(digest)
+
+    url = where.format(number=version["version"], file="adapter_model.safetensors")
+    monkeypatch.setattr(blobs, "path", racing)
+    problem(service.http.get(url), 404, "unknown-reference" if url.startswith("/v1") else "unknown-revision")
+
+
+def test_a_download_goes_on_to_its_end_though_its_version_is_deleted(service: Service, tmp_path: Path) -> None:
+    folder = small_adapter(tmp_path, rank=256)
+    number = service.push("shelf/large", folder)["version"]
+    with service.http.stream(
+        "GET", f"/v1/adapters/shelf/large/versions/{number}/files/adapter_model.safetensors"
+    ) as part:
+        pieces = part.iter_raw(1 << 16)
+        begun = next(pieces)
+        service.house.registry.delete_version("shelf", "large", number)
+        service.house.registry.collect_garbage(0)
+        assert begun + b"".join(pieces) == (folder / "adapter_model.safetensors").read_bytes()

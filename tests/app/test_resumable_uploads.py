@@ -63,6 +63,23 @@ def test_parts_make_a_file_that_versions_can_be_made_of(service: Service, tmp_pa
     assert service.http.post("/v1/adapters/parts/one/versions", json=body).status_code == 201
 
 
+def test_a_file_that_was_deleted_since_is_sent_again(service: Service, tmp_path: Path) -> None:
+    folder = small_adapter(tmp_path, rank=16)
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    body = {"config": json.loads((folder / "adapter_config.json").read_bytes()), "weights": f"sha256:{digest}"}
+    for _ in range(2):
+        made = begin(service, data)
+        assert made.headers["upload-offset"] == "0"
+        assert send(service, made.headers["location"], 0, data).status_code == 204
+        answer = service.http.post("/v1/adapters/parts/gone/versions", json=body)
+        assert answer.status_code == 201, answer.text
+        version = answer.json()["version"]
+        assert service.http.delete(f"/v1/adapters/parts/gone/versions/{version}").status_code == 204
+        assert service.house.registry.remove_unneeded([digest]) == 1  # as garbage collection does, a day later
+        assert service.http.head(made.headers["location"], headers=TUS).status_code == 404
+
+
 def test_a_broken_connection_loses_nothing_that_arrived(service: Service, weights: bytes) -> None:
     place = begin(service, weights).headers["location"]
     half = len(weights) // 2

@@ -52,6 +52,7 @@ def test_nothing_that_was_made_from_it_is_served(service: Service, family: None)
     problem(http.get("/v1/models/gone/child"), 410, "revoked")
     assert not {"gone/a", "gone/child"} & {one["id"] for one in http.get("/v1/models").json()["data"]}
     problem(http.put("/v1/adapters/gone/child/aliases/live", json={"version": 1}), 410, "revoked")
+    problem(http.post("/api/models/gone/child/tag/main", json={"tag": "live"}), 410, "revoked")
     assert answer_of(service, "gone/b").status_code == 200
     version = http.get("/v1/adapters/gone/child/versions/1").json()
     assert (version["servable"], version["mergeable"]) == (False, False)
@@ -77,6 +78,34 @@ def test_it_is_no_source_of_anything_and_makes_nothing_again(service: Service, f
     problem(http.post("/v1/merges", json=again), 410, "revoked")
     problem(http.post("/v1/merges", json={**again, "name": "gone/elsewhere"}), 410, "revoked")
     http.delete("/v1/adapters/gone/child/versions/1/revoke")
+
+
+MERGED: dict[str, dict[str, object]] = {
+    "/v1/merges": {"name": "gone/new", "sources": ["gone/b", "gone/a"]},
+    "/v1/what-if": {"recipe": {"name": "gone/new", "sources": ["gone/b", "gone/a"]}},
+    "/v1/online-merges": {"new": "gone/a", "slots": ["gone/b"], "budget": 1},
+    "/v1/promotions": {"name": "gone/new", "sources": ["gone/a"], "alias": "x", "prompts": ["a"], "bar": {"loss": 1}},
+    "/v1/distillations": {"name": "gone/new", "sources": ["gone/a"]},
+}
+
+
+@pytest.mark.parametrize("path", MERGED)
+def test_whatever_is_made_of_sources_answers_410_as_the_document_says(
+    service: Service, family: None, path: str
+) -> None:
+    revoke(service)
+    answer = problem(service.http.post(path, json=MERGED[path]), 410, "revoked")
+    assert (answer["reference"], answer["ancestor"]) == ("gone/a@1", "gone/a@1")
+    assert "410" in service.http.get("/openapi.json").json()["paths"][path]["post"]["responses"]
+    assert service.http.get("/v1/adapters/gone/new").status_code == 404
+
+
+def test_a_revoked_adapter_takes_no_slot_of_its_own(service: Service, family: None) -> None:
+    revoke(service)
+    for new, slots in (("gone/a", ["gone/b"]), ("gone/b", ["gone/a"])):
+        body = {"new": new, "slots": slots, "budget": 2, "threshold": 1.0}
+        problem(service.http.post("/v1/online-merges", json=body), 410, "revoked")
+        problem(service.http.post("/v1/online-merges?dry_run=true", json={**body, "budget": 1}), 410, "revoked")
 
 
 def test_bytes_stay_for_audits_and_verify_still_replays(service: Service, family: None) -> None:

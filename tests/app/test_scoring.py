@@ -94,6 +94,35 @@ def test_scoring_only_has_the_shape_of_an_answer(service: Service, tokenizer: An
     assert logprobs["text_offset"] == [len("".join(logprobs["tokens"][:at])) for at in range(len(ids))]
 
 
+def test_offsets_point_into_the_text_where_characters_are_made_of_several_tokens(
+    service: Service, client: openai.OpenAI, tokenizer: Any
+) -> None:
+    prompt, said = "Ein Café 🎉 日本", " Größe 🎉🚀 日本語 x"
+    ids = tokenizer.encode(prompt)
+    begins = [len(tokenizer.decode(ids[:at]).rstrip("\ufffd")) for at in range(len(ids))]
+    ends = {"logit_bias": {"2": 100}, "ignore_eos": True, "max_tokens": 2}
+    answer = ask(service, prompt=prompt, **ends)["choices"][0]
+    assert answer["text"] == prompt, "special tokens are in no text"
+    assert answer["logprobs"]["tokens"][-2:] == ["<|im_end|>"] * 2
+    assert answer["logprobs"]["text_offset"] == [*begins, len(prompt), len(prompt)]
+
+    request: dict[str, Any] = {"model": BASE, "prompt": prompt, "temperature": 0, "logprobs": 1, "echo": True}
+    request["extra_body"] = {"structured_outputs": {"choice": [said]}}
+    whole = client.completions.create(**request, max_tokens=60).choices[0]
+    assert whole.text == prompt + said
+    found = whole.logprobs
+    assert found is not None
+    assert found.tokens is not None
+    assert found.text_offset is not None
+    assert any("\ufffd" in token for token in found.tokens[len(ids) :])
+    for token, offset in zip(found.tokens, found.text_offset, strict=True):
+        complete = token.rstrip("\ufffd")
+        assert token == "<|im_end|>" or whole.text.startswith(complete, offset)
+    chunks = client.completions.create(**request, max_tokens=60, stream=True, stop=["日本語 xyz"])
+    logprobs = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [at for found in logprobs if found is not None for at in found.text_offset or ()] == found.text_offset
+
+
 def test_the_end_token_is_among_the_log_probabilities(service: Service) -> None:
     answer = ask(service, prompt=CONTEXT, logit_bias={"2": 100}, max_tokens=5)
     assert answer["choices"][0]["logprobs"]["tokens"][-1] == "<|im_end|>"

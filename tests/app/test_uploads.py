@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.app.service import BASE, LAYERS, Service, small_adapter
 from tests.factory import write_adapter
@@ -58,6 +60,24 @@ def test_the_same_bytes_are_the_same_version_and_stored_once(service: Service, t
     elsewhere = service.push("up/elsewhere", folder)
     assert elsewhere["digest"] == first.json()["digest"]
     assert service.stored()["blobs"] == before["blobs"]
+
+
+@pytest.mark.parametrize("through", ["versions", "repository"])
+def test_a_file_that_was_found_here_stays_though_its_version_is_deleted(
+    service: Service, tmp_path: Path, through: str
+) -> None:
+    folder, other = small_adapter(tmp_path), f"up/afterwards-{through}"
+    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    service.push("up/short-lived", folder)
+    os.utime(service.house.shelves.blobs.path(digest), (0, 0))
+    assert service.http.head(f"/v1/uploads/{digest}").status_code == 200
+    if through == "versions":
+        assert service.http.delete("/v1/adapters/up/short-lived/versions/1").status_code == 204
+    else:
+        body = {"organization": "up", "name": "short-lived"}
+        assert service.http.request("DELETE", "/api/repos/delete", json=body).status_code == 200
+    body = {"config": json.loads((folder / "adapter_config.json").read_text()), "weights": f"sha256:{digest}"}
+    assert service.http.post(f"/v1/adapters/{other}/versions", json=body).status_code == 201
 
 
 def test_a_raw_stream_then_json_gives_the_same_version(service: Service, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from deltas.adapter import Adapter
 from merging.method import methods
 from tests.benchmarks.tiny import KIND, TASKS, tiny_model, tiny_splits
 
-BLOCK = Block(0, "tiny", "seven", own_spaces=True)
+BLOCK = Block(0, "tiny", "seven", "methods")
+BLOCKS = (BLOCK, replace(BLOCK, part="joint"))
 CHOSEN = ("sum", "cat", "ties")
 
 
@@ -58,7 +60,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ledger]:
     """A run that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
     ledger = Ledger(folder / "rows")
-    bench(folder, ledger, []).measure(BLOCK, chosen)
+    for block in BLOCKS:
+        bench(folder, ledger, []).measure(block, chosen)
     return folder, ledger
 
 
@@ -79,7 +82,9 @@ def test_a_stopped_run_goes_on_and_ends_the_same(whole: tuple[Path, Ledger], tmp
     while True:
         try:
             # Dies after two rows, after three the next time, and so on: at many different places.
-            bench(tmp_path, Mortal(tmp_path / "rows", 2 + stops), log).measure(BLOCK, chosen)
+            work = bench(tmp_path, Mortal(tmp_path / "rows", 2 + stops), log)
+            for block in BLOCKS:
+                work.measure(block, chosen)
             break
         except Killed:
             stops += 1
@@ -94,7 +99,8 @@ def test_a_stopped_run_goes_on_and_ends_the_same(whole: tuple[Path, Ledger], tmp
 def test_a_finished_run_does_nothing(whole: tuple[Path, Ledger]) -> None:
     folder, ledger = whole
     log: list[str] = []
-    bench(folder, Mortal(folder / "rows", 1), log).measure(BLOCK, chosen)
+    for block in BLOCKS:
+        bench(folder, Mortal(folder / "rows", 1), log).measure(block, chosen)
     assert log == []
     assert Ledger(folder / "rows").rows == ledger.rows
 

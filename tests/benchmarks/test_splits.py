@@ -45,8 +45,9 @@ def test_groups_have_their_sizes_and_change_with_the_seed() -> None:
         assert len(set(chosen)) == (1 if group == "all" else 3)
 
 
-def test_every_block_comes_once_and_the_small_table_first() -> None:
+def test_every_block_comes_once_and_what_is_asked_for_most_first() -> None:
     found = list(blocks())
-    assert found[:2] == [Block(0, "qv", "seven", own_spaces) for own_spaces in (True, False)]
-    assert {block.group for block in found[: len(found) // 3]} == {"seven"}
-    assert len(found) == len(set(found)) == 2 * 3 * 2 * 3
+    assert found[:2] == [Block(0, kind, "seven", "methods") for kind in ("qv", "mixed")]
+    assert {block.group for block in found[:6]} == {"seven"}
+    assert {block.part for block in found[:18]} == {"methods"}
+    assert len(found) == len(set(found)) == 3 * 3 * 3 * 2

@@ -81,6 +81,18 @@ def test_push_ls_show_pull(shell: Shell, pushed: list[str], tmp_path: Path) -> N
     assert (tmp_path / "back" / "README.md").read_text() == "# Adapter 31\n"
 
 
+def test_a_push_to_one_version_is_refused(shell: Shell, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path, seed=33, rank=2)
+    for name in ("shell/named@1", "shell/named:production"):
+        assert "versions never change" in shell.failure("push", folder, name)[1]
+    assert "no adapter shell/named" in shell.failure("show", "shell/named")[1]
+
+
+def test_a_key_that_no_header_holds_is_refused_in_a_sentence(shell: Shell) -> None:
+    for key in ("spolia_é", "spolia_a\nb"):
+        assert "was it copied whole" in shell.failure("--api-key", key, "ls")[1]
+
+
 def test_merge_prints_a_plan_then_the_report(shell: Shell, pushed: list[str]) -> None:
     words = ["merge", "shell/merged", f"{pushed[0]}=0.5", pushed[1], "--method", "lego", "--rank", 3]
     words += ["--param", "canonicalise=true"]
@@ -218,6 +230,7 @@ def test_generate_shows_what_an_ensemble_does_not_know(shell: Shell, pushed: lis
         (["generate", "Hi", "--schema", "/does/not/exist.json"], 2, "/does/not/exist.json"),
         (["show", "shell/nothing"], 1, "shell/nothing"),
         (["show", "nothing"], 1, "names no adapter"),
+        (["show", "../.."], 1, "'../..' names no adapter"),
         (["push", "/does/not/exist", "shell/x"], 1, "not a folder"),
         (["merge", "shell/x", "shell/y=heavy"], 2, "'heavy'"),
         (["merge", "shell/x", "shell/y=0.2,heavy"], 2, "'heavy'"),
@@ -293,6 +306,13 @@ def test_gc_fsck_backup_and_restore(tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "backup"
     where = ["--data-dir", data]
     shell = Shell("http://127.0.0.1:9")
+    for words in (["gc"], ["fsck"], ["backup", folder]):  # a folder that was mistyped is not a clean one
+        assert f"no database in {data}" in shell.failure(*words, *where)[1]
+    assert not data.exists()
+    data.mkdir()
+    database = Database(f"sqlite:///{data / 'spolia.db'}")
+    database.migrate()
+    database.close()
     assert shell.json("gc", *where) == {"files": 0, "size_bytes": 0, "staged": 0, "uploads": 0, "dry_run": False}
     assert "Would remove 0 files" in shell.text("gc", "--dry-run", *where)
     assert "Every version has its files" in shell.text("fsck", *where)

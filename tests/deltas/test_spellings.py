@@ -1,5 +1,6 @@
 """Weights in other trainers' spellings, without a config: read as what the trainers' own formulas say, densely."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,14 @@ def r(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-def opened(folder: Path, tensors: Mapping[str, Tensor], base: Mapping[str, tuple[int, int]] | None = None) -> Adapter:
+def opened(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    base: Mapping[str, tuple[int, int]] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> Adapter:
     weights = folder / "adapter_model.safetensors"
-    save_file(dict(tensors), weights)
+    save_file(dict(tensors), weights, metadata)
     return Adapter.open(written_config(weights, read_header(weights), "acme/sd", base), weights)
 
 
@@ -56,7 +62,8 @@ def test_kohya(tmp_path: Path) -> None:
     )
 
 
-NAMES = {  # of Stable Diffusion 1.5 and XL, as diffusers and transformers have them
+NAMES = {
+    # Stable Diffusion 1.5 and XL, as diffusers and transformers have them.
     "lora_unet_mid_block_attentions_0_proj_in": "unet.mid_block.attentions.0.proj_in",
     "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn2_to_out_0":
         "unet.up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_out.0",
@@ -66,6 +73,15 @@ NAMES = {  # of Stable Diffusion 1.5 and XL, as diffusers and transformers have 
     "lora_te1_text_model_encoder_layers_0_mlp_fc1": "text_encoder.text_model.encoder.layers.0.mlp.fc1",
     "lora_te2_text_model_encoder_layers_31_self_attn_k_proj":
         "text_encoder_2.text_model.encoder.layers.31.self_attn.k_proj",
+    # Flux and Stable Diffusion 3, as their authors and sd-scripts have them.
+    "lora_unet_double_blocks_0_img_attn_proj": "unet.double_blocks.0.img_attn.proj",
+    "lora_unet_double_blocks_18_txt_mlp_0": "unet.double_blocks.18.txt_mlp.0",
+    "lora_unet_single_blocks_3_modulation_lin": "unet.single_blocks.3.modulation.lin",
+    "lora_unet_guidance_in_in_layer": "unet.guidance_in.in_layer",
+    "lora_unet_joint_blocks_0_context_block_adaLN_modulation_1":
+        "unet.joint_blocks.0.context_block.adaLN_modulation.1",
+    "lora_te3_encoder_block_0_layer_1_DenseReluDense_wi_0":
+        "text_encoder_3.encoder.block.0.layer.1.DenseReluDense.wi_0",
 }  # fmt: skip
 
 
@@ -81,6 +97,20 @@ def test_with_the_base_at_hand_its_modules_say_where_the_dots_are(tmp_path: Path
     for path in ("lora_te_model_odd_name_q_proj", "lora_te_model_odd_name_v_proj"):
         tensors |= {f"{path}.lora_down.weight": r(2, 6), f"{path}.lora_up.weight": r(5, 2)}
     assert set(opened(tmp_path, tensors, base).modules) == set(base)
+
+
+def test_a_module_whose_name_ends_anothers_has_its_own_rank_and_alpha(tmp_path: Path) -> None:
+    base = {"proj_out": (5, 6), "single_transformer_blocks.0.proj_out": (5, 6), "blocks.0.proj_out": (5, 6)}  # Flux
+    tensors = {}
+    for rank, name in zip((2, 3, 3), base, strict=True):
+        flat = f"lora_unet_{name.replace('.', '_')}"
+        tensors |= {f"{flat}.lora_down.weight": r(rank, 6), f"{flat}.lora_up.weight": r(5, rank)}
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file(tensors, weights)
+    config = json.dumps(written_config(weights, read_header(weights), "acme/flux", base), sort_keys=True)
+    adapter = Adapter.open(config.encode(), weights)
+    assert [adapter.modules[name].rank for name in base] == [2, 3, 3]
+    assert {info.scale for info in adapter.modules.values()} == {1.0}
 
 
 def test_convolutions_are_refused_by_name_with_their_number(tmp_path: Path) -> None:
@@ -116,6 +146,41 @@ def test_diffusers_of_every_age_names_the_same_modules(tmp_path: Path, age: str)
     }[age]
     tensors |= {down: r(4, 6), up: r(5, 4), f"{clip}.q_proj.alpha": torch.tensor(2.0)}
     assert_updates(opened(tmp_path, tensors), expected)
+
+
+@pytest.mark.parametrize(
+    ("stated", "scales"),
+    [
+        ({"unet.r": 3, "unet.lora_alpha": 12, "text_encoder.lora_alpha": None}, (4, 4, 1)),
+        ({"unet.lora_alpha": 12, "unet.alpha_pattern": {"to_k": 6}, "text_encoder.lora_alpha": 2}, (4, 2, 2 / 4)),
+        ({"unet.lora_alpha": 12, "unet.use_rslora": True}, (12 / 3**0.5, 12 / 3**0.5, 1)),
+    ],
+)
+def test_diffusers_states_its_scale_in_the_header(
+    tmp_path: Path, stated: dict[str, Any], scales: tuple[float, float, float]
+) -> None:
+    paths = (f"unet.{BLOCK}.attn1.to_q", f"unet.{BLOCK}.attn1.to_k", f"text_encoder.{CLIP}.self_attn.q_proj")
+    ranks, tensors = dict(zip(paths, (3, 3, 4), strict=True)), {}
+    for path, rank in ranks.items():
+        tensors |= {f"{path}.lora_A.weight": r(rank, 6), f"{path}.lora_B.weight": r(5, rank)}
+    adapter = opened(tmp_path, tensors, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(stated)})
+    expected = {path: scale * r(5, ranks[path]) @ r(ranks[path], 6) for path, scale in zip(paths, scales, strict=True)}
+    assert_updates(adapter, expected)
+
+
+@pytest.mark.parametrize(
+    ("stated", "sentence"),
+    [
+        ("[", "must be a JSON object"),
+        ('{"unet.lora_alpha": "4"}', "part 'unet': lora_alpha must be a finite number, found '4'"),
+        ('{"unet.lora_alpha": NaN}', "part 'unet': lora_alpha must be a finite number"),
+    ],
+)
+def test_a_header_that_diffusers_did_not_write_is_refused(tmp_path: Path, stated: str, sentence: str) -> None:
+    path = f"unet.{BLOCK}.attn1.to_q"
+    tensors = {f"{path}.lora_A.weight": r(3, 6), f"{path}.lora_B.weight": r(5, 3)}
+    with pytest.raises(BadConfig, match=sentence):
+        opened(tmp_path, tensors, metadata={"lora_adapter_metadata": stated})
 
 
 def test_a_pipelines_part_that_is_the_base_loses_its_prefix(tmp_path: Path) -> None:

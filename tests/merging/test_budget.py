@@ -156,6 +156,12 @@ def test_budgets_that_cannot_be_spent(folders: list[Path], recipe: Any, sentence
         make_plan(folders, **recipe)
 
 
+@pytest.mark.parametrize("budget", [1000.0, 1e308])
+def test_a_budget_beyond_all_ranks_buys_them_all(tmp_path: Path, folders: list[Path], budget: float) -> None:
+    found = run_merge(make_plan(folders, rank={"budget": budget}), tmp_path / "w")
+    assert ranks_of(found) == {name: min(9, *shape) for name, shape in SHAPES.items()}
+
+
 def test_a_sum_that_cancels_is_refused(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a", SHAPES)
     sources = [{"ref": "t/a"}, {"ref": "t/a", "weight": -1}]

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltas.errors import NonFiniteTensor
 from merging.compare import compare
 from merging.errors import BaseMismatch, ModuleMismatch, NotMergeable
+from merging.sketch import sketch
 from tests.factory import TINY, write_adapter
 from tests.merging.conftest import dense_deltas, open_adapter
 
@@ -64,3 +66,18 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(error):
             compare([open_adapter(plain), open_adapter(folder)], ["a", "b"])
+
+
+def test_a_scale_that_makes_factors_infinite_is_named(tmp_path: Path) -> None:
+    good = open_adapter(write_adapter(tmp_path / "a", seed=1))
+    bad = open_adapter(write_adapter(tmp_path / "b", seed=2, alpha=1e80))
+    with pytest.raises(NonFiniteTensor, match=r"model\.layers\.0\.q_proj\.lora_A"):
+        compare([good, bad], ["t/a", "t/b"])
+    with pytest.raises(NonFiniteTensor):
+        sketch(bad)  # NaN would be stored, and met by every later search
+
+
+def test_numbers_that_are_no_layer_belong_to_none(tmp_path: Path) -> None:
+    odd = {"model.layers.².q_proj": (6, 8), "model.layers.7.q_proj": (6, 8), f"blocks.{'9' * 30}.fc": (4, 8)}
+    adapter = open_adapter(write_adapter(tmp_path / "a", odd))
+    assert [layer["layer"] for layer in compare([adapter, adapter], ["t/a", "t/b"])["layers"]] == [7, None]

@@ -9,19 +9,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from deltas.adapter import Adapter
 from deltas.errors import NonFiniteTensor
 from merging.engine import MergeResult, run_merge
-from merging.errors import MergeCancelled
+from merging.errors import BadParams, MergeCancelled
 from merging.journal import Journal
+from merging.method import LARGEST_NUMBER, methods
 from merging.plan import Plan
 from merging.planning import plan_merge
 from merging.recipe import Recipe
@@ -149,6 +153,36 @@ def test_an_overflow_of_the_result_is_an_error_not_an_adapter(tmp_path: Path) ->
     assert not (tmp_path / "w" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_numbers_that_are_too_large_are_refused_or_named_as_the_results(tmp_path: Path, name: str) -> None:
+    """Whatever the method: too large for any result is refused when planned, for this one named with its module."""
+    few = {"model.layers.0.q_proj": TINY["model.layers.0.q_proj"]}
+    folders = [write_adapter(tmp_path / ref, few, rank=2, seed=seed, size=9.0) for seed, ref in enumerate("ab")]
+    method = methods()[name]
+    numbers = [option for option, field in method.params.model_fields.items() if "float" in str(field.annotation)]
+    for option in numbers:
+        with pytest.raises(BadParams, match=f"'{option}'"):
+            make_plan(folders, method=name, params={option: 1e308})
+    for space in method.spaces:
+        for option in ("", *numbers):
+            params = {option: LARGEST_NUMBER} if option else {}
+            sources = [{"ref": f"t/{ref}", "weight": 1.0 if option else LARGEST_NUMBER} for ref in "ab"]
+            with suppress(BadParams, NonFiniteTensor):
+                recipe = Recipe(sources=sources, method=name, space=space, params=params)
+                run_merge(plan_merge(recipe, [open_adapter(f) for f in folders]), tmp_path / f"{space}{option}")
+
+
+@pytest.mark.parametrize("held", [["proj_out"], ["proj_out", "blocks.0.proj_out"]])
+def test_the_result_adapts_no_module_of_the_base_that_it_does_not_hold(tmp_path: Path, held: list[str]) -> None:
+    base = dict.fromkeys(("proj_out", "blocks.0.proj_out", "blocks.1.proj_out"), (8, 6))
+    folder = write_adapter(tmp_path / "a", {name: base[name] for name in held}, config={"target_modules": held})
+    plan = plan_merge(Recipe(sources=[{"ref": "t/a"}]), [open_adapter(folder)], base_modules=base)
+    result = run_merge(plan, tmp_path / "w")
+    config = LoraConfig(target_modules=result.config["target_modules"])
+    assert [name for name in base if check_target_module_exists(config, name)] == held
+    assert set(Adapter.open(result.config, result.weights).modules) == set(held)
+
+
 def test_the_report_equals_dense_arithmetic(mixed: list[Path], merge: Callable[..., tuple[MergeResult, Path]]) -> None:
     weights = [1.0, 0.5, -2.0]
     for method, rank in [("sum", 3), ("lego", 3), ("linear", None)]:
@@ -219,6 +253,19 @@ def _share(name: str, k: int, folders: list[Path]) -> float:
     return float(energy[:k].sum() / energy.sum())
 
 
+def test_a_module_whose_name_ends_anothers_keeps_its_own_rank(tmp_path: Path) -> None:
+    blocks = {f"blocks.{i}.proj_out": (8, 8) for i in range(2)}  # as in Flux
+    folders = [
+        write_adapter(tmp_path / "a", {"proj_out": (6, 8), **blocks}, rank=2, seed=1),
+        write_adapter(tmp_path / "b", blocks, rank=3, seed=2),
+    ]
+    result = run_merge(make_plan(folders), tmp_path / "m")
+    config = json.dumps(result.config, sort_keys=True).encode()  # as it is published
+    merged = Adapter.open(config, result.weights)
+    assert {name: info.rank for name, info in merged.modules.items()} == {"proj_out": 2, **dict.fromkeys(blocks, 3)}
+    assert {info.scale for info in merged.modules.values()} == {1.0}
+
+
 def test_short_target_names_only_where_they_cover_the_base(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     recipe = Recipe(sources=[{"ref": "t/a"}])
@@ -278,8 +325,8 @@ def test_linear_equals_pefts_linear(
     tmp_path: Path, llama: LlamaForCausalLM, merge: Callable[..., tuple[MergeResult, Path]]
 ) -> None:
     folders = [
-        peft_adapter(llama, tmp_path / f"l{i}", i, r=4, lora_alpha=4 + i, target_modules=["q_proj", "up_proj"])
-        for i in range(3)
+        peft_adapter(llama, tmp_path / f"l{i}", i, r=4, lora_alpha=alpha, target_modules=["q_proj", "up_proj"])
+        for i, alpha in enumerate((4, -5, 6))
     ]
     weights = [1.0, 0.25, -0.5]
     _, folder = merge(folders, weights, method="linear")

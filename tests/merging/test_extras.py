@@ -18,6 +18,8 @@ from merging.errors import ExtrasConflict
 from merging.planning import plan_merge
 from merging.recipe import Recipe
 from tests.deltas.peft_model import Saved, saved, tiny_llama
+from tests.factory import TINY, write_adapter
+from tests.merging.conftest import open_adapter
 from tests.merging.peft_results import (
     LORA,
     WEIGHTS,
@@ -53,6 +55,19 @@ def test_weights_that_vary_over_the_model_reach_the_tensors_beside(tmp_path: Pat
     name = "model.layers.0.self_attn.q_proj"
     stored = load_file(result.weights)[f"base_model.model.{name}.lora_B.bias"].double()
     torch.testing.assert_close(stored, 0.5 * source.deltas[f"{name}.bias"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_lora_bias_is_left_out_with_its_module(tmp_path: Path) -> None:
+    biases = {f"base_model.model.{name}.lora_B.bias": torch.ones(shape[0]) for name, shape in TINY.items()}
+    config, halves = {"lora_bias": True}, [{"filter": "layers.0", "value": 0}, {"value": 0.5}]
+    folders = [write_adapter(tmp_path / f"{i}", seed=i, config=config, extra_tensors=biases) for i in range(2)]
+    refs = [{"ref": f"t/{i}", "weight": halves} for i in range(2)]
+    result = run_merge(plan_merge(Recipe(sources=refs), [open_adapter(f) for f in folders]), tmp_path / "merged")
+    written = {key: tensor for key, tensor in load_file(result.weights).items() if key.endswith(".bias")}
+    # alpha / r is 2, and half of 2 + 2 is 2
+    assert {key: tensor.tolist() for key, tensor in written.items()} == {
+        "base_model.model.model.layers.1.q_proj.lora_B.bias": [2.0] * 6
+    }
 
 
 def test_large_tensors_are_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

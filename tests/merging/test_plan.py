@@ -24,8 +24,10 @@ from merging.recipe import Recipe
 from tests.factory import TINY, write_adapter
 from tests.merging.conftest import open_adapter
 
+SILENT = [{"filter": "no module", "value": 1}, {"value": 0}]
 
-def plan(folders: list[Path], weights: list[float] | None = None, **recipe: Any) -> Plan:
+
+def plan(folders: list[Path], weights: list[Any] | None = None, **recipe: Any) -> Plan:
     weights = weights or [1.0] * len(folders)
     sources = [{"ref": f"t/{f.name}", "weight": w} for f, w in zip(folders, weights, strict=True)]
     return plan_merge(Recipe(sources=sources, **recipe), [open_adapter(f) for f in folders])
@@ -87,7 +89,9 @@ def test_bad_recipes_are_refused(mixed: list[Path], recipe: Any, error: type[Exc
         plan(mixed, **recipe)
 
 
-@pytest.mark.parametrize("weights", [[float("nan"), 1.0, 1.0], [float("inf"), 1.0, 1.0], [0.0, 0.0, 0.0]])
+@pytest.mark.parametrize(
+    "weights", [[float("nan"), 1.0, 1.0], [float("inf"), 1.0, 1.0], [0.0, 0.0, 0.0], [-1e308, 1.0, 1.0]]
+)
 def test_bad_weights_are_refused(mixed: list[Path], weights: list[float]) -> None:
     with pytest.raises(BadWeights):
         plan(mixed, weights)
@@ -97,6 +101,38 @@ def test_bad_weights_are_refused(mixed: list[Path], weights: list[float]) -> Non
 def test_ranks_of_the_wrong_type(rank: Any) -> None:
     with pytest.raises(ValidationError):
         Recipe(sources=[{"ref": "a/b"}], rank=rank)
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "params", "error"),
+    [
+        ("slerp", [1.0, 1.0, 1.0], {}, BadWeights),
+        ("slerp", [1.0, 1.0, [0, 1]], {}, BadWeights),  # the third has a part in the last block
+        ("slerp", [1.0, -1.0, SILENT], {}, BadWeights),
+        ("nuslerp", [1.0, 1.0, 1.0], {}, BadWeights),
+        ("karcher", [1.0, 1.0, -1.0], {}, BadWeights),
+        ("multislerp", [1.0, 1.0, -2.0], {}, BadWeights),
+        ("multislerp", [1.0, [-1, 1], SILENT], {}, BadWeights),
+        ("della", [1.0, 1.0, 1.0], {"density": 0.95}, BadParams),
+    ],
+)
+def test_what_a_method_cannot_do_with_its_weights_is_refused_before_any_work(
+    mixed: list[Path], method: str, weights: list[Any], params: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        plan(mixed, weights, method=method, params=params)
+
+
+@pytest.mark.parametrize(("method", "least", "most"), [("sum", 0.1, 2.5), ("iso_c", 1, 4), ("ties", 2, 6)])
+def test_the_memory_that_many_sources_take_is_foreseen(tmp_path: Path, method: str, least: float, most: float) -> None:
+    folders = [write_adapter(tmp_path / str(i), {"layers.0.fc": (300, 400)}, rank=5, seed=i) for i in range(60)]
+    cores = 8 * 60 * (60 * 5) ** 2  # every source in the basis of all
+    assert least * cores < plan(folders, method=method).peak_memory_bytes < most * cores
+
+
+def test_a_third_source_elsewhere_leaves_two_to_a_method_for_two(mixed: list[Path]) -> None:
+    found = plan(mixed, [1.0, 1.0, SILENT], method="slerp")
+    assert {len(module.sources) for module in found.modules} == {2}
 
 
 def test_different_bases_are_refused_by_name(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_adapters_of_other_targets_meet_where_they_overlap(tmp_path: Path) -> No
     assert found == pytest.approx(true, abs=1e-6)
 
 
-def test_the_search_keeps_the_best_of_all_batches(tmp_path: Path) -> None:
+def test_the_search_keeps_the_best_of_all_batches() -> None:
     rng = torch.Generator().manual_seed(0)
     table = torch.nn.functional.normalize(torch.randn(1000, SIZE, generator=rng), dim=1)
     names = [str(i) for i in range(1000)]

@@ -20,7 +20,7 @@ def test_differences_equal_the_dense_ones(tmp_path: Path) -> None:
         name: float(torch.linalg.norm(a[name] - b[name]) / max(torch.linalg.norm(a[name]), torch.linalg.norm(b[name])))
         for name in TINY
     }
-    assert found.modules == pytest.approx(expected, rel=1e-6)
+    assert found.parts == pytest.approx(expected, rel=1e-6)
     assert found.worst[0] == max(expected, key=lambda name: expected[name])
     assert found.beyond(0.0) == sorted(expected, key=lambda name: -expected[name])
     assert found.beyond(2.0) == []
@@ -51,7 +51,7 @@ def test_a_small_change_is_measured_without_cancellation(tmp_path: Path) -> None
     save_file(tensors, path)
     found = compare_updates(open_adapter(left), open_adapter(right))
     assert found.worst == (name, pytest.approx(2**-15, rel=0.01))
-    assert max(sorted(found.modules.values())[:2]) < 1e-14
+    assert max(sorted(found.parts.values())[:2]) < 1e-14
 
 
 def test_a_module_that_one_side_lacks_differs_wholly(tmp_path: Path) -> None:
@@ -59,7 +59,21 @@ def test_a_module_that_one_side_lacks_differs_wholly(tmp_path: Path) -> None:
     left = write_adapter(tmp_path / "a", seed=1)
     right = write_adapter(tmp_path / "b", {name: TINY[name] for name in names[:2]}, seed=1)
     found = compare_updates(open_adapter(left), open_adapter(right))
-    assert found.modules[names[2]] == 1.0
+    assert found.parts[names[2]] == 1.0
+
+
+def test_tensors_beside_the_modules_are_compared(tmp_path: Path) -> None:
+    name = sorted(TINY)[0]
+    key = f"base_model.model.{name}.lora_B.bias"
+    config = {"lora_bias": True}
+    biases = {f"base_model.model.{one}.lora_B.bias": torch.full((shape[0],), 2.0) for one, shape in TINY.items()}
+    left = write_adapter(tmp_path / "a", seed=1, config=config, extra_tensors=biases)
+    right = write_adapter(tmp_path / "b", seed=1, config=config, extra_tensors={**biases, key: biases[key] * 1.5})
+    found = compare_updates(open_adapter(left), open_adapter(right))
+    assert found.worst == (f"{name}.bias", pytest.approx(1 / 3))
+    assert found.beyond(1e-6) == [f"{name}.bias"]
+    plain = write_adapter(tmp_path / "c", seed=1)
+    assert compare_updates(open_adapter(left), open_adapter(plain)).parts[f"{name}.bias"] == 1.0
 
 
 def test_half_precision_widens_the_tolerance() -> None:

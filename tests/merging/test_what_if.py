@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from deltas.errors import NonFiniteTensor
 from deltas.factors import inner
 from merging.condense import CondensedSources, condense
 from merging.engine import run_merge
@@ -144,3 +145,12 @@ def test_a_question_can_be_broken_off(tmp_path: Path, folders: list[Path]) -> No
             CondensedSources(adapters, FileCache(tmp_path / "cache", 0)),
             cancelled=lambda: True,
         )
+
+
+def test_a_scale_that_makes_factors_infinite_is_named_as_the_merge_names_it(tmp_path: Path) -> None:
+    folders = [write_adapter(tmp_path / "a", WIDE, seed=1), write_adapter(tmp_path / "b", WIDE, seed=2, alpha=1e80)]
+    plan = make_plan(folders, [1.0, 1.0])
+    names = [f.name for f in folders]
+    condensed = CondensedSources(dict(zip(names, plan.adapters, strict=True)), FileCache(tmp_path / "cache", 2**30))
+    with pytest.raises(NonFiniteTensor, match="lora_A"):
+        foresee(plan, names, condensed)

@@ -118,7 +118,7 @@ def test_an_ensemble_keeps_to_the_form(engine: Engine) -> None:
         Draft202012Validator(schema).validate(json.loads(one.text))
 
 
-def test_a_stop_string_still_cuts_and_a_stop_token_ends(engine: Engine, tiny_base: BaseModel) -> None:
+def test_a_stop_string_still_cuts_and_a_stop_token_ends(engine: Engine) -> None:
     asked = Sampling(temperature=0.0, max_tokens=60, constraint=Constraint("regex", "(ab|cd) end [0-9]{3}"))
     whole = generate(engine, [Generation((9, 8), (), asked)])[0]
     assert whole.finish.reason == "stop"
@@ -171,6 +171,12 @@ def test_data_within_a_schema_is_not_taken_for_a_schema(grammars: Grammars, tiny
     text = _walk(grammars, tiny_base, _schema({"const": {"minProperties": 9}}), 0)
     assert text is not None
     assert json.loads(text) == {"minProperties": 9}
+
+
+@pytest.mark.parametrize("schema", [{"const": "\ud800"}, json.loads('{"items":' * 150 + "{}" + "}" * 150)])
+def test_a_schema_that_cannot_be_read_is_refused(grammars: Grammars, schema: Schema) -> None:
+    with pytest.raises(ConstraintUnsupported, match=r"JSON schema cannot be enforced: .* at line 1"):
+        grammars.start(_schema(schema))
 
 
 def test_a_broken_pattern_is_refused(grammars: Grammars) -> None:

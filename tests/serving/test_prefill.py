@@ -102,7 +102,7 @@ def test_a_pass_never_has_more_tokens_than_it_may(tiny_base: BaseModel) -> None:
 
 
 @torch.inference_mode()
-def test_what_precedes_nothing_needs_no_mask_and_no_copy(tiny_base: BaseModel) -> None:
+def test_what_precedes_nothing_needs_no_mask_and_no_copy() -> None:
     cache = PrefillCache(LAYERS, [4, 2], CPU, keeps=True)
     positions, mask = cache.begin([4, 2])
     assert mask is None

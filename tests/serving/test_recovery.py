@@ -120,9 +120,7 @@ def _one_by_one(engine: Engine) -> list[list[int]]:
     return [generate(engine, [Generation(prompt, (("a1", 1.0),), GREEDY)])[0].tokens for prompt in PROMPTS]
 
 
-def test_a_scheduler_that_fails_ends_those_that_wait(
-    engine: Engine, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scheduler_that_fails_ends_those_that_wait(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     running = submit(engine.start(), Generation((5, 6, 7), (), replace(GREEDY, max_tokens=80)))
     assert running.started.wait(10)
     with monkeypatch.context() as patch:

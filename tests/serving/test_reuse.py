@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -233,7 +232,7 @@ def test_loud_adapters_are_loud(tiny_base: BaseModel, loud_adapters: Load) -> No
     assert len({answer.tokens[0] for answer in answers}) == len(chosen)
 
 
-def test_prefixes_outlive_their_adapters_in_the_pool(tiny_base: BaseModel, loud_adapters: Load, tmp_path: Path) -> None:
+def test_prefixes_outlive_their_adapters_in_the_pool(tiny_base: BaseModel, loud_adapters: Load) -> None:
     first = Generation(tuple(range(300, 340)), (("loud0", 1.0),), GREEDY)
     size = 3 * sum(sum(shape) for shape in _layers(tiny_base).values()) * 8
     with _engine(tiny_base, loud_adapters, 1 << 20, pool_bytes=size) as engine:

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from store.blob_errors import DigestMismatch, MissingBlob
 from store.blobs import Blobs
-from store.errors import DigestMismatch, MissingBlob
 
 DATA = b"some adapter bytes" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()

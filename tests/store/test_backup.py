@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from store.backup import back_up, restore
+from store.blob_errors import DigestMismatch
 from store.blob_users import blob_columns
 from store.blobs import LocalBlobs
 from store.checking import check
 from store.database import Database
-from store.errors import BackupFailed, BackupRefused, DigestMismatch
+from store.errors import BackupFailed, BackupRefused
 from store.records import Version
 from store.registry import Registry
 from store.s3_blobs import S3Blobs

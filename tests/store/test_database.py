@@ -20,6 +20,7 @@ from store.models import Model, is_on
 from store.registry import Registry
 from store.resolving import adapter_row
 from store.shelving import grams
+from tests.postgres import Server
 from tests.store.making import make_version
 
 OpenDatabase = Callable[..., Database]
@@ -91,6 +92,32 @@ def test_listings_made_before_are_found_by_what_newer_releases_look_at(
     assert registry.list_adapters(tag="mail").items == []
 
 
+def test_versions_without_a_sketch_are_marked_in_one_pass(postgres: Server, blobs: LocalBlobs) -> None:
+    """Migration 0013: as many versions as there may be, and a table that the planner takes for an empty one."""
+    url, versions = postgres.create_database(), 3000
+    database = Database(url)
+    database.migrate()
+    Registry(database, blobs).publish("team", "one", make_version(blobs, "1"))
+    engine = create_engine(database.url)
+    with engine.begin() as connection:
+        command.downgrade(migration_config(connection), "0012")
+        copy = "jsonb_build_object('id', lpad(n::text, 26, '0'), 'number', n + 1, 'digest', lpad(n::text, 64, '0'))"
+        rows = f"SELECT (jsonb_populate_record(v, {copy})).* FROM versions v, generate_series(1, {versions - 1}) n"
+        connection.execute(text(f"INSERT INTO versions {rows}"))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE versions, sketches"))
+    with engine.begin() as connection:
+        command.upgrade(migration_config(connection), "0013")
+        passes = "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname IN ('versions', 'sketches')"
+        counted = {str(row.relname): int(row.seq_scan) for row in connection.execute(text(passes))}
+        assert max(counted.values()) < 20, f"gone through so many times: {counted}"
+        assert connection.scalar(text("SELECT count(*) FROM sketches WHERE kind = 0")) == versions
+        assert connection.scalar(text("SHOW enable_nestloop")) == "on"
+    engine.dispose()
+    database.close()
+    postgres.drop_database(url)
+
+
 def test_migrating_again_changes_nothing(database: Database, jobs: JobTable) -> None:
     job, _ = jobs.enqueue("merge", {})
     database.migrate()
@@ -103,6 +130,13 @@ def test_a_database_in_memory_is_refused(url: str) -> None:
         Database(url)
 
 
+@pytest.mark.parametrize("url", ["spolia:hush", "postgresql://me:hush@host:port/spolia"])
+def test_an_address_that_cannot_be_read_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UnsupportedDatabase, match="has an address that cannot be read") as caught:
+        Database(url)
+    assert "hush" not in str(caught.value)
+
+
 def test_a_writer_that_waits_too_long_says_so(
     open_database: OpenDatabase, database: Database, registry: Registry, blobs: LocalBlobs
 ) -> None:
@@ -112,7 +146,7 @@ def test_a_writer_that_waits_too_long_says_so(
         adapter_row(session, "team", "spam", lock=True)
         with pytest.raises(StorageBusy, match=r"0\.1 s"):
             impatient.set_tags("team", "spam", ["late"])
-    assert impatient.set_tags("team", "spam", ["in time"]) == ("in time",)
+    assert registry.set_tags("team", "spam", ["in time"]) == ("in time",)
 
 
 def test_readers_see_a_snapshot_and_wait_for_nobody(jobs: JobTable, database: Database) -> None:
@@ -144,6 +178,7 @@ from pathlib import Path
 from store.blobs import LocalBlobs
 from store.database import Database
 from store.registry import Registry
+from tests.postgres import Server
 from tests.store.making import make_version
 url, folder, who = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 database = Database(url)

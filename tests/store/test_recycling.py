@@ -5,6 +5,7 @@ import pytest
 from store.blobs import LocalBlobs
 from store.database import Database
 from store.errors import UnknownReference, UnknownSurrogates
+from store.hub import HubTable
 from store.recycling import RecyclingTable
 from store.registry import Registry
 from tests.store.making import make_version, put
@@ -49,3 +50,28 @@ def test_images_are_kept_only_with_consent_and_leave_with_it(
     registry.delete_version("me", "meta", 1, force=True)
     assert not blobs.exists(images)
     assert table.surrogates("me", "dogs") == []
+
+
+@pytest.mark.parametrize("through", ["versions", "repository"])
+def test_what_was_allowed_and_kept_goes_with_the_last_version(
+    table: RecyclingTable, registry: Registry, blobs: LocalBlobs, through: str
+) -> None:
+    source, _ = registry.publish("me", "cats", make_version(blobs, "cats"))
+    registry.publish("me", "cats", make_version(blobs, "more cats"))
+    made, _ = registry.publish("you", "meta", make_version(blobs, "meta"))
+    images = put(blobs, b"images").digest
+    table.set_consent("me", "cats", inversion=True, show_surrogates=True)
+    assert table.keep(source, made, images, images=3, px=28)
+    if through == "versions":
+        registry.delete_version("me", "cats", 1, force=True)
+        assert len(table.surrogates("me", "cats")) == 1, "the adapter is still there, and its owner can take it back"
+        registry.delete_version("me", "cats", 2, force=True)
+    else:
+        _, gone = HubTable(registry.database, blobs).delete("me", "cats")
+        assert gone == {images}
+        registry.release(gone)
+    assert not blobs.exists(images)
+    registry.publish("me", "cats", make_version(blobs, "other cats"))
+    assert not table.consent("me", "cats").inversion, "another adapter under the same name: nothing was said of it"
+    assert table.surrogates("me", "cats") == []
+    assert not table.keep(source, made, images, images=3, px=28)

@@ -8,8 +8,10 @@ import os
 import pytest
 from sqlalchemy import text
 
+from store.blob_errors import MissingBlob
 from store.blobs import LocalBlobs
-from store.errors import InvalidName, MissingBlob, UnknownParent, UnknownReference, VersionInUse
+from store.database import Database
+from store.errors import InvalidName, UnknownParent, UnknownReference, VersionInUse
 from store.records import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Ancestor, Leaf, Source
 from store.registry import Parent, Registry
 from tests.store.making import make_version, put
@@ -209,6 +211,23 @@ def test_only_blobs_that_nothing_needs_are_removed(registry: Registry, blobs: Lo
     assert not blobs.exists(one.files[1].digest)
     assert one.files[0].digest == two.files[0].digest
     assert all(blobs.exists(file.digest) for file in two.files)
+
+
+def test_what_an_upload_found_here_outlives_the_version_that_is_deleted(database: Database, blobs: LocalBlobs) -> None:
+    """Between finding a file and publishing it, whoever deletes the only version with that file changes nothing."""
+    registry = Registry(database, blobs, grace_s=3600)
+    one, _ = registry.publish("team", "a", make_version(blobs, "same"))
+    for file in one.files:
+        os.utime(blobs.path(file.digest), (0, 0))
+    again = make_version(blobs, "same")
+    registry.delete_version("team", "a", 1)
+    two, created = registry.publish("team", "b", again)
+    assert created
+    assert two.digest == one.digest
+    for file in two.files:
+        os.utime(blobs.path(file.digest), (0, 0))
+    registry.delete_version("team", "b", 1)
+    assert not list(blobs.ages()), "nobody found these for the grace period"
 
 
 def test_garbage_is_what_is_old_and_needed_by_nothing(registry: Registry, blobs: LocalBlobs) -> None:

@@ -15,7 +15,7 @@ import obstore
 import pytest
 
 from store.blob_cache import BlobCache
-from store.errors import DamagedBlob, MissingBlob, ObjectStoreDenied, ObjectStoreUnavailable
+from store.blob_errors import DamagedBlob, MissingBlob, ObjectStoreDenied, ObjectStoreUnavailable
 from store.s3 import PART_BYTES
 from store.s3_blobs import S3Blobs, blob_key
 from store.s3_leftovers import sweep_unfinished
@@ -79,8 +79,7 @@ with blobs.stage() as staging:
 """
 
 
-def test_a_killed_writer_leaves_only_what_the_sweep_removes(s3_blobs: S3Blobs, tmp_path: Path) -> None:
-
+def test_a_killed_writer_leaves_only_what_the_sweep_removes(s3_blobs: S3Blobs) -> None:
     folder = s3_blobs.cache.files.root
     command = [sys.executable, "-c", WRITE_AND_WAIT, json.dumps(asdict(s3_blobs.place)), str(folder)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -173,7 +172,7 @@ def test_what_was_sent_to_a_presigned_url_is_looked_at_before_it_counts(s3_blobs
     assert objects(s3_blobs) == [blob_key(LARGE_DIGEST)]
 
 
-def test_wrong_keys_and_no_server_are_said_in_a_sentence(s3: ObjectStore, s3_blobs: S3Blobs, tmp_path: Path) -> None:
+def test_wrong_keys_and_no_server_are_said_in_a_sentence(s3: ObjectStore, tmp_path: Path) -> None:
     cache = BlobCache(tmp_path / "other", 1 << 20)
     with pytest.raises(ObjectStoreDenied, match="refuses this service's keys"):
         put(S3Blobs(s3.place(secret_key="wrong"), cache), DATA)

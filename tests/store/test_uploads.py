@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from store.blob_errors import UploadBusy, UploadConflict
 from store.blobs import LocalBlobs
-from store.errors import UploadBusy, UploadConflict
 from store.partial_uploads import LocalUploads, PartialUploads
 from store.s3_blobs import S3Blobs
 from store.s3_uploads import S3Uploads

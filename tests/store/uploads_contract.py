@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from store.blob_errors import DigestMismatch, UnknownUpload, UploadConflict, UploadTooLong
 from store.blobs import Blobs
-from store.errors import DigestMismatch, UnknownUpload, UploadConflict, UploadTooLong
 from store.partial_uploads import Announced, PartialUploads
 
 DATA = os.urandom(1 << 20) * 9 + b"the end"

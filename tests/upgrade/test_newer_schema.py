@@ -44,7 +44,7 @@ def gc(settings: Settings) -> None:
 
 
 def keys(settings: Settings) -> None:
-    with open_local_keys():
+    with open_local_keys(settings):
         pass
 
 

@@ -74,7 +74,7 @@ def test_ratio_zero_is_the_unpruned_network_bit_for_bit(tiny: VisionBase) -> Non
     assert torch.equal(plain.embedding, tiny_share.embedding)
 
 
-def test_tokens_go_between_attention_and_mlp(tiny: VisionBase, oracle: Any) -> None:
+def test_tokens_go_between_attention_and_mlp(tiny: VisionBase) -> None:
     """In the last block: attention sees all 25 patches, the MLP and the norm after it see ten; the class token's
     embedding is what it was, since no later attention misses the dropped ones."""
     with torch.no_grad():

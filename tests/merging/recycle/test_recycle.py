@@ -177,7 +177,7 @@ def test_teachers_opinions_of_mirrored_images_are_theirs(tiny: VisionBase, sourc
         assert task.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_interpolated_tasks_mix_sources_and_have_no_teacher(tiny: VisionBase) -> None:
+def test_interpolated_tasks_mix_sources_and_have_no_teacher() -> None:
     held = []
     for number in range(3):
         images = torch.full((6, 3, 20, 20), float(number))
