@@ -64,10 +64,9 @@ def test_a_worker_that_was_stopped_finds_its_job_taken_over(workers: Workers) ->
 
 def test_what_happens_to_one_job_on_one_worker(workers: Workers, postgres: Server) -> None:
     """One worker goes through it all: a dead process, a database that goes away, a cancel, and its own end."""
-    long = {"n_init": 40}  # long enough to be told to stop in the middle
-    job = workers.merge("ordinary", params=long)
+    job = workers.merge("ordinary")
     urgent = workers.merge("urgent", priority=1, seed=1)
-    last = workers.merge("last", seed=2, params=long)
+    last = workers.merge("last", seed=2)
     worker = workers.start("--queues", "merges,verifications")
     workers.until(urgent, got_on(0))
     assert [workers.job(other).attempts for other in (job, last)] == [0, 0]

@@ -21,7 +21,8 @@ from store.jobs import Job
 from tests.e2e.process import ROOT, SPOLIA
 from tests.factory import write_adapter
 
-WIDE = {f"layers.{i:03d}.proj": (512, 384) for i in range(60)}
+# Some seconds of work for one worker: enough to be stopped in the middle, on a quick machine too.
+WIDE = {f"layers.{i:03d}.proj": (512, 384) for i in range(300)}
 
 
 def children_of(pid: int) -> list[int]:
