@@ -222,7 +222,8 @@ class Adapter:
             raise NotLowRank(self.obstacles)
         info = self.modules[module]
         parts = self.parts(module)
-        weight = self._base_weight(info) if self._family.needs_base and info.kind == "linear" else None
+        needs = self._family.needs_base if info.kind == "linear" else self._family.needs_tables
+        weight = self._base_weight(info) if needs else None
         update = self._family.update(self.config, info, parts, weight)
         if isinstance(update, Factors):
             check_finite(update.to(torch.float32), module)
@@ -307,7 +308,7 @@ class Adapter:
         """The module's base weight, [out, in] as ΔW is."""
         assert self.base is not None  # otherwise an obstacle
         weight = self.base.tensor(f"{info.name}.weight")
-        turned = weight.T if self._turned else weight
+        turned = weight.T if self._turned or info.kind == "embedding" else weight
         if tuple(turned.shape) != (info.out_features, info.in_features):
             found = (info.out_features, info.in_features)
             raise ShapeMismatch(info.name, self.base.name, found, (turned.shape[0], turned.shape[1]))
