@@ -210,16 +210,17 @@ class Adapter:
         return {part: self._entries[key].shape for part, key in self.modules[module].keys.items()}
 
     def reading(self, module: str) -> Reading:
-        """The module's factors and their error. A scale is split evenly between A and B, its sign on B.
+        """The module's factors and their error, of its weight alone: what `obstacles` names besides `unread` is not in
+        them. A scale is split evenly between A and B, its sign on B.
 
         Raises:
-            NotLowRank: if `obstacles` says why ΔW cannot be had.
+            NotLowRank: if `unread` says why ΔW cannot be had.
             MissingBaseTensor: if the base model lacks the module's weight.
             NonFiniteTensor: if they hold NaN or Inf in float32, be it because of their scale.
             KeyError: if the adapter does not change this module.
         """
-        if self.obstacles or self._family is None:
-            raise NotLowRank(self.obstacles)
+        if self.unread or self._family is None:
+            raise NotLowRank(self.unread)
         info = self.modules[module]
         parts = self.parts(module)
         needs = self._family.needs_base if info.kind == "linear" else self._family.needs_tables
