@@ -10,6 +10,7 @@ from rich.text import Text
 
 from app.cli_context import AsJson, client, weighted_over_depth
 from app.cli_output import fail, number, out, print_json, progress, share, sheet, spread, table
+from app.same_sources import labels
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="namespace/name, namespace/name@3 or namespace/name:alias.")]
 BAD_OUTCOMES = ("different", "damaged")
@@ -73,7 +74,10 @@ def verify(ctx: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
 def what_if(
     ctx: typer.Context,
     ref: Ref,
-    weight: Annotated[list[str] | None, typer.Option("--weight", help="SOURCE=WEIGHT; repeatable.")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option("--weight", help="SOURCE=WEIGHT; repeatable. SOURCE#2: the second of equal ones."),
+    ] = None,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="A source to leave out; repeatable.")] = None,
     add: Annotated[list[str] | None, typer.Option("--add", help="REF or REF=WEIGHT to take in; repeatable.")] = None,
     method: Annotated[str | None, typer.Option(help="Another method; see `spolia methods`.")] = None,
@@ -119,7 +123,7 @@ def _side_by_side(found: Mapping[str, Any]) -> RenderableType:
 
 def _sources(totals: list[Mapping[str, Any]]) -> Table:
     made = table("Own direction kept, cosine", "source", ">before", ">after")
-    sides = [{source["ref"]: source for source in total["sources"]} for total in totals]
+    sides = [dict(zip(labels([s["ref"] for s in total["sources"]]), total["sources"], strict=True)) for total in totals]
     for ref in {**sides[0], **sides[1]}:
         cells = (f"{side[ref]['projection']:.3f}, {side[ref]['cosine']:.3f}" if ref in side else "–" for side in sides)
         made.add_row(ref, *cells)

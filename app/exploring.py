@@ -4,6 +4,7 @@ A question names a merged version, or a recipe, and what shall be different abou
 itself, nothing is published, and what is kept of the sources between questions lives in a bounded folder.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from app.complaints import invalid_request
 from app.merging_service import Draft, draft_merge
 from app.problems import Refusal
+from app.same_sources import labels, split_label
 from app.schemas import MergeBody, WhatIfBody
 from app.shelves import Shelves
 from app.verifying import draft_replay
@@ -42,8 +44,9 @@ class Explorer:
             Refusal, StoreError, MergeError: the question, or the recipe that it leads to, cannot be answered.
         """
         version, before = self._start(body)
-        after = draft_merge(self.shelves, self._changed(before, body))
-        changes = differences(before.recipe, after.recipe)
+        changed, kept = self._changed(before, body)
+        after = draft_merge(self.shelves, changed)
+        changes = differences(before.recipe, after.recipe, kept)
         both = {**_named(before), **_named(after)}
         condensed = CondensedSources(both, self.files)
         known = self.shelves.registry.report(version) if version is not None else None
@@ -73,8 +76,9 @@ class Explorer:
             raise Refusal(422, "no-recipe", detail, field="ref")
         return version, draft_replay(self.shelves, version)
 
-    def _changed(self, before: Draft, body: WhatIfBody) -> MergeBody:
-        """The recipe with the changes, as if it had been asked for, so that everything is checked again."""
+    def _changed(self, before: Draft, body: WhatIfBody) -> tuple[MergeBody, list[int]]:
+        """The recipe with the changes, as if it had been asked for, so that everything is checked again; and which of
+        the sources its first ones are."""
         dumped = before.recipe.model_dump(mode="json")
         document = {name: value for name, value in dumped.items() if name in MergeBody.model_fields}
         sources = [
@@ -85,20 +89,22 @@ class Explorer:
             sources[_position(before, ref, "weights")]["weight"] = weight
         dropped = {_position(before, ref, "drop") for ref in body.drop}
         document["name"] = f"{before.namespace}/{before.name}"
-        document["sources"] = [source for i, source in enumerate(sources) if i not in dropped]
+        kept = [i for i in range(len(sources)) if i not in dropped]
+        document["sources"] = [sources[i] for i in kept]
         document["sources"] += [source.model_dump() for source in body.add]
         asked = body.model_fields_set
         if "method" in asked and body.method != before.recipe.method:
             document |= {"params": {}, "space": None}  # another method has others
         document |= {name: getattr(body, name) for name in REPLACEABLE if name in asked}
         try:
-            return MergeBody.model_validate(document)
+            return MergeBody.model_validate(document), kept
         except ValidationError as error:
             raise invalid_request(error.errors(include_url=False, include_input=False)) from None
 
 
-def differences(before: Recipe, after: Recipe) -> list[Json]:
-    """What was changed, as {what, before, after}: options by name, sources by reference (null: not a source)."""
+def differences(before: Recipe, after: Recipe, kept: Sequence[int]) -> list[Json]:
+    """What was changed, as {what, before, after}: options by name, sources by reference (null: not a source), equal
+    ones with their place. `kept`: which sources of `before` the first ones of `after` are."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     options = sorted((old.keys() | new.keys()) - {"sources"})
     found = [
@@ -106,11 +112,18 @@ def differences(before: Recipe, after: Recipe) -> list[Json]:
         for name in options
         if old.get(name) != new.get(name)
     ]
-    weights = [{source["ref"]: source["weight"] for source in document["sources"]} for document in (old, new)]
-    for ref in {**weights[0], **weights[1]}:
-        pair = [side.get(ref) for side in weights]
+    refs = [[source.ref for source in recipe.sources] for recipe in (before, after)]
+    several = {ref for side in refs for ref, count in Counter(side).items() if count > 1}
+    named = labels([*refs[0], *refs[1][len(kept) :]], several)  # sources that are new go on counting
+    places = [range(len(refs[0])), [*kept, *range(len(refs[0]), len(named))]]
+    weights = [
+        {named[i]: source["weight"] for i, source in zip(at, document["sources"], strict=True)}
+        for at, document in zip(places, (old, new), strict=True)
+    ]
+    for what in {**weights[0], **weights[1]}:
+        pair = [side.get(what) for side in weights]
         if pair[0] != pair[1]:
-            found.append({"what": ref, "before": pair[0], "after": pair[1]})
+            found.append({"what": what, "before": pair[0], "after": pair[1]})
     return found
 
 
@@ -120,14 +133,23 @@ def _named(draft: Draft) -> Mapping[str, Any]:
 
 
 def _position(draft: Draft, ref: str, field: str) -> int:
-    """Which source is meant: by its reference as the recipe pins it, or by namespace/name where that is one only."""
+    """Which source is meant: by its reference as the recipe pins it, or by namespace/name; `#2` behind it says which
+    one, where these are several."""
     refs: Sequence[str] = [source.ref for source in draft.recipe.sources]
-    found = [i for i, one in enumerate(refs) if ref in (one, one.partition("@")[0])]
+    name, place = split_label(ref)
+    found = [i for i, one in enumerate(refs) if name in (one, one.partition("@")[0])]
+    if place is not None:
+        found = found[place - 1 : place] if place else []
     if len(found) == 1:
         return found[0]
-    problem = "is not a source" if not found else "names several sources"
-    detail = f"{ref[:200]} {problem} of this merge; it has {', '.join(refs)}."
-    raise Refusal(422, "unknown-source", detail, field=field, known=list(refs))
+    known = labels(refs)
+    if not found:
+        detail = f"{ref[:200]} is not a source of this merge; it has {', '.join(known)}."
+    else:
+        which = " or ".join(f"{name}#{n}" for n in range(1, min(len(found), 3) + 1))
+        meant = ", ".join(known[i] for i in found)
+        detail = f"{ref[:200]} names {len(found)} sources of this merge ({meant}); say which: {which}."
+    raise Refusal(422, "unknown-source", detail, field=field, known=known)
 
 
 def _shown(report: Json, modules: bool) -> Json:

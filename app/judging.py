@@ -6,9 +6,9 @@ A version keeps what was found when it was published, so that lists need not ope
 
 import logging
 
-from app.facts import RULES, content_facts, match_base, use_notes
+from app.facts import RULES, content_facts, match_base
 from app.shelves import Shelves
-from app.uploading import spelling_notes
+from app.uploading import all_notes
 from deltas.errors import DeltaError
 from store.records import Version
 
@@ -38,7 +38,7 @@ def _judge(shelves: Shelves, version: Version) -> bool:
         mergeable=facts["mergeable"],
         servable=facts["servable"],
         predictable=facts["predictable"],
-        notes=[*spelling_notes(adapter), *use_notes(adapter, match.linears, match.modality), *match.notes],
+        notes=all_notes(shelves, adapter, match),
         judged=RULES,
     )
     return bool(facts["servable"])

@@ -196,8 +196,10 @@ class WhatIfBody(Body):
     recipe: MergeBody | None = Field(
         None, description="Or a recipe, as POST /v1/merges takes it; nothing is made under its name."
     )
-    weights: dict[Text, Any] = Field(default_factory=dict, description="New weights by source.")
-    drop: list[Text] = Field(default_factory=list, description="Sources to leave out.")
+    weights: dict[Text, Any] = Field(
+        default_factory=dict, description="New weights by source; of equal ones, ref#2 is the second."
+    )
+    drop: list[Text] = Field(default_factory=list, description="Sources to leave out, named likewise.")
     add: MergeSources = Field(default_factory=list, description="Sources to take in.")
     method: Text = "sum"
     rank: Any = Field(None, description="As in POST /v1/merges; null: the method's own.")

@@ -12,6 +12,7 @@ from app.storage import open_blobs, open_uploads
 from deltas.adapter import Adapter
 from deltas.base import FolderWeights
 from deltas.header import Limits
+from deltas.tokenizer import TOKENIZER_FILE as BASE_TOKENIZER
 from deltas.tokenizer import Tokenizer
 from merging.file_cache import FileCache
 from serving.errors import AdapterGone
@@ -80,6 +81,12 @@ class Shelves:
         adapter = Adapter.open(config, weights, limits=self.limits, tokenizer=tokenizer)
         return self.with_base(adapter, version.base_model if version.base_known else None)
 
+    def base_tokenizer(self, base_model: str | None) -> Tokenizer | None:
+        """The tokenizer of a base model whose folder is on this machine."""
+        base = self.registry.base(base_model) if base_model else None
+        path = Path(base.details["folder"]) / BASE_TOKENIZER if base and "folder" in base.details else None
+        return _tokenizer(path, self.limits) if path is not None and path.is_file() else None
+
     def with_base(self, adapter: Adapter, base_model: str | None) -> Adapter:
         """The adapter, able to read the weights of base model `base_model` where these are on this machine."""
         base = self.registry.base(base_model) if base_model and adapter.needs_base else None
@@ -107,7 +114,7 @@ class Shelves:
 
 @lru_cache(maxsize=64)
 def _tokenizer(path: Path, limits: Limits) -> Tokenizer:
-    """Read once for all adapters that share it: a blob never changes."""
+    """Read once for all adapters that share it: neither a blob nor a base model's folder changes."""
     return Tokenizer(path, limits)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from app.facts import content_facts, match_base, use_notes
+from app.facts import BaseMatch, content_facts, match_base, use_notes
 from app.heads import checked_head
 from app.licences import card_licence
 from app.observing import metrics
@@ -19,6 +19,7 @@ from app.problems import Refusal
 from app.schemas import VersionForm
 from app.shelves import Shelves
 from app.sketching import sketch_of
+from app.token_notes import token_notes
 from app.vision import know_vision_base
 from deltas.adapter import Adapter
 from deltas.config import read_config
@@ -169,7 +170,7 @@ def _check(shelves: Shelves, upload: Upload, weights: Path) -> tuple[Upload, dic
         "base_model": match.name,
         "base_fingerprint": match.fingerprint,
         "base_matched_by": match.matched_by,
-        "notes": [*spelling_notes(adapter), *use_notes(adapter, match.linears, match.modality), *match.notes],
+        "notes": all_notes(shelves, adapter, match),
         "license": upload.form.license or card_licence(upload.card),
         "tags": upload.form.tags,
         "card": upload.card,
@@ -183,6 +184,16 @@ def _written(shelves: Shelves, upload: Upload, weights: Path) -> bytes:
     base = shelves.registry.base(upload.form.base_model) if upload.form.base_model else None
     header = read_header(weights, shelves.limits)
     return config_bytes(written_config(weights, header, upload.form.base_model, base.modules if base else None))
+
+
+def all_notes(shelves: Shelves, adapter: Adapter, match: BaseMatch) -> list[str]:
+    """Everything that an uploaded version's owner should know, a sentence each."""
+    return [
+        *spelling_notes(adapter),
+        *use_notes(adapter, match.linears, match.modality),
+        *(token_notes(adapter, shelves.base_tokenizer(match.name)) if adapter.tokenizer else ()),
+        *match.notes,
+    ]
 
 
 def spelling_notes(adapter: Adapter) -> list[str]:

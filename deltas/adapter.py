@@ -210,19 +210,21 @@ class Adapter:
         return {part: self._entries[key].shape for part, key in self.modules[module].keys.items()}
 
     def reading(self, module: str) -> Reading:
-        """The module's factors and their error. A scale is split evenly between A and B, its sign on B.
+        """The module's factors and their error, of its weight alone: what `obstacles` names besides `unread` is not in
+        them. A scale is split evenly between A and B, its sign on B.
 
         Raises:
-            NotLowRank: if `obstacles` says why ΔW cannot be had.
+            NotLowRank: if `unread` says why ΔW cannot be had.
             MissingBaseTensor: if the base model lacks the module's weight.
             NonFiniteTensor: if they hold NaN or Inf in float32, be it because of their scale.
             KeyError: if the adapter does not change this module.
         """
-        if self.obstacles or self._family is None:
-            raise NotLowRank(self.obstacles)
+        if self.unread or self._family is None:
+            raise NotLowRank(self.unread)
         info = self.modules[module]
         parts = self.parts(module)
-        weight = self._base_weight(info) if self._family.needs_base and info.kind == "linear" else None
+        needs = self._family.needs_base if info.kind == "linear" else self._family.needs_tables
+        weight = self._base_weight(info) if needs else None
         update = self._family.update(self.config, info, parts, weight)
         if isinstance(update, Factors):
             check_finite(update.to(torch.float32), module)
@@ -307,7 +309,7 @@ class Adapter:
         """The module's base weight, [out, in] as ΔW is."""
         assert self.base is not None  # otherwise an obstacle
         weight = self.base.tensor(f"{info.name}.weight")
-        turned = weight.T if self._turned else weight
+        turned = weight.T if self._turned or info.kind == "embedding" else weight
         if tuple(turned.shape) != (info.out_features, info.in_features):
             found = (info.out_features, info.in_features)
             raise ShapeMismatch(info.name, self.base.name, found, (turned.shape[0], turned.shape[1]))

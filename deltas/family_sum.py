@@ -1,6 +1,6 @@
 """The weighted sum of adapters of one family as an adapter of that family, exact where the family is closed.
 
-found = sum_in_family([one, two], {module: {0: 0.5, 1: 2.0} for module in one.modules})
+found = sum_in_family([one, two], {module: {0: 0.5, 1: 2.0} for module in one.modules}, base_modules)
 found.config, found.tensors      # adapter_config.json and adapter_model.safetensors, as PEFT reads them
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from deltas.adapter import Adapter
 from deltas.errors import BadTensors, NotClosed
 from deltas.families.sums import CLOSED, Closed, Term
+from deltas.short_names import no_more_than
 
 # Fields of the first source's config that the result takes over.
 KEPT = ("auto_mapping", "fan_in_fan_out", "mini_r", "revision", "task_type")
@@ -48,8 +49,13 @@ def check_closed(adapters: Sequence[Adapter]) -> Closed:
     return closed
 
 
-def sum_in_family(adapters: Sequence[Adapter], weights: Mapping[str, Mapping[int, float]]) -> FamilySum:
-    """Σ w ΔW of adapters that `check_closed` accepts. `weights`: module → index of a source that has it → its weight.
+def sum_in_family(
+    adapters: Sequence[Adapter],
+    weights: Mapping[str, Mapping[int, float]],
+    base_modules: Mapping[str, tuple[int, int]] | None = None,
+) -> FamilySum:
+    """Σ w ΔW of adapters that `check_closed` accepts. `weights`: module → index of a source that has it → its weight;
+    `base_modules`: the base model's linear layers, where they are known, so that PEFT adapts no others than these.
 
     Raises:
         NotClosed: as `check_closed`.
@@ -75,10 +81,11 @@ def sum_in_family(adapters: Sequence[Adapter], weights: Mapping[str, Mapping[int
         "peft_type": closed.peft_type,
         "base_model_name_or_path": adapters[0].config.base_model,
         "inference_mode": True,
-        "target_modules": sorted(weights),
+        "target_modules": no_more_than(list(weights), sorted(weights), base_modules),
     }
     if closed.peft_type == "IA3":
-        config["feedforward_modules"] = inputs
+        # Looked for among the adapted modules alone. PEFT asks for a list inside target_modules' list.
+        config["feedforward_modules"] = no_more_than(inputs, inputs, dict.fromkeys(weights, (0, 0)))
     else:
         config["r"] = rank
     if closed.peft_type == "MISS":

@@ -83,7 +83,8 @@ def place(family: Family, config: AdapterConfig, header: Header, conversion_rank
 
 def _check_complete(family: Family, name: str, entries: Mapping[str, TensorEntry]) -> None:
     """Raises BadTensors where a part is missing."""
-    layout = family.embedding_parts if entries.keys() & family.embedding_parts.keys() else family.parts
+    own = family.embedding_parts.keys() - family.parts.keys()  # a part that both have tells nothing
+    layout = family.embedding_parts if entries.keys() & own else family.parts
     present = next(iter(entries))
     for part, needed in layout.items():
         if needed and part not in entries:

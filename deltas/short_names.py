@@ -16,14 +16,19 @@ def target_modules(names: Sequence[str], base_modules: Mapping[str, tuple[int, i
     PEFT finds a listed name at the end of any other: "proj_out" in "blocks.0.proj_out". Where the base model is not
     known, names of the file that end in one another show that it has such modules.
     """
-    listed = short_names(names, base_modules)
+    return no_more_than(names, short_names(names, base_modules), base_modules)
+
+
+def no_more_than(
+    names: Sequence[str], listed: list[str], base_modules: Mapping[str, tuple[int, int]] | None
+) -> list[str] | str:
+    """`listed`, which names these modules; or a regular expression for them alone, where it would name others, too."""
     known = base_modules.keys() if base_modules else set(names)
     others = known - set(names) if base_modules else known
-    meant_too = {end for name in others for end in endings(name) if end != name and end in known}
-    if meant_too.isdisjoint(listed):
-        return listed
-    expression = _expression(names)
-    return expression if len(expression) <= MAX_PATTERN else listed  # what nobody reads helps nobody
+    meant = known & set(listed)  # a name that the base lacks is one below another root: the base with a head around it
+    more = any(end in meant for name in others for end in endings(name) if base_modules or end != name)
+    expression = _expression(names) if more else ""
+    return expression if more and len(expression) <= MAX_PATTERN else listed  # what nobody reads helps nobody
 
 
 def _expression(names: Sequence[str]) -> str:

@@ -30,6 +30,8 @@ from merging.errors import ExtrasConflict
 from merging.tokens import AddedRow, Vocabulary, added_rows, mean_row
 
 Carrier = Literal["lora_bias", "bias", "module", "rows"]
+# What to do about a tensor that sources hold in two ways.
+ONE_WAY = "PEFT holds a tensor in one way alone: merge those that hold it alike, or save all of them in the same way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +118,20 @@ def _plan(
         added = added_rows(name, refs, adapters, sources, vocabulary)
     if kinds == {"rows"}:
         if holder is not None:
-            raise ExtrasConflict(name, f"has retrained rows in '{first}' and low-rank factors in '{holder}'")
+            raise ExtrasConflict(name, f"has retrained rows in '{first}' and low-rank factors in '{holder}'; {ONE_WAY}")
         most = vocabulary.base_rows if vocabulary is not None else math.inf
         rows = tuple(sorted({row for extra in extras for row in extra.rows if row < most}))
         rows += tuple(row.id for row in added)
         return PlannedExtra(name, "rows", sources, (), (len(rows), extras[0].shape[1]), rows, added=added)
     if "rows" in kinds:
-        raise ExtrasConflict(
-            name, f"has retrained rows in one of '{first}' and '{last}', and is saved whole in the other"
+        retrained, whole = (
+            next(refs[i] for i, extra in zip(sources, extras, strict=True) if (extra.kind == "rows") == rows)
+            for rows in (True, False)
         )
+        raise ExtrasConflict(
+            name, f"has retrained rows in '{retrained}' (trainable_token_indices) and is saved whole in '{whole}'"
+            f" (modules_to_save); {ONE_WAY}"
+        )  # fmt: skip
     shape = extras[0].shape
     if vocabulary is not None:
         shape = (vocabulary.base_rows + len(added), *shape[1:])
@@ -145,7 +152,7 @@ def _plan(
     if leaf == "bias" and f"{module}.weight" not in members:
         return PlannedExtra(name, "bias", sources, (), shape, new=new)
     if holder is not None:
-        raise ExtrasConflict(name, f"is saved whole in '{first}' and has low-rank factors in '{holder}'")
+        raise ExtrasConflict(name, f"is saved whole in '{first}' and has low-rank factors in '{holder}'; {ONE_WAY}")
     return PlannedExtra(name, "module", sources, (), shape, new=new, added=added)
 
 

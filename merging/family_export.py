@@ -19,7 +19,7 @@ def write_family(plan: Plan, path: Path) -> dict[str, Any]:
         NonFiniteTensor: if the sum is NaN or infinite in the result's dtype.
     """
     weights = {m.name: dict(zip(m.sources, m.weights, strict=True)) for m in plan.modules}
-    config, tensors = sum_in_family(plan.adapters, weights)
+    config, tensors = sum_in_family(plan.adapters, weights, plan.base_modules)
     stored = {key: tensor.to(TORCH_DTYPES[plan.dtype]) for key, tensor in tensors.items()}
     for key, tensor in stored.items():
         if bad := int((~torch.isfinite(tensor)).sum()):

@@ -10,6 +10,7 @@ from typing import Any
 
 from deltas.adapter import Adapter
 from deltas.errors import NotClosed
+from deltas.families.sums import CLOSED
 from deltas.family_sum import check_closed
 from merging.depth import count_blocks, depth_of
 from merging.errors import BadSpace, BadWeights, BaseMismatch, ModuleMismatch, NotMergeable
@@ -19,13 +20,13 @@ from merging.plan import ITEM_BYTES, AnyRank, Plan, PlannedModule
 from merging.plan_ranks import check_rank, target_rank
 from merging.plan_warnings import conversions, padding, warnings
 from merging.ranks import Budget, has_rank_gradient, rank_at
-from merging.recipe import Recipe
+from merging.recipe import Export, Recipe
 from merging.tokens import token_warnings, unite_tokens
 from merging.weights import has_gradient, weight_at
 
 IN_FAMILY = (
     "the result is written as an adapter of the sources' own family and holds their exact weighted sum; ranks and"
-    " errors in its report are those of reading it as low-rank factors"
+    " errors in its report are those of reading its weights as low-rank factors"
 )
 
 
@@ -54,8 +55,8 @@ def plan_merge(
     refs = [source.ref for source in recipe.sources]
     adapters = [a.with_base(a.base, recipe.conversion_rank) for a in adapters]
     for ref, adapter in zip(refs, adapters, strict=True):
-        if adapter.obstacles:
-            raise NotMergeable(ref, adapter.obstacles)
+        if obstacles := _obstacles(adapter, recipe.export):
+            raise NotMergeable(ref, obstacles)
         if adapter.config.base_model != adapters[0].config.base_model:
             raise BaseMismatch(refs[0], adapters[0].config.base_model, ref, adapter.config.base_model)
     rank: AnyRank = method.default_rank if recipe.rank is None else recipe.rank
@@ -106,6 +107,12 @@ def plan_merge(
             *padding(modules),
         ),
     )
+
+
+def _obstacles(adapter: Adapter, export: Export) -> tuple[str, ...]:
+    """What keeps an adapter from being a source of a result that is written so."""
+    closed = CLOSED.get(adapter.family) if export == "family" else None
+    return adapter.unread if closed is not None and closed.biases else adapter.obstacles
 
 
 def _check_family_export(method: Method, rank: AnyRank, adapters: Sequence[Adapter]) -> None:

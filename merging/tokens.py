@@ -133,7 +133,7 @@ def added_rows(
     if whole and missing is not None:
         raise ExtrasConflict(
             name, f"has no row for the added token '{missing.token.content[:80]}': '{refs[missing.sources[0]]}' brings"
-            " one for another tensor alone"
+            " one for another tensor alone; save this one in it, too (modules_to_save)"
         )  # fmt: skip
     return tuple(AddedRow(id, *zip(*pairs, strict=True)) for id, pairs in sorted(found.items()))
 

@@ -114,7 +114,7 @@ def _merged(method: str, base: VisionBase, sources: Sequence[Source], folder: Pa
     adapters = []
     for number, source in enumerate(sources):
         place = folder / str(number)
-        config = write_lora(source.lora, base.name, ("q_proj", "v_proj"), place)
+        config = write_lora(source.lora, base, ("q_proj", "v_proj"), place)
         adapters.append(Adapter.open(config, place / "adapter_model.safetensors"))
     recipe = Recipe.model_validate(
         {

@@ -44,7 +44,7 @@ def adapter(base: VisionBase, folder: Path) -> Path:
     lora = new_lora(base, ("q_proj", "v_proj"), 4, generator(0, "speed"))
     for factors in lora.values():
         torch.nn.init.normal_(factors.B, std=0.01, generator=generator(1, "speed"))
-    config = write_lora(lora, base.name, ("q_proj", "v_proj"), folder)
+    config = write_lora(lora, base, ("q_proj", "v_proj"), folder)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 

@@ -65,7 +65,7 @@ def train_source(
     accuracy = float((logits.argmax(1) == task.labels[held]).float().mean())
     staging = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(staging, ignore_errors=True)
-    config = write_lora(lora, base.name, TARGETS, staging)
+    config = write_lora(lora, base, TARGETS, staging)
     weights = staging / "adapter_model.safetensors"
     tensors: dict[str, Tensor] = load_file(weights)
     tensors |= {

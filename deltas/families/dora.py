@@ -2,7 +2,8 @@
 
 So ΔW = (d − 1) ∘ W + d ∘ s·B A with d = m / ‖W + s·B A‖ [out]: full rank in general, and only W says what it is.
 Beside the base layer that is a scaling of its outputs (the bias stays) and a LoRA whose B has d folded in.
-PEFT keeps m as `lora_magnitude_vector` (peft 0.21.2, tuners/lora/dora.py).
+PEFT keeps m as `lora_magnitude_vector` (peft 0.21.2, tuners/lora/dora.py). Of an embedding W is the transpose of the
+table, so each of its columns has a magnitude; the norm is over all tokens.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,16 @@ from torch import Tensor
 from deltas.config import AdapterConfig
 from deltas.factors import Factors
 from deltas.families.family import Family, vector
-from deltas.families.lora import LORA_FIELDS, A, B, changed_start, lora_module
+from deltas.families.lora import (
+    EMBEDDING_A,
+    EMBEDDING_B,
+    EMBEDDING_PARTS,
+    LORA_FIELDS,
+    A,
+    B,
+    changed_start,
+    lora_module,
+)
 from deltas.forms import Forms, Layout
 from deltas.header import TensorEntry
 from deltas.module import ModuleInfo
@@ -26,8 +36,10 @@ MAGNITUDE = "lora_magnitude_vector"
 class Dora(Family):
     name = "dora"
     parts: ClassVar = {A: True, B: True, MAGNITUDE: True}
+    embedding_parts: ClassVar = {**EMBEDDING_PARTS, MAGNITUDE: True}
     fields = LORA_FIELDS | {"use_dora"}
     needs_base = True
+    needs_tables = True
     conversion = "DoRA rescales every output row of the base weight, so its ΔW has full rank"
 
     def recognises(self, raw: Mapping[str, Any]) -> bool:
@@ -73,7 +85,8 @@ class Dora(Family):
 
 def _moved(info: ModuleInfo, parts: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
     """W + s·B A [out, in] and what its rows are multiplied by, d [out]; float64."""
-    moved = weight.double() + info.scale * (parts[B].double() @ parts[A].double())
+    a, b = (EMBEDDING_A, EMBEDDING_B) if info.kind == "embedding" else (A, B)
+    moved = weight.double() + info.scale * (parts[b].double() @ parts[a].double())
     norms = torch.linalg.norm(moved, dim=1)
     # A row of norm zero stays zero: PEFT would divide by zero there.
     return moved, torch.where(norms > 0, parts[MAGNITUDE].double().reshape(-1) / norms, 0.0)

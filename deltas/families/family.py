@@ -10,7 +10,8 @@ One file in this folder for each. A family says
   adapter cuts to its conversion rank and states the error of;
 * `forms`, and `layout`, which says from the header alone what these will be: the change of a linear layer as it is
   applied beside it, exact whatever the rank, the layer's bias included;
-* `needs_base`: whether ΔW depends on the base weight, `needs_shape`: or on its shape alone;
+* `needs_base`: whether ΔW depends on the base weight, `needs_tables`: of embeddings, too, `needs_shape`: or on its
+  shape alone;
 * `shared`: the tensors that all modules read together; they are handed out as parts of each.
 """
 
@@ -41,6 +42,7 @@ class Family(ABC):
     fields: ClassVar[frozenset[str]]  # of adapter_config.json: those that this family reads or may ignore
     shared: ClassVar[frozenset[str]] = frozenset()
     needs_base: ClassVar[bool] = False
+    needs_tables: ClassVar[bool] = False
     needs_shape: ClassVar[bool] = False
     conversion: ClassVar[str] = ""  # one sentence: how ΔW is had, where it is not simply read
 
@@ -79,7 +81,8 @@ class Family(ABC):
     ) -> Factors | Tensor:
         """ΔW from the module's tensors, widened to float32 or more, every scale folded in.
 
-        `weight`: the base weight [out, in] where `needs_base`, else None. A dense result is [out, in].
+        `weight`: the base weight [out, in] where `needs_base` (of an embedding where `needs_tables`, the transpose of
+        its table), else None. A dense result is [out, in].
         """
 
     def layout(self, config: AdapterConfig, info: ModuleInfo, shapes: Mapping[str, tuple[int, ...]]) -> Layout:

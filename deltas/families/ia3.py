@@ -40,7 +40,10 @@ class Ia3(Family):
         moved = [info.name for info in modules.values() if info.out_features and base.shape(f"{info.name}.bias")]
         if not moved:
             return []
-        return [f"IA³ also scales the bias of '{moved[0]}' ({len(moved)} such), which low-rank factors cannot hold"]
+        return [
+            f"IA³ also scales the bias of '{moved[0]}' ({len(moved)} such), which low-rank factors cannot hold; a sum"
+            " of IA³ adapters keeps it with export 'family'"
+        ]
 
     def module(
         self, config: AdapterConfig, name: str, entries: Mapping[str, TensorEntry], conversion_rank: int

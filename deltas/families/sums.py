@@ -26,12 +26,14 @@ class Term(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """How one family is summed: `same`: what the sources' configs must share, `joins`: whether ranks add up."""
+    """How one family is summed: `same`: what the sources' configs must share, `joins`: whether ranks add up, `biases`:
+    whether the sum holds what sources do to their layers' biases, too (IA³'s l multiplies W x + b)."""
 
     peft_type: str
     same: Callable[[Mapping[str, Any]], object]
     joins: bool
     add: Callable[[Sequence[Term], int], dict[str, Tensor]]  # terms, the result's r → its parts in float64
+    biases: bool = False
 
 
 def _add_ia3(terms: Sequence[Term], rank: int) -> dict[str, Tensor]:
@@ -80,7 +82,7 @@ def _miss_fields(raw: Mapping[str, Any]) -> object:
 
 _MISS = Closed("MISS", _miss_fields, joins=False, add=_add_miss)
 CLOSED: Mapping[str, Closed] = {
-    "ia3": Closed("IA3", lambda raw: bool(raw.get("fan_in_fan_out")), joins=False, add=_add_ia3),
+    "ia3": Closed("IA3", lambda raw: bool(raw.get("fan_in_fan_out")), joins=False, add=_add_ia3, biases=True),
     "miss": _MISS,
     "miss_bat": _MISS,
     "bone": _MISS,

@@ -103,6 +103,8 @@ def sglang(facts: Facts) -> Iterator[Finding]:
     if odd is not None:
         yield Finding("layers", f"SGLang has no adapters on '{odd.name}'")
     yield from _partners(facts)
+    if inexact(facts):
+        return  # its ranks and scales are of no factors that the file holds
     if reason := converted(facts):
         yield Finding("factors", reason)
         return

@@ -91,6 +91,8 @@ def tgi(facts: Facts) -> Iterator[Finding]:
     if odd is not None:
         yield Finding("layers", f"TGI has no adapters on '{odd.name}' and skips its factors")
     yield from _blocks(facts)
+    if inexact(facts):
+        return  # its ranks and scales are of no factors that the file holds
     if reason := converted(facts):
         yield Finding("factors", reason)
         return

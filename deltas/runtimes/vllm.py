@@ -37,6 +37,12 @@ RULES = (
         None,
     ),
     Rule(
+        "announced",
+        "r and rank_pattern count as far as the config names them, whether a module has that rank or not",
+        HELPER,
+        "the config names the ranks that its modules have",
+    ),
+    Rule(
         "factors",
         "only lora_A and lora_B are read; starts that changed the base weight (PiSSA, OLoRA, …) are refused",
         HELPER,
@@ -68,11 +74,17 @@ def vllm(facts: Facts) -> Iterator[Finding]:
         yield Finding("beside", f"{reason}, which vLLM refuses")
     if expert := experts(facts):
         yield Finding("experts", f"'{expert.name}' is an expert, which is not written for vLLM here")
-    if facts.announced_rank > MAX_RANKS[-1]:
+    if facts.rank > MAX_RANKS[-1]:
         yield Finding(
             "steps",
-            f"its rank {facts.announced_rank} is above {MAX_RANKS[-1]}, vLLM's largest; an export with max_rank cuts"
-            " it, with the energy lost stated",
+            f"its rank {facts.rank} is above {MAX_RANKS[-1]}, vLLM's largest; an export with max_rank cuts it, with the"
+            " energy lost stated",
+        )
+    elif facts.announced_rank > MAX_RANKS[-1]:
+        yield Finding(
+            "announced",
+            f"its config names rank {facts.announced_rank}, above {MAX_RANKS[-1]}, vLLM's largest, although its modules"
+            f" have no more than {facts.rank}",
         )
     if reason := converted(facts):
         yield Finding("factors", reason)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from deltas.adapter import Adapter
 from deltas.factors import Factors, cat, scaled
+from deltas.short_names import no_more_than
 from merging.recycle.errors import BadDistillation, SourceUnusable
 from merging.recycle.updated import Lora
 from merging.recycle.vision_base import own_name
@@ -97,21 +98,22 @@ def averaged(loras: Sequence[Lora]) -> dict[str, Factors]:
 
 
 def write_lora(
-    lora: Mapping[str, Factors], base_name: str, targets: Sequence[str], folder: Path, *, task_type: str | None = None
+    lora: Mapping[str, Factors], base: Base, targets: Sequence[str], folder: Path, *, task_type: str | None = None
 ) -> dict[str, Any]:
     """Write adapter_config.json's document and adapter_model.safetensors below `folder`; returns the document.
 
-    The scale is in the factors: lora_alpha equals r, the factor 1 that the paper's LoRAs have. PEFT wraps vision models
-    without a task type.
+    `targets`: the endings of names that `lora` was made for, which a regular expression replaces where PEFT would adapt
+    more. The scale is in the factors: lora_alpha equals r, the factor 1 that the paper's LoRAs have. PEFT wraps vision
+    models without a task type.
     """
     rank = next(iter(lora.values())).rank
     config = {
         "peft_type": "LORA",
         "task_type": task_type,
-        "base_model_name_or_path": base_name,
+        "base_model_name_or_path": base.name,
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted(targets),
+        "target_modules": no_more_than(list(lora), sorted(targets), base.modules),
         "bias": "none",
         "lora_dropout": 0.0,
         "use_rslora": False,

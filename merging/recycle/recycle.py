@@ -67,7 +67,7 @@ class Distillation:
             held.append(self._teach(index, images, known))
             curves.append(own)
         lora, history = self._train(held, known)
-        config = write_lora(lora, self.base.name, self.params.targets, self.folder)
+        config = write_lora(lora, self.base, self.params.targets, self.folder)
         report = {
             "method": "recycle",
             "paper": "LoRA Recycle, arXiv 2412.02220",

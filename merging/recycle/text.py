@@ -69,7 +69,7 @@ class TextDistillation:
             held.append(self._teach(index, inputs))
             curves.append(own)
         lora, history = self._train(held)
-        config = write_lora(lora, self.base.name, self.params.targets, self.folder, task_type="CAUSAL_LM")
+        config = write_lora(lora, self.base, self.params.targets, self.folder, task_type="CAUSAL_LM")
         report = {
             "method": "recycle",
             "paper": "our extension to texts of LoRA Recycle, arXiv 2412.02220",

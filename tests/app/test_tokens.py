@@ -97,6 +97,25 @@ def test_without_a_tokenizer_the_version_is_kept_and_says_what_is_missing(
     assert service.push("tok/bare", bare)["version"] == 2  # the tokenizer is part of what a version is
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_tokens_without_rows_are_kept_with_a_note(
+    service: Service, base_folder: Path, tmp_path: Path, held: bool
+) -> None:
+    bare = small_adapter(tmp_path / "small")
+    made = Tokenizer.from_file(str(base_folder / "tokenizer.json"))
+    made.add_tokens(["<call>", "<think>"] if held else ["<|im_start|>"])  # the last is one of the base's own
+    made.save(str(bare / "tokenizer.json"))
+    version = service.push(f"tok/rowless-{held}", bare)
+    assert (version["mergeable"], version["servable"]) == (True, True)
+    said = [note for note in version["notes"] if "tokenizer.json" in note]
+    assert len(said) == held
+    assert all("adds '<call>' (2 such tokens), but its weights hold no row" in note for note in said)
+
+
+def test_tokens_with_rows_need_no_note(service: Service, adapters: tuple[Path, Path]) -> None:
+    assert not any("hold no row" in note for note in service.push("tok/rows", adapters[1])["notes"])
+
+
 def test_both_ways_of_uploading_give_the_same_version(service: Service, tmp_path: Path) -> None:
     folder = small_adapter(tmp_path / "small")
     document = {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}

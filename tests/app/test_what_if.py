@@ -64,6 +64,26 @@ def test_sources_come_and_go_and_methods_change(service: Service, merged: str) -
     assert lego["after"]["method"] == "lego"
 
 
+def test_equal_sources_are_told_apart_by_their_place(service: Service) -> None:
+    recipe = {"name": "w/twice", "sources": ["w/a", "w/b", "w/a"], "weights": [1, 0.5, 2]}
+    found = ask(service, recipe=recipe, weights={"w/a#2": 3}, drop=["w/a@1#1"], add=[{"ref": "w/a", "weight": 5}])
+    assert [(source["ref"], source["weight"]) for source in found["recipe"]["sources"]] == [
+        ("w/b@1", 0.5), ("w/a@1", 3.0), ("w/a@1", 5.0),
+    ]  # fmt: skip
+    assert found["changes"] == [
+        {"what": "w/a@1#1", "before": 1.0, "after": None},
+        {"what": "w/a@1#2", "before": 2.0, "after": 3.0},
+        {"what": "w/a@1#3", "before": None, "after": 5.0},
+    ]
+    for name, words in {
+        "w/a": "names 2 sources of this merge (w/a@1#1, w/a@1#2); say which: w/a#1 or w/a#2",
+        "w/a#3": "w/a#3 is not a source of this merge; it has w/a@1#1, w/b@1, w/a@1#2",
+        "w/a#0": "is not a source",
+    }.items():
+        asked = service.http.post("/v1/what-if", json={"recipe": recipe, "weights": {name: 1}})
+        assert words in problem(asked, 422, "unknown-source")["detail"]
+
+
 def test_a_recipe_can_be_asked_about_before_it_is_made(service: Service) -> None:
     recipe = {"name": "w/new", "sources": ["w/a", "w/b"], "rank": 2}
     found = ask(service, recipe=recipe)

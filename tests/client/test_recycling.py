@@ -35,7 +35,7 @@ def folders(bundled: VisionBase, tmp_path: Path) -> list[Path]:
             torch.nn.init.normal_(factors.B, std=0.02, generator=rng)
         head = Head(torch.randn(3, bundled.width, generator=rng), torch.zeros(3))
         folder = tmp_path / f"adapter-{number}"
-        config = write_lora(lora, bundled.name, ("q_proj",), folder)
+        config = write_lora(lora, bundled, ("q_proj",), folder)
         (folder / "adapter_config.json").write_text(json.dumps(config))
         (folder / "head.safetensors").write_bytes(head_bytes(head, ("ant", "bee", "cow") if number else ()))
         made.append(folder)

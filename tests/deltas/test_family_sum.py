@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import GloraConfig, HiraConfig, IA3Config, LoHaConfig, LoraConfig, MissConfig, PeftModel
+from peft import GloraConfig, HiraConfig, IA3Config, LoHaConfig, LoraConfig, MissConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
+from torch import nn
 from transformers import LlamaForCausalLM
 
+from deltas.adapter import Adapter
 from deltas.errors import BadTensors, NotClosed
 from deltas.family_sum import sum_in_family
 from tests.deltas.peft_model import Saved, saved
@@ -53,6 +55,33 @@ def test_a_sum_inside_the_family_is_the_weighted_sum_of_updates(tmp_path: Path, 
     for name, delta in moved.items():
         parts = [w * s.deltas.get(name.removesuffix(".weight"), 0) for w, s in zip(WEIGHTS, sources, strict=True)]
         torch.testing.assert_close(delta, sum(parts) + torch.zeros_like(delta), rtol=1e-4, atol=1e-5)
+
+
+class Twins(nn.Module):
+    """A layer `proj_out` beside others that are called so in its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj_out = nn.Linear(8, 6, bias=False)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"proj_out": nn.Linear(8, 6, bias=False)}) for _ in range(2))
+
+
+@pytest.mark.parametrize("inputs", [["proj_out"], []])
+def test_peft_adapts_no_more_modules_than_the_sum_holds(tmp_path: Path, inputs: list[str]) -> None:
+    names = ["proj_out", "blocks.1.proj_out"]
+    vectors = {name: torch.rand(1, 8) if name in inputs else torch.rand(6, 1) for name in names}
+    save_file({f"base_model.model.{name}.ia3_l": v for name, v in vectors.items()}, tmp_path / "weights")
+    raw = {"peft_type": "IA3", "target_modules": "proj_out|blocks.1.proj_out", "feedforward_modules": "proj_out"}
+    adapter = Adapter.open(raw, tmp_path / "weights")
+    base = dict.fromkeys([*names, "blocks.0.proj_out"], (6, 8))
+    config, tensors = sum_in_family([adapter], {name: {0: 1.0} for name in names}, base)
+    model = get_peft_model(Twins(), IA3Config(**{**config, "inference_mode": False}))
+    missed = model.load_state_dict(
+        {key.replace("ia3_l", "ia3_l.default"): tensor for key, tensor in tensors.items()}, strict=False
+    )
+    assert missed.unexpected_keys == []  # of the shapes that the vectors have
+    assert [key for key in missed.missing_keys if "ia3_l" in key] == []
+    assert sum("ia3_l" in name for name, _ in model.named_parameters()) == len(names)
 
 
 def test_bone_sums_become_miss(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ CASES = [
     *(Broken(name, "factors", ada, "export") for name in ("vllm", "sglang", "tgi")),
     *(Broken(name, "spelling", infixed, "export") for name in ("vllm", "tgi")),
     Broken("vllm", "steps", of(rank=513, alpha=1.0), "no"),
+    Broken("vllm", "announced", of(rank=600, rank_pattern=dict.fromkeys(QV, 2)), "export"),
     Broken("sglang", "layers", of(modules=STRANGE), "no"),
     Broken("sglang", "base", of(modules=ONLY_V), "no", None),
     Broken("sglang", "partners", of(modules=ONLY_V), "export"),
@@ -114,6 +115,15 @@ def test_a_broken_rule_is_found_and_said(tmp_path: Path, case: Broken) -> None:
         assert verdict.settings
     else:
         assert not verdict.changes
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "tgi"])
+@pytest.mark.parametrize(("make", "rule"), [(loha, "low-rank"), (experts, "experts")])
+def test_what_no_file_holds_is_no_reason(tmp_path: Path, name: str, make: Callable[[Path], Adapter], rule: str) -> None:
+    """Neither the ranks of a conversion, nor the keys that single experts do not have."""
+    found = {finding.rule for finding in resolve_runtime(name).findings(Facts(make(tmp_path), BASE))}
+    assert rule in found
+    assert found.isdisjoint({"rank", "scale", "spelling"})
 
 
 def test_every_rule_has_a_case() -> None:

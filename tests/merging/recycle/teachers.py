@@ -44,7 +44,7 @@ def train_teacher(base: VisionBase, number: int, steps: int = 10, px: int = PX) 
 def write_teacher(source: Source, base: VisionBase, folder: Path, *, apart: bool) -> Path:
     """The folder that somebody would upload: the head in a file of its own, with its classes' names, or saved whole
     with the adapter."""
-    config = write_lora(source.lora, base.name, ("q_proj", "v_proj"), folder)
+    config = write_lora(source.lora, base, ("q_proj", "v_proj"), folder)
     if apart:
         (folder / "head.safetensors").write_bytes(head_bytes(source.head, source.classes))
     else:

@@ -1,12 +1,14 @@
 """Sources as people bring them: heads inside the adapter or beside it, and what is refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2ForImageClassification
@@ -105,10 +107,18 @@ def test_a_written_lora_is_read_back_and_begins_as_nothing(tiny: VisionBase, tmp
     assert set(lora) == set(MODULES)
     assert all(float(f.B.detach().abs().max()) == 0 for f in lora.values())
     assert all(0 < float(f.A.detach().abs().max()) <= 24**-0.5 for f in lora.values())
-    config = write_lora(lora, tiny.name, ("q_proj", "v_proj"), tmp_path)
+    config = write_lora(lora, tiny, ("q_proj", "v_proj"), tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     again = read_lora("me/new@1", opened(tmp_path), tiny)
     assert all(torch.equal(again[name].A, lora[name].A) for name in lora)
+
+
+def test_a_target_that_peft_would_find_elsewhere_too_is_written_as_a_pattern(tiny: VisionBase, tmp_path: Path) -> None:
+    wider = replace(tiny, modules={**tiny.modules, "q_proj": (24, 24)})  # no ending of a name, but the name itself
+    lora = new_lora(wider, ("q_proj",), 2, torch.Generator().manual_seed(0))
+    config = write_lora(lora, wider, ("q_proj",), tmp_path)
+    asked = LoraConfig(target_modules=config["target_modules"])
+    assert {name for name in wider.modules if check_target_module_exists(asked, name)} == set(lora)
 
 
 def test_sums_and_averages(tiny: VisionBase, tmp_path: Path) -> None:
