@@ -38,7 +38,7 @@ class Needs(SecurityBase):
         self.everywhere = everywhere
 
     async def __call__(self, request: Request) -> Caller:
-        """The caller, who may do this; names in the address can be kept. A coroutine, so that what it sets holds for the handler too."""
+        """The caller, who may do this. A coroutine, so that what it sets holds for the handler too."""
         if "\0" in request.scope["path"]:
             raise UnkeepableText  # before a database is asked, of which only one refuses it
         caller: Caller = request.state.caller
