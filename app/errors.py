@@ -74,6 +74,7 @@ TABLE: dict[type[Exception], Row] = {
     job_errors.JobMemory: (507, "job-memory"),
     job_errors.ProcessDied: (500, "worker-died"),
     files.MissingBlob: (422, "missing-blob"),
+    files.LostBlob: (500, "lost-file"),
     files.DigestMismatch: (422, "digest-mismatch"),
     files.DamagedBlob: (500, "damaged-blob"),
     files.UnknownUpload: (404, "unknown-upload"),
