@@ -33,8 +33,8 @@ class LostBlob(MissingBlob):
         self.reference = reference
         self.args = (
             f"{reference} has lost a file: {shown('sha256:' + digest)} is in the registry, and not in the file store. "
-            "Whoever runs the service finds all such files with `spolia fsck`; pushing the same files again, or a backup, "
-            "brings them back.",
+            "Whoever runs the service finds all such files with `spolia fsck`; pushing the same files again, or a "
+            "backup, brings them back.",
         )
 
 
