@@ -95,6 +95,7 @@ TABLE: dict[type[Exception], Row] = {
     store.StorageBusy: (503, "storage-busy"),
     store.LostRace: (503, "storage-busy"),
     store.StorageUnavailable: (503, "storage-unavailable"),
+    store.StorageDamaged: (500, "storage-damaged"),
     store.SchemaNewer: (503, "schema-mismatch"),
     store.UnsupportedDatabase: (500, "unsupported-database"),
     serving.BaseUnavailable: (503, "base-unavailable"),
