@@ -1,11 +1,15 @@
 """What every verb shares: the service it talks to, and the --json switch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+from app.cli_output import fail
 from app.client import Client
+from app.client_jobs import StoppedFollowing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts; nothing else on stdout.")]
 
@@ -18,10 +22,16 @@ class Connection:
     api_key: str | None
 
 
-def client(ctx: typer.Context) -> Client:
+@contextmanager
+def client(ctx: typer.Context) -> Iterator[Client]:
     """A client for the service that this run of the command line was pointed at."""
     connection = ctx.find_object(Connection) or Connection(None, None)
-    return Client(connection.url, connection.api_key)
+    with Client(connection.url, connection.api_key) as spolia:
+        try:
+            yield spolia
+        except StoppedFollowing as stopped:
+            job = stopped.job_id
+            fail(f"Job {job} goes on: `spolia job wait {job}` follows it, `spolia job cancel {job}` stops it.", 130)
 
 
 def weighted_over_depth(source: str) -> tuple[str, float | list[float]]:

@@ -8,6 +8,7 @@ import typer
 
 from app.cli_context import AsJson, client
 from app.cli_output import err, moment, out, print_json, progress, table
+from app.client_jobs import following
 
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job; `spolia job list` shows them.")]
 
@@ -67,10 +68,11 @@ def show_log(
             lines = (found["line"] for event, found in spolia.events(job_id, log=True) if event == "log")
         else:
             lines = spolia.job_log(job_id)
-        if as_json:
-            return print_json(list(lines))
-        for line in lines:
-            out.print(_sentence(line), markup=False, highlight=False, soft_wrap=True)
+        with following(job_id):
+            if as_json:
+                return print_json(list(lines))
+            for line in lines:
+                out.print(_sentence(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @job.command()

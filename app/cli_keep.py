@@ -16,8 +16,14 @@ from app.cli_settings import read_settings
 if TYPE_CHECKING:
     from app.settings import Settings
     from store.audit import Action
+    from store.checking import Checked
     from store.partial_uploads import PartialUploads
     from store.registry import Registry
+
+_WITHOUT_DATABASE = (
+    "Nothing was ever published in this database, and files are here. If the database was lost, restore a backup"
+    " (spolia restore); until something is published no file counts as garbage."
+)
 
 DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept (SPOLIA_DATA_DIR, ./spolia-data).")]
 
@@ -38,6 +44,8 @@ def gc(
     grace_s = kept.settings.orphan_max_age_s if grace is None else grace
     staging_age_s = kept.settings.staging_max_age_s
     found = collect(kept.registry, kept.uploads, grace_s=grace_s, staging_age_s=staging_age_s, dry_run=dry_run)
+    if kept.registry.untouched() and next(iter(kept.registry.blobs.ages()), None) is not None and not as_json:
+        out.print(_WITHOUT_DATABASE)
     if found.files and not dry_run:
         _note(kept, "files.collect", "files", {"files": found.files, "size_bytes": found.size_bytes})
     if as_json:
@@ -78,12 +86,23 @@ def fsck(
         out.print(f"{found.versions} versions, {found.files} files, {size(found.size_bytes)}.")
         if found.findings:
             shown = table(None, "finding", "file", ">size", "needed by", "")
+            shown.columns[1].no_wrap = True  # to be copied
             for one in found.findings:
                 done = "set aside" if one.repaired else ""
                 shown.add_row(one.kind, f"sha256:{one.digest}", size(one.size_bytes), ", ".join(one.users), done)
             out.print(shown)
-        out.print("Every version has its files, with the right bytes." if found.clean else "Some files are not whole.")
+        if found.files and kept.registry.untouched():
+            out.print(_WITHOUT_DATABASE)
+        else:
+            out.print("Every version has its files, with the right bytes." if found.clean else _remedy(found))
     raise typer.Exit(0 if found.clean else 1)
+
+
+def _remedy(found: "Checked") -> str:
+    kinds = {one.kind for one in found.findings if not one.repaired}
+    aside = " `--repair` sets damaged ones aside;" if "damaged" in kinds else ""
+    whole = " without `--quick` its bytes are read;" if "wrong-size" in kinds else ""
+    return f"Some files are not whole:{whole}{aside} pushing the same adapters again, or a backup, brings them back."
 
 
 def backup(

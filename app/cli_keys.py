@@ -23,6 +23,8 @@ keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 
 Local = Annotated[bool, typer.Option("--local", help="Work on the database of SPOLIA_* itself, not on the service.")]
 
+_NO_KEYS = "No keys. From the first one on (spolia keys create root --grant '*=admin' --local) every request needs one."
+
 
 @contextmanager
 def _local() -> Iterator["LocalKeys"]:
@@ -84,6 +86,8 @@ def ls(ctx: typer.Context, local: Local = False, as_json: AsJson = False) -> Non
             found = list(spolia.keys())
     if as_json:
         return print_json(found)
+    if not found:
+        return out.print(_NO_KEYS)
     shown = table(None, "id", "name", "state", "may", "expires", "last used")
     for key in found:
         shown.add_row(

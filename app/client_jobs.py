@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from app.client_http import Json, Progress, SpoliaError, Transport, problem_error
 from app.client_inputs import part
@@ -11,6 +12,23 @@ FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 LOST = frozenset({"unreachable", "connection-broken"})
 RECONNECT_WITHIN_S = 60.0
 RECONNECT_EVERY_S = 0.5
+
+
+class StoppedFollowing(KeyboardInterrupt):
+    """Ctrl-C while a job was followed: the job goes on."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"job {job_id} goes on")
+
+
+@contextmanager
+def following(job_id: str) -> Iterator[None]:
+    """Follow a job in this block: Ctrl-C says which one goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedFollowing(job_id) from None
 
 
 class JobVerbs:
@@ -53,8 +71,18 @@ class JobVerbs:
     ) -> Json:
         """Follow a job to its end, also through a restart of the service. `on_line` is given its log's lines.
 
-        Raises SpoliaError when the job fails or is cancelled, or the service stays away for longer than a minute.
+        Raises SpoliaError when the job fails or is cancelled, or the service stays away for longer than a minute;
+        StoppedFollowing, a KeyboardInterrupt, at Ctrl-C, which does not stop the job.
         """
+        with following(job_id):
+            job = self._followed(job_id, on_progress, on_line)
+        if job["state"] == "cancelled":
+            raise problem_error("job-cancelled", f"Job {job_id} was cancelled; nothing was published.")
+        if job["state"] == "failed":
+            raise SpoliaError(job["error"] or {"detail": f"Job {job_id} failed."})
+        return job
+
+    def _followed(self, job_id: str, on_progress: Progress | None, on_line: Callable[[Json], None] | None) -> Json:
         job: Json = {"state": "unknown"}
         lost_at: float | None = None
         told = 0
@@ -73,8 +101,4 @@ class JobVerbs:
                 if error.slug not in LOST or time.monotonic() - lost_at > RECONNECT_WITHIN_S:
                     raise
                 time.sleep(RECONNECT_EVERY_S)
-        if job["state"] == "cancelled":
-            raise problem_error("job-cancelled", f"Job {job_id} was cancelled; nothing was published.")
-        if job["state"] == "failed":
-            raise SpoliaError(job["error"] or {"detail": f"Job {job_id} failed."})
         return job

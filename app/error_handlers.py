@@ -15,6 +15,7 @@ from starlette.routing import Match, Route
 from app.complaints import invalid_request
 from app.errors import BROKEN, DISK_FULL, ROOTS, describe, is_disk_full, sentence
 from app.hub.answers import error_headers, is_hub
+from app.hub.not_offered import not_offered
 from app.limits import BodyTooLarge
 from app.lorax_answers import LORAX, error_type
 from app.observing.failures import count_storage_error
@@ -56,6 +57,8 @@ async def on_http(request: Request, error: Exception) -> Response:
         404: f"There is nothing at {path!r}.",
         405: f"{request.method} is not possible at {path!r}; the Allow header lists what is.",
     }
+    if error.status_code == 404 and (refused := not_offered(path)) is not None:
+        return respond(request, 404, "not-offered", refused)
     if error.status_code == 404 and b"%2f" in request.scope.get("raw_path", b"").lower():
         return respond(request, 422, "invalid-name", "A name in an address must not hold a slash.")
     if error.status_code == 400:  # how the framework refuses bodies that it cannot take apart
@@ -131,6 +134,6 @@ def respond(
     if request.url.path in LORAX:
         members |= {"error": detail, "error_type": error_type(status)}
     if is_hub(request.url.path):
-        headers = {**(headers or {}), **error_headers(slug, detail, members)}
+        headers = {**(headers or {}), **error_headers(request.url.path, slug, detail, members)}
         members["error"] = detail
     return problem_response(status, slug, detail, members, headers)

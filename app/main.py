@@ -91,6 +91,10 @@ from store.rate_counts import RateCounts
 
 log = logging.getLogger("spolia")
 
+WITHOUT_DATABASE = (
+    "nothing was ever published in this database, and files are here: if the database was lost, stop and"
+    " `spolia restore` a backup; no file is removed before something is published"
+)
 _START_PATIENCE_S = 60.0
 _RETRY_EVERY_S = 1.0
 
@@ -206,6 +210,8 @@ def settle(shelves: Shelves) -> None:
         return
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s) + shelves.uploads.sweep()
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
+    if shelves.registry.untouched() and next(iter(shelves.blobs.ages()), None) is not None:
+        log.warning("%s", WITHOUT_DATABASE)
     if staged or orphans:
         log.info("removed %d unfinished uploads and %d files that no version needs", staged, orphans)
 

@@ -1,7 +1,8 @@
 """The store, opened: what both the API's handlers and the worker's jobs work with. Loads no model library."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from merging.file_cache import FileCache
 from serving.errors import AdapterGone
 from store.actor import SERVICE, acting
 from store.audit import AuditLog
+from store.blob_errors import LostBlob, MissingBlob
 from store.blobs import Blobs
 from store.database import Database
 from store.errors import UnknownReference
@@ -72,6 +74,20 @@ class Shelves:
 
         Its base model is the one that the registry knows it by, not the trainer's folder that its config may name.
         """
+        with self.files_of(version):
+            return self._opened(version)
+
+    @contextmanager
+    def files_of(self, version: Version) -> Iterator[None]:
+        """Read a version's files in this block. Raises LostBlob where one is not there; UnknownReference where the
+        version was deleted meanwhile, and its files with it."""
+        try:
+            yield
+        except MissingBlob as error:
+            self.registry.resolve(version.ref)
+            raise LostBlob(error.digest, version.ref) from error
+
+    def _opened(self, version: Version) -> Adapter:
         digests = {file.name: file.digest for file in version.files}
         config = json.loads(self.blobs.path(digests[CONFIG_FILE]).read_bytes())
         config["base_model_name_or_path"] = version.base_model

@@ -142,8 +142,11 @@ def _refuse_counting(constraint: Constraint) -> None:
     """A grammar cannot keep the names of free properties apart, so it cannot count them."""
     for part in _schemas(json.loads(constraint.source)):
         least, required = part.get("minProperties"), part.get("required", [])
-        if isinstance(least, int) and isinstance(required, list) and least > len(required) + 1:
-            reason = f"minProperties {least} asks for {least - len(required)} different names beyond those in required"
+        if not isinstance(least, int | float) or not isinstance(required, list):
+            continue
+        named = len({name for name in required if isinstance(name, str)})  # a name twice is one property
+        if least > named + 1:
+            reason = f"minProperties {least:g} asks for {least - named:g} different names beyond those in required"
             raise ConstraintUnsupported(constraint.kind, reason)
 
 

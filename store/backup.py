@@ -8,10 +8,12 @@
 
 The database is copied first, as of one moment, then the files that it names. A file that was deleted in between makes
 the copy begin again, with the files that are there already: a backup never names a file that it does not have. Making
-it a second time at the same place copies only what is new.
+it a second time at the same place copies only what is new. Database and manifest are written in the folder ``next`` and
+put in place when all files are there, and what is needed no more goes last: whatever fails, the earlier backup stays.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url, select
 
-from store.blob_errors import MissingBlob
+from store.blob_errors import DigestMismatch, MissingBlob
 from store.blob_users import blob_columns
 from store.blobs import Blobs, LocalBlobs
 from store.database import Database
@@ -28,7 +30,13 @@ from store.errors import BackupFailed, BackupRefused
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+NEXT = "next"
 _ATTEMPTS = 5
+_REMEDY = (
+    "`spolia fsck` lists all such files, and `--repair` sets damaged ones aside; push their"
+    " adapters again or delete the versions that need them, then back up."
+    " An earlier backup in this folder is as it was"
+)
 
 Progress = Callable[[int, int], object]
 """Called with (files done, files in all)."""
@@ -49,29 +57,46 @@ def back_up(url: str, blobs: Blobs, folder: Path, on_progress: Progress = lambda
     """Copy the database at ``url`` and every file that it needs into ``folder``, new or of an earlier backup.
 
     Raises:
-        BackupRefused: the folder holds something else.
-        BackupFailed: a tool failed, or files disappeared again and again while they were copied.
+        BackupRefused: the folder holds something else, or an earlier backup that nothing of this database could follow.
+        BackupFailed: a tool failed, a file is damaged, or files disappeared again and again while they were copied.
     """
     _check_target(folder)
+    beside = folder / NEXT
+    try:
+        return _back_up(url, blobs, folder, beside, on_progress)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _back_up(url: str, blobs: Blobs, folder: Path, beside: Path, on_progress: Progress) -> Manifest:
     kept = LocalBlobs(folder)
     for _ in range(_ATTEMPTS):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        name, files, others = copy_database(url, folder)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        name, files, others = copy_database(url, beside)
         wanted = sorted(files | {digest for digest in others if blobs.exists(digest)})
+        if not wanted and (folder / MANIFEST).exists() and (earlier := read_manifest(folder)).files:
+            reason = f"the database names no file, and the backup here holds {earlier.files}: name another folder"
+            raise BackupRefused(str(folder), f"{reason}, or restore the database if it was lost")
         try:
             sizes = [_copy(blobs, kept, digest, done, len(wanted), on_progress) for done, digest in enumerate(wanted)]
         except MissingBlob as error:
             missing = error.digest
             continue
+        except DigestMismatch as error:
+            raise BackupFailed(f"The stored file sha256:{error.expected} is damaged: {_REMEDY}") from error
+        made = Manifest(FORMAT, datetime.now(UTC).isoformat(), name, len(sizes), sum(sizes))
+        (beside / MANIFEST).write_text(json.dumps(asdict(made), indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).unlink(missing_ok=True)  # between the two no backup is better than a mixed one
+        for other in DATABASE_FILES:
+            (folder / other).unlink(missing_ok=True)
+        (beside / name).replace(folder / name)
+        (beside / MANIFEST).replace(folder / MANIFEST)
         for digest in {digest for digest, _ in kept.ages()} - set(wanted):
             kept.remove(digest)
-        made = Manifest(FORMAT, datetime.now(UTC).isoformat(), name, len(sizes), sum(sizes))
-        beside = folder / f"{MANIFEST}.new"
-        beside.write_text(json.dumps(asdict(made), indent=2) + "\n", encoding="utf-8")
-        beside.replace(folder / MANIFEST)
         on_progress(len(sizes), len(sizes))
         return made
-    raise BackupFailed(f"The database names a file that is not there, {missing}: let `spolia fsck` look")
+    raise BackupFailed(f"The database names a file that is not there, sha256:{missing}: {_REMEDY}")
 
 
 def restore(folder: Path, url: str, blobs: Blobs, on_progress: Progress = lambda done, total: None) -> Manifest:
@@ -87,7 +112,7 @@ def restore(folder: Path, url: str, blobs: Blobs, on_progress: Progress = lambda
     _check_empty(url)
     kept = LocalBlobs(folder)
     files = [digest for digest, _ in kept.ages()]
-    if len(files) != manifest.files:
+    if len(files) < manifest.files:  # more: of a later backup that did not come to its end
         raise BackupRefused(str(folder), f"{len(files)} files are here, not the {manifest.files} that were backed up")
     for done, digest in enumerate(files):
         _copy(kept, blobs, digest, done, len(files), on_progress)
@@ -112,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _check_target(folder: Path) -> None:
     if not folder.exists():
         folder.mkdir(parents=True)
-    ours = {MANIFEST, f"{MANIFEST}.new", "sha256", "staging", "damaged", *DATABASE_FILES}
+    ours = {MANIFEST, f"{MANIFEST}.new", NEXT, "sha256", "staging", "damaged", *DATABASE_FILES}
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name.removesuffix(".new") not in ours)
     if foreign:
         raise BackupRefused(str(folder), f"there is something else here ({foreign[0]}): name a new or empty folder")

@@ -2,6 +2,7 @@
 
 StoreError
 ├── MissingBlob             bytes that were never stored, or were removed since
+│   └── LostBlob            a version names bytes that are not there: the store's fault, not the asker's
 ├── DigestMismatch          the bytes are not those that were announced
 ├── DamagedBlob             stored bytes that do not have their digest (any more)
 ├── UnknownUpload           no upload in parts has this id (any more)
@@ -22,6 +23,19 @@ class MissingBlob(StoreError):
     def __init__(self, digest: str) -> None:
         self.digest = digest
         super().__init__(f"No stored file has the digest {shown('sha256:' + digest)}: upload it (again) first.")
+
+
+class LostBlob(MissingBlob):
+    """A file of a version that is in the registry is not in the blob store."""
+
+    def __init__(self, digest: str, reference: str) -> None:
+        super().__init__(digest)
+        self.reference = reference
+        self.args = (
+            f"{reference} has lost a file: {shown('sha256:' + digest)} is in the registry, and not in the file store. "
+            "Whoever runs the service finds all such files with `spolia fsck`; pushing the same files again, or a "
+            "backup, brings them back.",
+        )
 
 
 class DigestMismatch(StoreError):

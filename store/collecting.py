@@ -1,7 +1,8 @@
 """Garbage: files that no row needs, uploads that nobody finished.
 
 A file is removed only when no row names it and nobody stored or renewed it for the grace period: an upload comes before
-the version that is made of it.
+the version that is made of it. In a database in which nothing was ever published no file is garbage: the one that names
+them may have been lost.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ def collect(
 ) -> Garbage:
     """Remove garbage, or with ``dry_run`` only count it. Safe while the service runs."""
     blobs, files, size_bytes = registry.blobs, 0, 0
-    for digests in _batches(digest for digest, age_s in blobs.ages() if age_s >= grace_s):
+    old = () if registry.untouched() else (digest for digest, age_s in blobs.ages() if age_s >= grace_s)
+    for digests in _batches(iter(old)):
         named = needed(registry.database, digests)
         for digest in digests:
             try:  # one may have been renewed since, by an upload that found it here

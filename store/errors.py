@@ -22,6 +22,7 @@ StoreError
 ├── StorageBusy          the database stayed locked for longer than the time allowed
 │   └── LostRace         another writer got in the way; the same call, made again, may go through
 ├── StorageUnavailable   the database server does not answer
+├── StorageDamaged       the database's file is no database (any more)
 ├── SchemaNewer          the tables were made by a newer release
 ├── KeyReused            an Idempotency-Key that came with another request before
 ├── KeyInUse             an Idempotency-Key whose first request is still being answered
@@ -264,6 +265,18 @@ class StorageUnavailable(StoreError):
         super().__init__(
             "The database does not answer: if this was a change, it may or may not have been stored; try again in "
             f"{retry_after_s} s (what is stored already is not stored twice)."
+        )
+
+
+class StorageDamaged(StoreError):
+    """The database's file holds something else, or its pages contradict each other; ``reason`` as SQLite says it."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        self.place = place
+        self.reason = reason
+        super().__init__(
+            f"The database at {place} is damaged ({reason}). The files of all versions are not touched by that: set the"
+            " damaged file and those beside it (-wal, -shm) aside, and `spolia restore` the last backup."
         )
 
 

@@ -160,6 +160,7 @@ class JobReturns:
             finish(row, "cancelled")
         else:
             row.state = "queued"
+            row.worker = None  # who had it is in its causes and its log
             row.leased_until = None
             row.not_before = self._clock(session) + wait if wait else None
             if self.hints is not None:

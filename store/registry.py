@@ -260,8 +260,16 @@ class Registry:
         self.release(images)
         self.remove_unneeded(files, self.grace_s)
 
+    def untouched(self) -> bool:
+        """Whether nothing was ever published in this database. Files beside such a one are no garbage: rather was the
+        database that names them lost."""
+        with self.database.reading() as session:
+            return session.scalar(select(AdapterRow.id).limit(1)) is None
+
     def collect_garbage(self, older_than_s: float) -> int:
         """Remove blobs that no version needs and that nobody stored or renewed for this long; how many."""
+        if self.untouched():
+            return 0
         old = [digest for digest, age_s in self.blobs.ages() if age_s >= older_than_s]
         return sum(self.remove_unneeded(old[start : start + 200], older_than_s) for start in range(0, len(old), 200))
 

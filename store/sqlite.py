@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
-from store.errors import FULL_ERRORS, StorageBusy, StorageFull, StoreError, UnsupportedDatabase
+from store.errors import FULL_ERRORS, StorageBusy, StorageDamaged, StorageFull, StoreError, UnsupportedDatabase
 
 _SPARE_BYTES = 64 * 1024
 """With less room than this, an I/O error of SQLite means a full disk: its shared index grows by 32 KiB at a time."""
@@ -77,6 +77,8 @@ class Sqlite:
             return StorageBusy(self.timeout_s)
         if name == "SQLITE_FULL" or (name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and self._disk_is_full()):
             return StorageFull(self.place)
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return StorageDamaged(self.place, str(error.orig))
         return None
 
     def _disk_is_full(self) -> bool:

@@ -16,6 +16,7 @@ from fastapi.security.base import SecurityBase
 from app.house import House
 from app.identity.caller import EVERYWHERE, Caller, Scope
 from store.actor import become
+from store.errors import UnkeepableText
 
 
 async def house(request: Request) -> House:
@@ -38,6 +39,8 @@ class Needs(SecurityBase):
 
     async def __call__(self, request: Request) -> Caller:
         """The caller, who may do this. A coroutine, so that what it sets holds for the handler too."""
+        if "\0" in request.scope["path"]:
+            raise UnkeepableText  # before a database is asked, of which only one refuses it
         caller: Caller = request.state.caller
         if self.scope is not None:
             namespace = None if self.anywhere else request.path_params.get("namespace")

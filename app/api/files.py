@@ -13,7 +13,6 @@ from app.house import House
 from app.problems import Refusal, problem_response
 from app.revoked import readable
 from app.sending import send_file
-from store.blob_errors import MissingBlob
 from store.records import BlobRef
 
 router = APIRouter(prefix="/v1/adapters", tags=["files"])
@@ -52,11 +51,8 @@ def get_file(
         raise Refusal(404, "unknown-file", detail, known=known)
     blob = BlobRef(file.digest, file.size_bytes)
     body = request.method == "GET"
-    try:
+    with house.shelves.files_of(found):
         return blob_response(house, filename, blob, if_none_match, range_, if_range, body=body)
-    except MissingBlob:
-        house.registry.resolve(found.ref)  # it may have been deleted meanwhile, which is then the answer
-        raise
 
 
 def blob_response(

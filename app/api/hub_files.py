@@ -10,7 +10,7 @@ from app.api.access import HouseDep, needs
 from app.api.files import blob_response
 from app.hub.revisions import file_of, resolve, unknown_repository
 from app.revoked import in_force
-from store.blob_errors import MissingBlob
+from store.blob_errors import LostBlob, MissingBlob
 
 router = APIRouter(tags=["hub"])
 
@@ -45,7 +45,7 @@ def resolve_file(
         answer = blob_response(house, path, blob, if_none_match, range_, if_range, mark="", body=body)
     except MissingBlob:
         resolve(house, namespace, name, commit.oid)  # it may have been deleted meanwhile, which is then the answer
-        raise
+        raise LostBlob(blob.digest, f"{namespace}/{name}") from None
     answer.headers["x-repo-commit"] = commit.oid
     answer.headers["x-linked-size"] = str(blob.size_bytes)
     return answer

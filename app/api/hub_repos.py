@@ -11,7 +11,7 @@ from app.api.access import HouseDep, needs
 from app.front_matter import BadFrontMatter, front_matter
 from app.house import House
 from app.hub.answers import commit_headers
-from app.hub.revisions import DRAFT, MAIN, is_fixed, repository, resolve, unknown_repository
+from app.hub.revisions import DRAFT, MAIN, is_fixed, refs, repository, resolve, unknown_repository
 from app.identity.caller import EVERYWHERE, Caller, current
 from app.problems import Refusal
 from app.residency import follow_alias, forget_deleted, meant
@@ -163,7 +163,9 @@ def delete_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Re
 @router.post("/models/{namespace}/{name}/branch/{branch:path}", dependencies=[needs("write")])
 def create_branch(house: HouseDep, namespace: str, name: str, branch: str) -> Response:
     """Versions follow one another; there are no branches."""
-    repository(house, namespace, name)
+    found = repository(house, namespace, name)
+    if branch in {one["name"] for one in refs(house, found)["branches"]}:
+        raise Refusal(409, "branch-exists", f"{found.ref} has a branch {branch!r} already.")
     detail = "There are no branches here: versions follow one another on main; give one a name with a tag."
     raise Refusal(422, "no-branch", detail)
 

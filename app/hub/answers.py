@@ -11,6 +11,7 @@ CODES = {
     "unknown-revision": "RevisionNotFound",
     "unknown-file": "EntryNotFound",
 }
+_DOWNLOAD = re.compile(r"/[^/]+(?:/[^/]+)?/resolve/")
 _PLACES = re.compile(r"/api/|/xet/|/[^/]+(?:/[^/]+)?/resolve/|/[^/]+/[^/]+\.git/")
 
 
@@ -19,9 +20,12 @@ def is_hub(path: str) -> bool:
     return _PLACES.match(path) is not None
 
 
-def error_headers(slug: str, detail: str, members: Mapping[str, Any]) -> dict[str, str]:
+def error_headers(path: str, slug: str, detail: str, members: Mapping[str, Any]) -> dict[str, str]:
     """What the client makes its exception of. A sentence that no header can hold stays in the body."""
     headers = {"x-error-code": CODES[slug]} if slug in CODES else {}
+    if slug == "forbidden" and _DOWNLOAD.match(path):
+        # Any other 403 the client takes for a lost connection, and says so instead of what is missing.
+        headers["x-error-code"] = "GatedRepo"
     said = " ".join(detail.split())
     if said.isascii() and said.isprintable():
         headers["x-error-message"] = said

@@ -8,6 +8,7 @@ from typing import Any
 
 from app.hub.paths import mode_of
 from app.settings import Settings
+from store.blob_errors import LostBlob, MissingBlob
 from store.blobs import Blobs
 from store.hub_records import Commit
 from store.records import BlobRef
@@ -19,7 +20,7 @@ class Trees:
     """Lists the files of commits. Git's ids are computed once for each blob: a blob never changes."""
 
     def __init__(self, blobs: Blobs, settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self._blobs = settings, blobs
         self._blob_id = lru_cache(maxsize=65_536)(lambda digest: git_id(blobs.path(digest).read_bytes()))
 
     def entries(self, commit: Commit, *, expand: bool = False) -> list[Json]:
@@ -55,15 +56,21 @@ class Trees:
         ]
 
     def known_oid(self, files: Mapping[str, BlobRef], path: str) -> str | None:
-        """What an uploading client compares its file with: git's id, or the sha256 of a large one."""
+        """What an uploading client compares its file with: git's id, or the sha256 of a large one. None where the file
+        is lost too: the client would keep back what brings it back."""
         blob = files.get(path)
-        if blob is None:
+        if blob is None or not self._blobs.exists(blob.digest):
             return None
         return blob.digest if self._is_lfs(path, blob) else self.git_oid(path, blob)
 
     def git_oid(self, path: str, blob: BlobRef) -> str:
         """What git would call the file, or the pointer that stands for a large one."""
-        return git_id(pointer(blob)) if self._is_lfs(path, blob) else self._blob_id(blob.digest)
+        if self._is_lfs(path, blob):
+            return git_id(pointer(blob))
+        try:
+            return self._blob_id(blob.digest)
+        except MissingBlob as error:
+            raise LostBlob(blob.digest, path) from error
 
     def _is_lfs(self, path: str, blob: BlobRef) -> bool:
         return mode_of(path, blob.size_bytes, self._settings) == "lfs"

@@ -26,7 +26,7 @@ class RateLimited(Refusal):
 
 def no_key() -> Unauthorized:
     """Nothing was given."""
-    return Unauthorized("This service needs an API key: send it as Authorization: Bearer spolia_….", invalid=False)
+    return Unauthorized("This service needs an API key: send it as Authorization: Bearer spolia_...", invalid=False)
 
 
 def unknown_key() -> Unauthorized:

@@ -15,7 +15,15 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series fo
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
-STORAGE_ERRORS = ("storage-full", "storage-busy", "missing-blob", "digest-mismatch", "database", "file-system")
+STORAGE_ERRORS = (
+    "storage-full",
+    "storage-busy",
+    "missing-blob",
+    "digest-mismatch",
+    "lost-file",
+    "database",
+    "file-system",
+)
 
 _QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400)

@@ -13,6 +13,7 @@ from app.errors import PRIVATE, ROOTS, TABLE, as_problem, is_disk_full
 from app.limits import BodyLimits
 from app.problems import Refusal, plain_json
 from app.settings import Settings
+from store.blob_errors import MissingBlob
 from store.errors import QuotaExceeded, StorageBusy, StorageFull
 from tests.app.service import Service, problem
 
@@ -34,7 +35,7 @@ def test_every_leaf_has_a_row(kind: type[Exception]) -> None:
 
 def test_the_table_lists_nothing_else() -> None:
     """Leaves, and kinds that are raised themselves although there are narrower ones."""
-    assert set(TABLE) - {StorageBusy, QuotaExceeded} == {leaf for root in ROOTS for leaf in leaves(root)}
+    assert set(TABLE) - {StorageBusy, QuotaExceeded, MissingBlob} == {leaf for root in ROOTS for leaf in leaves(root)}
 
 
 def test_unknown_addresses_and_methods(http: httpx.Client) -> None:

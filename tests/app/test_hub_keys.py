@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from tests.app.callers import holding, new_key
 from tests.app.hub_client import Hub, open_hub
@@ -57,8 +57,21 @@ def test_names_that_a_key_may_not_see_do_not_exist_for_it(owner: Hub, keyed: Ser
     for path in (WEIGHTS, "README.md"):
         with pytest.raises(RepositoryNotFoundError):
             stranger.api.hf_hub_download("hubs/secret", path, cache_dir=owner.home / "hub")
+    nobody = HfApi(endpoint=owner.endpoint, token=False)
     with pytest.raises(HfHubHTTPError, match="This service needs an API key"):
-        HfApi(endpoint=owner.endpoint, token=False).model_info("hubs/secret")
+        nobody.model_info("hubs/secret")
+    with pytest.raises(
+        HfHubHTTPError, match="This service needs an API key"
+    ):  # asked by HEAD: the header alone says it
+        nobody.hf_hub_download("hubs/secret", WEIGHTS, cache_dir=owner.home / "nobody")
+
+
+def test_a_key_that_may_not_download_is_told_so_and_not_of_its_connection(owner: Hub, keyed: Service) -> None:
+    pushing = with_key(owner, keyed, hubs=["write"])
+    with pytest.raises(GatedRepoError, match="does not hold the scope 'read'"):
+        pushing.api.hf_hub_download("hubs/any", WEIGHTS, cache_dir=owner.home / "one")
+    with pytest.raises(LocalEntryNotFoundError, match="does not hold the scope 'read'"):
+        pushing.api.snapshot_download("hubs/any", cache_dir=owner.home / "third")
 
 
 def test_other_protocols_ask_for_scopes_too(keyed: Service, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -235,6 +235,30 @@ def test_no_tag_is_called_as_what_means_something_else(hub: Hub, service: Servic
         assert {name: hub.api.model_info(repo, revision=name).sha for name in shown} == shown
     finally:
         service.http.delete(f"/v1/adapters/{repo}/aliases/v1")
+
+
+def test_what_the_hub_has_and_spolia_does_not_is_said(hub: Hub, repo: str) -> None:
+    asked: list[tuple[str, Callable[[], object]]] = [
+        ("does not rename or move", lambda: hub.api.move_repo(repo, "moved/away")),
+        ("keeps no settings", lambda: hub.api.update_repo_settings(repo, private=True)),
+        ("does not squash history", lambda: hub.api.super_squash_history(repo)),
+        ("no discussions", lambda: list(hub.api.get_repo_discussions(repo))),
+        ("no discussions", lambda: hub.api.create_discussion(repo, "Why?")),
+        ("does not count likes", lambda: hub.api.unlike(repo)),
+        ("does not list large files", lambda: list(hub.api.list_lfs_files(repo))),
+        ("no access requests", lambda: list(hub.api.list_pending_access_requests(repo))),
+        ("no collections", lambda: list(hub.api.list_collections())),
+        ("no pages of users", lambda: hub.api.get_user_overview("moved")),
+        ("calls no webhooks", hub.api.list_webhooks),
+        ("no list of the tags", hub.api.get_model_tags),
+    ]
+    for said, ask in asked:
+        with pytest.raises(HfHubHTTPError, match=said) as refused:
+            ask()
+        assert refused.value.response.json()["type"] == "urn:spolia:problem:not-offered"
+    with pytest.raises(HfHubHTTPError, match="There are no branches here"):
+        hub.api.create_branch(repo, branch="dev", exist_ok=True)
+    hub.api.create_branch(repo, branch="main", exist_ok=True)
 
 
 def test_whoami_says_who_asks(hub: Hub) -> None:

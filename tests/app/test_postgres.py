@@ -75,9 +75,12 @@ def test_lists_and_searches(on_postgres: Service, tmp_path: Path, query: dict[st
     assert [item["name"] for item in items] == names
 
 
-def test_what_its_texts_cannot_hold_is_refused(on_postgres: Service) -> None:
-    for address in ("/v1/jobs/a%00", "/v1/models/a%00", "/api/models/a%00/b"):
-        problem(on_postgres.http.get(address), 422, "unkeepable-text")
+@pytest.mark.parametrize("database", ["service", "on_postgres"])
+def test_an_address_with_nul_is_refused_alike_on_both_databases(request: pytest.FixtureRequest, database: str) -> None:
+    service: Service = request.getfixturevalue(database)
+    for address in ("/v1/jobs/a%00", "/v1/models/a%00", "/api/models/a%00/b", "/v1/adapters/a/b%00", "/v1/keys/%00"):
+        problem(service.http.get(address), 422, "unkeepable-text")
+    problem(service.http.put("/v1/adapters/a/b/aliases/c%00", json={"version": 1}), 422, "unkeepable-text")
 
 
 @pytest.mark.parametrize("database", ["service", "on_postgres"])

@@ -37,6 +37,13 @@ def root(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Iterato
         yield client
 
 
+def test_a_list_without_keys_says_so(tmp_path: Path) -> None:
+    listed = keys(tmp_path, "list")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.startswith("No keys.")
+    assert keys(tmp_path, "list", "--json").stdout.split() == ["[]"]
+
+
 def test_the_first_key_is_made_on_the_database(root: Client) -> None:
     assert root.whoami()["grants"] == {"*": ["admin"]}
     with Client(root.url, api_key="spolia_nonsense") as stranger, pytest.raises(SpoliaError) as refused:

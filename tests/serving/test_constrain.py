@@ -152,6 +152,8 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "an overlapping oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 3}]}, "oneOf"),
     "half of a schema": ({"x-guidance": {"lenient": True}, "not": {"type": "null"}}, "keywords not"),
     "counted free properties": ({"type": "object", "minProperties": 3, "required": ["a"]}, "minProperties 3"),
+    "a name required twice": ({"type": "object", "minProperties": 3, "required": ["a", "a"]}, "minProperties 3"),
+    "a count with a point": ({"type": "object", "minProperties": 3.0, "required": ["a"]}, "minProperties 3"),
     "nothing at all": ({"type": "integer", "minimum": 5, "maximum": 4}, "minimum"),
 }
 

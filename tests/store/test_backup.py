@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from store.backup import back_up, restore
+from store.backup import back_up, read_manifest, restore
 from store.blob_errors import DigestMismatch
 from store.blob_users import blob_columns
 from store.blobs import LocalBlobs
@@ -158,3 +158,46 @@ def test_what_is_no_backup_is_refused(registry: Registry, database_url: str, new
     (folder / "manifest.json").write_text(json.dumps({name: getattr(other, name) for name in made.__slots__}))
     with pytest.raises(BackupRefused, match="another release"):
         restore(folder, target, blobs)
+
+
+@pytest.mark.parametrize("fault", ["lost", "damaged"])
+def test_a_backup_that_fails_leaves_the_earlier_one_whole(
+    registry: Registry, database_url: str, new_url: NewUrl, tmp_path: Path, fault: str
+) -> None:
+    registry.publish("team", "a", make_version(registry.blobs, "a"))
+    folder = tmp_path / "backup"
+    made = back_up(database_url, registry.blobs, folder)
+    registry.publish("team", "b", make_version(registry.blobs, "b"))
+    registry.publish("team", "c", make_version(registry.blobs, "c"))
+    digest = next(file.digest for file in registry.resolve("team/c").files if file.name.endswith("safetensors"))
+    path = registry.blobs.path(digest)
+    whole = path.read_bytes()
+    path.write_bytes(b"x" * len(whole)) if fault == "damaged" else path.unlink()
+    with pytest.raises(BackupFailed, match=f"sha256:{digest}.*spolia fsck"):
+        back_up(database_url, registry.blobs, folder)
+    assert read_manifest(folder) == made
+    target = new_url("target")
+    restore(folder, target, LocalBlobs(tmp_path / "new"))
+    database = Database(target)
+    assert Registry(database, LocalBlobs(tmp_path / "new")).resolve("team/a").files
+    database.close()
+    path.write_bytes(whole)
+    assert back_up(database_url, registry.blobs, folder).files > made.files
+
+
+def test_an_emptied_database_does_not_replace_a_backup(
+    registry: Registry, database_url: str, new_url: NewUrl, tmp_path: Path
+) -> None:
+    registry.publish("team", "a", make_version(registry.blobs, "a"))
+    folder = tmp_path / "backup"
+    made = back_up(database_url, registry.blobs, folder)
+    url = new_url("empty")
+    empty = Database(url)
+    empty.migrate()
+    with pytest.raises(BackupRefused, match="the database names no file, and the backup here holds 2"):
+        back_up(url, registry.blobs, folder)
+    empty.close()
+    assert read_manifest(folder) == made
+    assert {digest for digest, _ in LocalBlobs(folder).ages()} == {
+        file.digest for file in registry.resolve("team/a").files
+    }

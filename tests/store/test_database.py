@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, inspect, text
 
 from store.blobs import LocalBlobs
 from store.database import Database, migration_config
-from store.errors import StorageBusy, UnsupportedDatabase
+from store.errors import StorageBusy, StorageDamaged, UnsupportedDatabase
 from store.jobs import JobTable
 from store.models import Model, is_on
 from store.registry import Registry
@@ -60,6 +60,16 @@ def test_migrations_go_back_and_forth(empty_url: str) -> None:
         assert inspect(connection).get_table_names() == ["alembic_version"]
         command.upgrade(config, "head")
     engine.dispose()
+
+
+@pytest.mark.parametrize("content", ["text", "half"])
+def test_a_damaged_file_is_named_with_what_to_do(migrated_file: Path, tmp_path: Path, content: str) -> None:
+    file, whole = tmp_path / "spolia.db", migrated_file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content == "half" else b"This is no database, but text. " * 100)
+    database = Database(f"sqlite:///{file}")
+    with pytest.raises(StorageDamaged, match=r"is damaged \(.*`spolia restore` the last backup"):
+        database.migrate()
+    database.close()
 
 
 def test_listings_made_before_are_found_by_what_newer_releases_look_at(

@@ -116,6 +116,7 @@ def test_a_live_neighbours_job_is_left_alone(jobs: JobTable, shared: Database) -
     lapse(shared)
     (back,) = jobs.requeue_interrupted()
     assert (back.state, back.stalled, len(back.causes)) == ("queued", 1, 1)
+    assert back.worker is None, "nobody runs it now"
     assert "worker neighbour of attempt 1 was not heard of" in back.causes[0]["detail"]
     assert [status for *_, status in hints(shared)] == ["todo"]
 
@@ -166,8 +167,9 @@ def test_what_passes_is_tried_again_later_with_its_cause(jobs: JobTable, shared:
 
 def test_a_released_job_is_no_interruption(jobs: JobTable, shared: Database) -> None:
     job, _ = jobs.enqueue("merge", {})
-    jobs.claim(job.id)
-    assert jobs.release(job.id, 1).stalled == 0
+    jobs.claim(job.id, "w")
+    released = jobs.release(job.id, 1)
+    assert (released.stalled, released.worker) == (0, None)
     assert [status for *_, status in hints(shared)] == ["todo"]
 
 

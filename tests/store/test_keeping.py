@@ -66,7 +66,21 @@ def test_only_what_nobody_needs_for_long_enough_is_collected(registry: Registry,
     assert collect(registry, uploads, grace_s=-5, staging_age_s=0).files == 0
 
 
+def test_files_beside_a_database_that_names_nothing_are_no_garbage(registry: Registry, uploads: PartialUploads) -> None:
+    lost = put(registry.blobs, b"of a version whose database was lost").digest
+    assert registry.untouched()
+    assert collect(registry, uploads, grace_s=-5, staging_age_s=0).files == 0
+    assert registry.collect_garbage(-5) == 0
+    assert registry.blobs.exists(lost)
+    registry.publish("team", "a", make_version(registry.blobs, "a"))
+    registry.delete_version("team", "a", 1)
+    assert not registry.untouched(), "deleting all is no loss of the database"
+    assert registry.collect_garbage(-5) >= 1
+    assert not registry.blobs.exists(lost)
+
+
 def test_a_table_that_this_code_does_not_know_keeps_its_files(registry: Registry, uploads: PartialUploads) -> None:
+    registry.publish("team", "kept", make_version(registry.blobs, "kept"))
     orphan = put(registry.blobs, b"somebody else's").digest
     with registry.database.session() as session:
         session.execute(text("create table of_another_release (digest text)"))
