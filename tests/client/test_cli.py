@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from store.audit import AuditLog
 from store.blobs import LocalBlobs
 from store.database import Database
+from store.registry import Registry
 from tests.client.conftest import BASE, SPOLIA, make_adapter
-from tests.store.making import put
+from tests.store.making import make_version, put
 
 
 class Shell:
@@ -319,6 +320,9 @@ def test_gc_fsck_backup_and_restore(tmp_path: Path) -> None:
     assert "0 files" in shell.text("backup", folder, *where)
     assert "every version has its files" in shell.text("restore", folder, "--data-dir", tmp_path / "other")
     blobs = LocalBlobs(data / "blobs")
+    database = Database(f"sqlite:///{data / 'spolia.db'}")
+    Registry(database, blobs).publish("me", "kept", make_version(blobs, "kept"))  # before it no file is garbage
+    database.close()
     blobs.path(put(blobs, b"damaged").digest).write_bytes(b"otherwise")
     put(blobs, b"unneeded")
     assert len(shell.json("fsck", "--repair", *where)["findings"]) == 2
@@ -328,7 +332,7 @@ def test_gc_fsck_backup_and_restore(tmp_path: Path) -> None:
         database = Database(f"sqlite:///{place / 'spolia.db'}")
         logged += [entry.action for entry in AuditLog(database).list().items]
         database.close()
-    assert logged == ["files.collect", "files.set_aside", "database.restore"]
+    assert logged == ["files.collect", "files.set_aside", "version.publish", "database.restore"]
     status, sentence = shell.failure("restore", tmp_path, *where)
     assert (status, sentence.endswith("there is no finished backup here (no manifest.json).")) == (1, True)
     status, sentence = shell.failure("backup", data, *where)

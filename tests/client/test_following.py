@@ -22,11 +22,17 @@ def here(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Iterato
         yield service
 
 
+def _heed_interrupts() -> None:
+    """As in a terminal, also where the tests run in the background, which ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("words", ["job wait", "job wait --log", "job log --follow", "jobs --follow"])
 def test_ctrl_c_says_that_the_job_goes_on(here: Service, words: str) -> None:
     job, _ = here.house.jobs.enqueue("of another release", {})  # no worker takes it up
     env = os.environ | {"SPOLIA_URL": f"http://127.0.0.1:{here.port}", "NO_COLOR": "1"}
-    shell = subprocess.Popen([SPOLIA, *words.split(), job.id], env=env, stderr=subprocess.PIPE, text=True)
+    command = [SPOLIA, *words.split(), job.id]
+    shell = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts)
     until = time.monotonic() + 60
     while job.id not in here.house.job_watch._followers and time.monotonic() < until:
         time.sleep(0.05)
