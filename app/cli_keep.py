@@ -44,7 +44,7 @@ def gc(
     grace_s = kept.settings.orphan_max_age_s if grace is None else grace
     staging_age_s = kept.settings.staging_max_age_s
     found = collect(kept.registry, kept.uploads, grace_s=grace_s, staging_age_s=staging_age_s, dry_run=dry_run)
-    if kept.registry.untouched() and next(iter(kept.registry.blobs.ages()), None) is not None and not as_json:
+    if not as_json and kept.registry.without_database():
         out.print(_WITHOUT_DATABASE)
     if found.files and not dry_run:
         _note(kept, "files.collect", "files", {"files": found.files, "size_bytes": found.size_bytes})
@@ -91,7 +91,7 @@ def fsck(
                 done = "set aside" if one.repaired else ""
                 shown.add_row(one.kind, f"sha256:{one.digest}", size(one.size_bytes), ", ".join(one.users), done)
             out.print(shown)
-        if found.files and kept.registry.untouched():
+        if kept.registry.without_database():
             out.print(_WITHOUT_DATABASE)
         else:
             out.print("Every version has its files, with the right bytes." if found.clean else _remedy(found))

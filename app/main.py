@@ -210,7 +210,7 @@ def settle(shelves: Shelves) -> None:
         return
     staged = shelves.blobs.sweep_staging(settings.staging_max_age_s) + shelves.uploads.sweep()
     orphans = shelves.registry.collect_garbage(settings.orphan_max_age_s)
-    if shelves.registry.untouched() and next(iter(shelves.blobs.ages()), None) is not None:
+    if shelves.registry.without_database():
         log.warning("%s", WITHOUT_DATABASE)
     if staged or orphans:
         log.info("removed %d unfinished uploads and %d files that no version needs", staged, orphans)

@@ -266,6 +266,10 @@ class Registry:
         with self.database.reading() as session:
             return session.scalar(select(AdapterRow.id).limit(1)) is None
 
+    def without_database(self) -> bool:
+        """Whether files are here beside a database in which nothing was ever published."""
+        return self.untouched() and next(iter(self.blobs.ages()), None) is not None
+
     def collect_garbage(self, older_than_s: float) -> int:
         """Remove blobs that no version needs and that nobody stored or renewed for this long; how many."""
         if self.untouched():
