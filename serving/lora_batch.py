@@ -9,9 +9,9 @@ Ranks, targets and weights may differ in every way; nothing is padded to a commo
 its weights are folded into A and the mask falls away. Stacks are rebuilt only when an adapter joins that they lack, or
 when most of what they hold has left; masks when the rows change. The base model's weights are never touched.
 
-Every row meets every rank of the stack, which pays while rows share adapters. Where they share few, each row's own
-factors lie side by side instead (`row_factors.py`) and a batched product reads each once. With many tokens per row the
-arithmetic counts, so there each run of rows meets only its own adapters, straight from the pool, without a stack.
+With many tokens per row the arithmetic counts, so there each run of rows meets only its own adapters, straight from
+the pool, without a stack. On a processor nothing is stacked at all: a compiled loop reads each row's factors where
+they are (`row_kernel.py`).
 """
 
 from collections import OrderedDict
@@ -27,7 +27,7 @@ from torch.nn.functional import linear
 from serving.adapter_set import AdapterSet
 from serving.forms import Hook, form_hooks
 from serving.resident import ResidentAdapter, ServedFactors
-from serving.row_factors import RowFactors, RowPart
+from serving.row_kernel import compiled, row_hooks, runs_on
 
 Run = tuple[slice, ServedFactors, float]
 """Neighbouring rows, and what one adapter of their set adds at which weight."""
@@ -56,7 +56,10 @@ class LoraBatch:
     def __init__(self, model: nn.Module) -> None:
         self._linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         self._stacks: OrderedDict[tuple[tuple[str, ...], AdapterSet | None], Stack] = OrderedDict()
-        self._row_factors = RowFactors()
+        weight = next(model.parameters())
+        self._device, self._dtype = weight.device, weight.dtype
+        if runs_on(self._device, self._dtype):
+            compiled(self._dtype)  # now, not when the first request waits
         self._handles: list[Any] = []
         self._applied: tuple[tuple[AdapterSet, ...], bool] | None = None
 
@@ -77,7 +80,7 @@ class LoraBatch:
             ranked = [tuple(part for part in one if residents[part[0]].modules) for one in sets]
             ranks = {}
             if any(ranked):
-                ranks = self._runs(ranked, residents) if many_tokens else self._stacked(ranked, residents)
+                ranks = self._ranks(ranked, residents, many_tokens)
             for name, hook in chain(beside.items(), ranks.items()):
                 self._handles.append(self._linears[name].register_forward_hook(hook))
         self._applied = wanted
@@ -92,16 +95,16 @@ class LoraBatch:
         """Leave the bare base model and forget all stacks."""
         self.remove()
         self._stacks.clear()
-        self._row_factors.clear()
+
+    def _ranks(
+        self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter], many_tokens: bool
+    ) -> dict[str, Hook]:
+        if runs_on(self._device, self._dtype):
+            return row_hooks(sets, residents, self._dtype)
+        return self._runs(sets, residents) if many_tokens else self._stacked(sets, residents)
 
     def _stacked(self, sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> dict[str, Hook]:
         uniform = sets[0] if all(one == sets[0] for one in sets) else None
-        if uniform is None and share_little(sets, residents):
-            self._stacks.clear()  # a mixed batch goes one of the two ways, and only that one's memory is held
-            parts = self._row_factors.place(sets, residents)
-            return {name: _row_hook(found) for name, found in parts.items()}
-        if uniform is None:  # a batch that has one set for a while, as its first row does, is soon mixed again
-            self._row_factors.clear()
         stack = self._stack(uniform, sets, residents)
         if uniform is not None:
             return {name: _stacked_hook(factors, None) for name, factors in stack.modules.items()}
@@ -133,17 +136,6 @@ class LoraBatch:
         stack = build_stack([residents[digest] for digest in needed], uniform)
         self._stacks[stack.digests, uniform] = stack
         return stack
-
-
-def share_little(sets: Sequence[AdapterSet], residents: Mapping[str, ResidentAdapter]) -> bool:
-    """Whether a batched product of every row's own factors is quicker than one product with all of them.
-
-    The former reads each row's factors, however often they occur; the latter reads each adapter once, but multiplies
-    it with every row. On one thread a factor costs the stack 1.5 + rows / 12 times what it costs a batched product.
-    """
-    named = [digest for one in sets for digest, _ in one]
-    ranks = {digest: sum(part.rank for part in residents[digest].modules.values()) for digest in set(named)}
-    return sum(ranks[digest] for digest in named) < sum(ranks.values()) * (1.5 + len(sets) / 12)
 
 
 def build_stack(adapters: Sequence[ResidentAdapter], folded: AdapterSet | None) -> Stack:
@@ -188,19 +180,6 @@ def _stacked_hook(factors: ServedFactors, mask: Tensor | None) -> Hook:
         _flat(output).addmm_(_flat(inner), factors.Bt)
 
     return add_update
-
-
-def _row_hook(parts: Sequence[RowPart]) -> Hook:
-    def add_updates(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        for part in parts:
-            if part.rows is None:
-                inner = torch.bmm(part.A, args[0].transpose(1, 2))
-                output.baddbmm_(inner.transpose(1, 2), part.Bt)
-            else:
-                inner = torch.bmm(part.A, args[0][part.rows].transpose(1, 2))
-                output.index_add_(0, part.rows, torch.bmm(inner.transpose(1, 2), part.Bt))
-
-    return add_updates
 
 
 def _run_hook(runs: Sequence[Run]) -> Hook:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -35,15 +36,19 @@ def _dense(base: BaseModel, adapters: Callable[[str], Adapter], one: AdapterSet,
     return model(ids[None]).logits[0]
 
 
+@pytest.mark.parametrize("kernel", [True, False], ids=["rows", "stack"])
 @given(st.lists(st.tuples(st.lists(SETS, min_size=4, max_size=4), st.booleans()), min_size=1, max_size=3))
 @example([([ONE, TWO, ONE, TWO], False), ([ONE] * 4, False), ([TWO, ONE, ONE, TWO], False)])  # one set for a while
 @settings(max_examples=15, deadline=None)
 def test_every_row_gets_exactly_its_own_set(
-    tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter], batches: list[tuple[list[AdapterSet], bool]]
+    kernel: bool,
+    tiny_base: BaseModel,
+    tiny_adapters: Callable[[str], Adapter],
+    batches: list[tuple[list[AdapterSet], bool]],
 ) -> None:
     residents = {name: make_resident(name, tiny_adapters(name), tiny_base) for name in NAMES}
     lora = LoraBatch(tiny_base.model)
-    with torch.inference_mode():
+    with torch.inference_mode(), patch("serving.lora_batch.runs_on", return_value=kernel):
         try:
             for sets, many_tokens in batches:  # one after another: stacks are reused where they fit
                 lora.apply(sets, residents, many_tokens=many_tokens)
@@ -77,7 +82,8 @@ def test_a_lone_adapter_at_weight_one_is_not_copied(
 ) -> None:
     resident = make_resident("a0", tiny_adapters("a0"), tiny_base)
     lora = LoraBatch(tiny_base.model)
-    lora.apply([(("a0", 1.0),)] * 3, {"a0": resident})
+    with patch("serving.lora_batch.runs_on", return_value=False):  # as on a GPU
+        lora.apply([(("a0", 1.0),)] * 3, {"a0": resident})
     (stack,) = lora._stacks.values()
     lora.remove()
     assert all(stack.modules[name].A is factors.A for name, factors in resident.modules.items())

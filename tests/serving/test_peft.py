@@ -125,9 +125,9 @@ def test_all_sets_in_one_batch_have_the_log_probabilities_of_peft(
         assert len(answer.tokens) == 5
         for event, row in zip(answer.events, expected, strict=False):
             assert isinstance(event, TokenEvent)
-            assert event.logprob == pytest.approx(float(row[event.token_id]), abs=1e-4)
+            assert event.logprob == pytest.approx(float(row[event.token_id]), abs=2e-4)
             for token, logprob in event.top:
-                assert logprob == pytest.approx(float(row[token]), abs=1e-4)
+                assert logprob == pytest.approx(float(row[token]), abs=2e-4)
         seen.append(expected[0])
     same_prompt = [seen[0], seen[4]]
     assert (same_prompt[0] - same_prompt[1]).abs().max() > 0.1, "the adapters must make a difference to be a test"
@@ -145,7 +145,7 @@ def test_one_adapter_is_what_peft_serves(
             expected = oracle.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
         event = answer.events[0]
         assert isinstance(event, TokenEvent)
-        assert dict(event.top) == pytest.approx({token: float(expected[token]) for token, _ in event.top}, abs=1e-4)
+        assert dict(event.top) == pytest.approx({token: float(expected[token]) for token, _ in event.top}, abs=2e-4)
 
 
 def test_a_weighted_set_is_what_pefts_cat_serves(
@@ -161,7 +161,7 @@ def test_a_weighted_set_is_what_pefts_cat_serves(
             expected = oracle.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
         event = answer.events[0]
         assert isinstance(event, TokenEvent)
-        assert dict(event.top) == pytest.approx({token: float(expected[token]) for token, _ in event.top}, abs=1e-4)
+        assert dict(event.top) == pytest.approx({token: float(expected[token]) for token, _ in event.top}, abs=2e-4)
     oracle.model.set_adapter("qv")
     oracle.model.delete_adapter("cat")
 
