@@ -5,7 +5,7 @@
 Products of the framework want operands side by side: they meet every row with every rank of the batch, or copy each
 row's factors next to the others', or take two calls for every row and adapter. What counts when tokens are generated
 is that factors are read once, and little else is done; so here one compiled loop goes through them where the pool has
-them, four ranks of an adapter against two tokens of its rows at a time. Nothing is copied or padded, and a batch whose
+them, four ranks of an adapter at a time against the tokens of its rows. Nothing is copied or padded, and a batch whose
 rows change costs only a list of addresses.
 
 Compiled by numba when an engine starts (a second). Rows are dealt out to the threads of the OpenMP team that PyTorch
@@ -144,27 +144,8 @@ def compiled(dtype: torch.dtype) -> Run:
             for i in range(0, whole, 4):
                 A0, A1, A2, A3 = A[i], A[i + 1], A[i + 2], A[i + 3]
                 B0, B1, B2, B3 = Bt[i], Bt[i + 1], Bt[i + 2], Bt[i + 3]
-                for at in range(0, met - 1, 2):
-                    x, next_x = inputs[met_tokens[at]], inputs[met_tokens[at + 1]]
-                    s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero
-                    for k in range(inner):
-                        s0 += A0[k] * x[k]
-                        s1 += A1[k] * x[k]
-                        s2 += A2[k] * x[k]
-                        s3 += A3[k] * x[k]
-                        t0 += A0[k] * next_x[k]
-                        t1 += A1[k] * next_x[k]
-                        t2 += A2[k] * next_x[k]
-                        t3 += A3[k] * next_x[k]
-                    weight, next_weight = met_weights[at], met_weights[at + 1]
-                    s0, s1, s2, s3 = weight * s0, weight * s1, weight * s2, weight * s3
-                    t0, t1, t2, t3 = next_weight * t0, next_weight * t1, next_weight * t2, next_weight * t3
-                    y, next_y = outputs[met_tokens[at]], outputs[met_tokens[at + 1]]
-                    for k in range(outer):
-                        y[k] += s0 * B0[k] + s1 * B1[k] + s2 * B2[k] + s3 * B3[k]
-                        next_y[k] += t0 * B0[k] + t1 * B1[k] + t2 * B2[k] + t3 * B3[k]
-                if met % 2:
-                    x, y, weight = inputs[met_tokens[met - 1]], outputs[met_tokens[met - 1]], met_weights[met - 1]
+                for at in range(met):
+                    x, y, weight = inputs[met_tokens[at]], outputs[met_tokens[at]], met_weights[at]
                     s0 = s1 = s2 = s3 = zero
                     for k in range(inner):
                         s0 += A0[k] * x[k]
