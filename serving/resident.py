@@ -20,11 +20,15 @@ from serving.plain_lora import is_plain, read_plain
 class ServedFactors:
     """One module's update, y += (x @ Aᵀ) @ Bᵀ. Rank comes first in both, so that ranks concatenate along rows.
 
-    A: [rank, in]; Bt: [rank, out], scale folded in.
+    A: [rank, in]; Bt: [rank, out], scale folded in. Both contiguous: what reads them is given their addresses.
     """
 
     A: Tensor
     Bt: Tensor
+
+    def __post_init__(self) -> None:
+        if not (self.A.is_contiguous() and self.Bt.is_contiguous()):
+            raise ValueError("factors must be contiguous")
 
     @property
     def rank(self) -> int:

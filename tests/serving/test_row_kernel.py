@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from serving import row_kernel
+from serving import row_kernel, row_loop
 from serving.adapter_set import AdapterSet, adapter_set
 from serving.resident import ResidentAdapter, ServedFactors
-from serving.row_kernel import compiled, row_hooks
+from serving.row_kernel import row_hooks
 
 NAMES = ("a", "b", "c")
 LAYER = nn.Linear(1, 1)  # hooks are told which layer they are at, and this one does not look
@@ -108,13 +108,13 @@ def test_without_gnus_openmp_one_thread_does_all_rows() -> None:
     sets: list[AdapterSet] = [(("a", 1.0),), (("b", 0.5),), ()]
     x, y = torch.randn(3, 1, 8), torch.zeros(3, 1, 8)
     usual = _added(sets, residents, x, y)
-    with patch.object(row_kernel, "_team", return_value=None):
-        alone = compiled.__wrapped__(torch.float32)
+    with patch.object(row_loop, "_team", return_value=None):
+        alone = row_loop.compile_loop(np.float32)
     with patch.object(row_kernel, "compiled", return_value=alone), _threads(2):
         assert torch.equal(_added(sets, residents, x, y), usual)
 
 
 def test_rows_are_dealt_out_to_pytorchs_own_team_where_there_is_one() -> None:
     """On Linux PyTorch comes with GNU's OpenMP; a kernel that does not find it would work on one thread, unnoticed."""
-    assert row_kernel._team() is not None
+    assert row_loop._team() is not None
     assert {np.dtype(scalar).itemsize for scalar in row_kernel.DTYPES.values()} == {4, 8}
