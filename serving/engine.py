@@ -214,7 +214,7 @@ class Engine:
     def _measure(self, digest: str, adapter: Adapter) -> int:
         adapter = with_loaded_base(adapter, self.base)
         check_servable(digest, adapter, self.base.name, self.base.modules)
-        return served_size(adapter, self.base.dtype)
+        return served_size(adapter, self.base.dtype, self.base.device)
 
     def _make(self, digest: str, adapter: Adapter) -> ResidentAdapter:
         return make_resident(digest, adapter, self.base)

@@ -26,7 +26,8 @@ from torch.nn.functional import linear
 from serving.adapter_set import AdapterSet
 from serving.forms import Hook, form_hooks
 from serving.resident import ResidentAdapter, ServedFactors
-from serving.row_kernel import compiled, row_hooks, runs_on
+from serving.row_call import runs_on
+from serving.row_kernel import compiled, row_hooks
 
 Run = tuple[slice, ServedFactors, float]
 """Neighbouring rows, and what one adapter of their set adds at which weight."""

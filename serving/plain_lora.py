@@ -6,6 +6,9 @@ The general path (`Adapter.factors`) opens the file once for every tensor and wi
 in steps of their own. Here A is read to its place, and B through one small buffer that stays in the processor's cache;
 what touches bytes lets the engine's thread run meanwhile. All factors of an adapter lie in one block of memory, which
 is freed as one.
+
+Factors stored in 16 bits stay as they are where what applies them widens them as it reads (`row_kernel.py`): the same
+numbers in half the memory, and half of it to read for every token. Their scale is then applied with their weight.
 """
 
 import math
@@ -18,6 +21,7 @@ from deltas.adapter import TORCH_DTYPES, Adapter
 from deltas.errors import BadFile
 from deltas.families.lora import A as A_PART
 from deltas.families.lora import B as B_PART
+from serving.row_call import WIDENED, runs_on
 
 
 def is_plain(adapter: Adapter) -> bool:
@@ -32,21 +36,32 @@ def is_plain(adapter: Adapter) -> bool:
     )
 
 
-def read_plain(adapter: Adapter, dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module -> A [rank, in] and Bᵀ [rank, out] of an adapter for which `is_plain` holds, in `dtype` on `device`.
+def held_dtype(adapter: Adapter, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which dtype the factors of an adapter stay in memory beside a base model in `dtype` on `device`."""
+    if is_plain(adapter) and runs_on(device, dtype):
+        stored = TORCH_DTYPES[adapter.header.tensors[0].dtype]
+        return stored if stored in WIDENED else dtype
+    return dtype
 
-    The numbers are those of `Adapter.factors`, to the bit: multiplied in float32 or wider, then cast.
+
+def read_plain(adapter: Adapter, dtype: torch.dtype, device: torch.device) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Module -> A [rank, in], Bᵀ [rank, out] and the scale that is left, beside a base model in `dtype` on `device`.
+
+    In `held_dtype`, of an adapter for which `is_plain` holds. The numbers are those of `Adapter.factors`, to the bit:
+    multiplied in float32 or wider, then cast; or those of the file, and the scale is left.
     Raises BadFile if the file is shorter than its header says.
     """
     modules = list(adapter.modules.values())
     sizes = [size for info in modules for size in (info.rank * info.in_features, info.rank * info.out_features)]
-    flat = torch.empty(sum(sizes), dtype=dtype)
+    held = held_dtype(adapter, dtype, device)
+    flat = torch.empty(sum(sizes), dtype=held)
     places = iter(flat.split_with_sizes(sizes))
     target = {key: (next(places), info.scale) for info in modules for key in (info.keys[A_PART], info.keys[B_PART])}
     outer = {info.keys[B_PART] for info in modules}
     entries = sorted((entry for entry in adapter.header.tensors if entry.name in target), key=lambda entry: entry.begin)
     stored = TORCH_DTYPES[entries[0].dtype]
     wide = torch.promote_types(stored, torch.float32)
+    as_stored = held != dtype
     buffer = torch.empty(max(entry.end - entry.begin for entry in entries) // stored.itemsize, dtype=stored)
     with adapter.weights.open("rb", buffering=0) as file:
         for entry in entries:
@@ -54,14 +69,23 @@ def read_plain(adapter: Adapter, dtype: torch.dtype, device: torch.device) -> di
             place, scale = target[entry.name]
             root = math.sqrt(abs(scale))
             if entry.name in outer:
-                B = _fill(file, buffer[: place.numel()], entry.name).to(wide).mul_(math.copysign(root, scale))
-                place.view(entry.shape[1], entry.shape[0]).copy_(B.to(dtype).view(entry.shape).T)
+                B = _fill(file, buffer[: place.numel()], entry.name)
+                if not as_stored:
+                    B = B.to(wide).mul_(math.copysign(root, scale)).to(held)
+                place.view(entry.shape[1], entry.shape[0]).copy_(B.view(entry.shape).T)
+            elif as_stored:
+                _fill(file, place, entry.name)
             elif stored == wide == dtype:
                 _fill(file, place, entry.name).mul_(root)
             else:
                 place.copy_(_fill(file, buffer[: place.numel()], entry.name).to(wide).mul_(root))
     places = iter(flat.to(device).split_with_sizes(sizes))
-    return {info.name: (next(places).view(info.rank, -1), next(places).view(info.rank, -1)) for info in modules}
+    return {
+        info.name: (
+            next(places).view(info.rank, -1), next(places).view(info.rank, -1), info.scale if as_stored else 1.0
+        )
+        for info in modules
+    }  # fmt: skip
 
 
 def _fill(file: FileIO, tensor: Tensor, key: str) -> Tensor:

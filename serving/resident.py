@@ -1,4 +1,4 @@
-"""One adapter as the engine keeps it in memory: checked against the base model, cast, ready to be concatenated."""
+"""One adapter as the engine keeps it in memory: checked against the base model, cast, ready to be applied."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,18 +13,20 @@ from serving.base_model import BaseModel
 from serving.base_weights import with_loaded_base
 from serving.errors import AdapterModuleMissing, AdapterNotServable, AdapterShapeMismatch, NoEffect
 from serving.forms import ServedForms, served_forms
-from serving.plain_lora import is_plain, read_plain
+from serving.plain_lora import held_dtype, is_plain, read_plain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedFactors:
-    """One module's update, y += (x @ Aᵀ) @ Bᵀ. Rank comes first in both, so that ranks concatenate along rows.
+    """One module's update, y += scale * (x @ Aᵀ) @ Bᵀ. Rank comes first in both, so that ranks concatenate along rows.
 
-    A: [rank, in]; Bt: [rank, out], scale folded in. Both contiguous: what reads them is given their addresses.
+    A: [rank, in]; Bt: [rank, out]. Both contiguous: what reads them is given their addresses. In the base model's dtype
+    with the scale folded in (`scale` is 1); or, where `row_kernel.py` reads them, as stored in 16 bits.
     """
 
     A: Tensor
     Bt: Tensor
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if not (self.A.is_contiguous() and self.Bt.is_contiguous()):
@@ -37,8 +39,8 @@ class ServedFactors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResidentAdapter:
-    """All of one version, in the base model's dtype and on its device: factors by module, and for those modules whose
-    change is not factors alone, what there is beside."""
+    """All of one version on the base model's device: factors by module, and for those modules whose change is not
+    factors alone, what there is beside, in the base model's dtype."""
 
     digest: str
     modules: Mapping[str, ServedFactors]
@@ -46,9 +48,11 @@ class ResidentAdapter:
     forms: Mapping[str, ServedForms] = field(default_factory=dict)
 
 
-def served_size(adapter: Adapter, dtype: torch.dtype) -> int:
-    """Bytes that the adapter takes once resident, at most; from the header alone. Dense updates count in full."""
-    return sum(layout.entries for layout in layouts(adapter).values()) * dtype.itemsize
+def served_size(adapter: Adapter, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that the adapter takes once resident beside a base model in `dtype` on `device`, at most; from the header
+    alone. Dense updates count in full."""
+    entries = sum(layout.entries for layout in layouts(adapter).values())
+    return entries * held_dtype(adapter, dtype, device).itemsize
 
 
 def check_servable(digest: str, adapter: Adapter, base: str, modules: Mapping[str, tuple[int, int]]) -> None:
@@ -71,9 +75,10 @@ def make_resident(digest: str, adapter: Adapter, base: BaseModel) -> ResidentAda
     adapter = with_loaded_base(adapter, base)
     check_servable(digest, adapter, base.name, base.modules)
     modules, beside = _plain(adapter, base) if is_plain(adapter) else _in_forms(adapter, base)
-    if not beside and (reason := silence((part.A, part.Bt.T) for part in modules.values())) is not None:
+    as_served = ((part.A.to(base.dtype) * part.scale, part.Bt.T.to(base.dtype)) for part in modules.values())
+    if not beside and (reason := silence(as_served)) is not None:
         raise NoEffect(digest, list(adapter.modules), f"{reason} ({str(base.dtype).removeprefix('torch.')}, as served)")
-    return ResidentAdapter(digest, modules, served_size(adapter, base.dtype), beside)
+    return ResidentAdapter(digest, modules, served_size(adapter, base.dtype, base.device), beside)
 
 
 def _plain(adapter: Adapter, base: BaseModel) -> tuple[dict[str, ServedFactors], dict[str, ServedForms]]:

@@ -1,14 +1,15 @@
 """Every row with its own adapters' factors, read where they lie: how batches are served on a processor.
 
-    y[row] += Σ_i w_i (x[row] A_iᵀ) Bt_i        A_i [rank, in], Bt_i [rank, out] as `ResidentAdapter` holds them
+    y[row] += Σ_i w_i s_i (x[row] A_iᵀ) Bt_i        A_i [rank, in], Bt_i [rank, out], s_i: see `ServedFactors`
 
 Products of the framework want operands side by side: they meet every row with every rank of the batch, or copy each
 row's factors next to the others', or take two calls for every row and adapter. What counts when tokens are generated
 is that factors are read once, and little else is done; so here one compiled loop (`row_loop.py`) goes through them
 where the pool has them. Nothing is copied or padded, and a batch whose rows change costs only a list of addresses.
+Factors in 16 bits are widened on their way into the processor, which is exact.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,20 +21,7 @@ from torch import Tensor, nn
 from serving.adapter_set import AdapterSet
 from serving.forms import Hook
 from serving.resident import ResidentAdapter, ServedFactors
-
-Run = Callable[[int, int], None]
-"""Runs the call described at an address on so many threads."""
-
-DTYPES: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
-
-# What a call is described by: int64 values in this order, tables as their addresses. PARTS: [COUNT, 5], of each adapter
-# A, Bt, rank, and where its rows begin and end in MEMBERS (ascending) and WEIGHTS.
-X, Y, INNER, OUTER, ROWS, TOKENS, PARTS, COUNT, MEMBERS, WEIGHTS = range(10)
-
-
-def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for tensors of this kind."""
-    return device.type == "cpu" and dtype in DTYPES
+from serving.row_call import DTYPES, TOKENS, WIDENED, Run, X, Y
 
 
 def row_hooks(
@@ -73,12 +61,16 @@ class _Rows:
 
 
 def _hook(parts: Sequence[tuple[ServedFactors, int, int]], rows: _Rows) -> Hook:
-    table = np.array([(one.A.data_ptr(), one.Bt.data_ptr(), one.rank, *span) for one, *span in parts], np.int64)
+    table = np.array(
+        [(one.A.data_ptr(), one.Bt.data_ptr(), one.rank, *span, _stored_in(one, rows.dtype)) for one, *span in parts],
+        np.int64,
+    )
+    scales = np.array([one.scale for one, *_ in parts], DTYPES[rows.dtype])
     inner, outer = parts[0][0].A.shape[1], parts[0][0].Bt.shape[1]
-    tables = (table.ctypes.data, len(parts), rows.members.ctypes.data, rows.weights.ctypes.data)
+    tables = (table.ctypes.data, len(parts), scales.ctypes.data, rows.members.ctypes.data, rows.weights.ctypes.data)
     call = np.array([0, 0, inner, outer, rows.count, 0, *tables], np.int64)
     address, run = call.ctypes.data, compiled(rows.dtype)
-    alive = (table, rows, [one for one, *_ in parts])  # what addresses point to
+    alive = (table, scales, rows, [one for one, *_ in parts])  # what addresses point to
 
     def add_updates(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, _alive: object = alive) -> None:
         x = args[0].contiguous()
@@ -93,9 +85,13 @@ def _hook(parts: Sequence[tuple[ServedFactors, int, int]], rows: _Rows) -> Hook:
     return add_updates
 
 
+def _stored_in(factors: ServedFactors, dtype: torch.dtype) -> int:
+    return 0 if factors.A.dtype == dtype else WIDENED[factors.A.dtype]
+
+
 @cache
 def compiled(dtype: torch.dtype) -> Run:
-    """The loop for one of `DTYPES`; compiling takes a second."""
+    """The loop for one of `DTYPES`; compiling takes some seconds."""
     from serving.row_loop import compile_loop  # and with it LLVM, which only an engine needs
 
     return compile_loop(DTYPES[dtype])

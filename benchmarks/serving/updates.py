@@ -54,19 +54,26 @@ def main() -> None:
         factors = {name: ServedFactors(next(parts).view(RANK, -1), next(parts).view(RANK, -1)) for name in layers}
         return ResidentAdapter(f"{number:02}", factors, 4 * sum(sizes))
 
+    def halved(one: ResidentAdapter) -> ResidentAdapter:
+        factors = {
+            name: ServedFactors(part.A.bfloat16(), part.Bt.bfloat16(), part.scale) for name, part in one.modules.items()
+        }
+        return ResidentAdapter(one.digest, factors, one.size_bytes // 2)
+
     residents = {one.digest: one for one in map(adapter, range(32))}
+    stored_short = {digest: halved(one) for digest, one in residents.items()}
     found = []
     with torch.inference_mode():
         for title, (rows, chosen) in SETS.items():
             sets = [tuple((f"{number:02}", 0.5) for number in sorted(chosen(row))) for row in range(rows)]
             bare = [()] * rows
             ids = torch.arange(100, 100 + rows)[:, None]
-            took: dict[str, list[float]] = {"bare": [], "loop": [], "stack": []}
+            took: dict[str, list[float]] = {"bare": [], "loop": [], "loop, 16 bits": [], "stack": []}
             ways = {way: LoraBatch(base.model) for way in took}
             for _ in range(asked.rounds):
                 for way, batch in ways.items():
-                    with patch("serving.lora_batch.runs_on", return_value=way == "loop"):
-                        batch.apply(bare if way == "bare" else sets, residents)
+                    with patch("serving.lora_batch.runs_on", return_value=way.startswith("loop")):
+                        batch.apply(bare if way == "bare" else sets, stored_short if "16" in way else residents)
                     for again in range(3):
                         began = time.perf_counter()
                         base.model(ids, use_cache=False)
@@ -75,7 +82,9 @@ def main() -> None:
                     batch.remove()
             # Of neighbouring turns, since how fast the machine is changes from minute to minute.
             shares = {
-                way: [of / one for of, one in zip(took["bare"], took[way], strict=True)] for way in ("loop", "stack")
+                way: [of / one for of, one in zip(took["bare"], times, strict=True)]
+                for way, times in took.items()
+                if way != "bare"
             }
             found.append(
                 {

@@ -105,7 +105,7 @@ def test_plain_ranks_have_no_forms_and_dense_updates_count_in_full(
         beside = [form for one in resident.forms.values() for form in one.present]
         factors = [side for one in resident.modules.values() for side in (one.A, one.Bt)]
         held = sum(tensor.nbytes for tensor in (*beside, *factors))
-        assert held <= served_size(adapter, biased_base.dtype) == resident.size_bytes
+        assert held <= served_size(adapter, biased_base.dtype, biased_base.device) == resident.size_bytes
         # All that may be spared are biases that an output's scaling turned out not to touch.
         assert resident.size_bytes - held <= 8 * sum(
             one.output.numel() for one in resident.forms.values() if one.output is not None

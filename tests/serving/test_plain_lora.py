@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from deltas.adapter import Adapter
 from deltas.errors import BadFile
-from serving.plain_lora import is_plain, read_plain
+from serving.plain_lora import held_dtype, is_plain, read_plain
+from serving.resident import served_size
 from tests.factory import TINY, write_adapter
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -30,7 +31,7 @@ def _open(folder: Path) -> Adapter:
     st.booleans(),
     st.integers(0, 99),
 )
-def test_it_is_the_general_path_to_the_bit_and_the_scaled_product(
+def test_it_is_the_general_path_to_the_bit_or_the_file_and_the_scaled_product(
     tmp_path_factory: pytest.TempPathFactory,
     stored: torch.dtype,
     served: torch.dtype,
@@ -47,13 +48,21 @@ def test_it_is_the_general_path_to_the_bit_and_the_scaled_product(
     found = read_plain(adapter, served, CPU)
     file = load_file(folder / "adapter_model.safetensors")
     assert found.keys() == TINY.keys()
-    for name, (A, Bt) in found.items():
+    as_stored = stored.itemsize == 2 and served.itemsize > 2
+    assert held_dtype(adapter, served, CPU) == (stored if as_stored else served)
+    for name, (A, Bt, left) in found.items():
         raw_A, raw_B = (file[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
         own = rank + 1 if name in pattern else rank
         scale = alpha / (own**0.5 if rslora else own)
-        assert A.dtype == Bt.dtype == served
+        assert A.dtype == Bt.dtype == held_dtype(adapter, served, CPU)
         assert A.is_contiguous()
         assert Bt.is_contiguous()
+        if as_stored:
+            assert torch.equal(A, raw_A)
+            assert torch.equal(Bt, raw_B.T)
+            assert left == pytest.approx(scale)
+            continue
+        assert left == 1
         general = adapter.factors(name)
         assert torch.equal(A, general.A.to(served))
         assert torch.equal(Bt, general.B.T.to(served))
@@ -65,10 +74,14 @@ def test_it_is_the_general_path_to_the_bit_and_the_scaled_product(
 
 
 def test_all_of_it_lies_in_one_buffer_of_its_size(tmp_path: Path) -> None:
-    write_adapter(tmp_path, rank=3)
-    parts = [part for pair in read_plain(_open(tmp_path), torch.float32, CPU).values() for part in pair]
-    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
-    assert list(storages.values()) == [sum(part.numel() for part in parts) * 4]
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        folder = tmp_path / str(dtype)
+        write_adapter(folder, rank=3, dtype=dtype)
+        adapter = _open(folder)
+        parts = [part for A, Bt, _ in read_plain(adapter, torch.float32, CPU).values() for part in (A, Bt)]
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+        assert list(storages.values()) == [sum(part.numel() for part in parts) * size]
+        assert list(storages.values()) == [served_size(adapter, torch.float32, CPU)]
 
 
 def test_other_adapters_take_the_general_path(tmp_path: Path) -> None:

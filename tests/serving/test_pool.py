@@ -55,7 +55,7 @@ def make_pool(tiny_base: BaseModel, loads: Loads) -> Iterator[Callable[[int], Ad
         pools.append(
             AdapterPool(
                 loads,
-                lambda digest, adapter: served_size(adapter, tiny_base.dtype),
+                lambda digest, adapter: served_size(adapter, tiny_base.dtype, tiny_base.device),
                 lambda digest, adapter: make_resident(digest, adapter, tiny_base),
                 budget_bytes=budget_bytes,
                 on_change=lambda: None,
@@ -71,7 +71,9 @@ def make_pool(tiny_base: BaseModel, loads: Loads) -> Iterator[Callable[[int], Ad
 
 @pytest.fixture
 def sizes(tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter]) -> dict[str, int]:
-    return {f"a{index}": served_size(tiny_adapters(f"a{index}"), tiny_base.dtype) for index in range(6)}
+    return {
+        f"a{index}": served_size(tiny_adapters(f"a{index}"), tiny_base.dtype, tiny_base.device) for index in range(6)
+    }
 
 
 def settle(lease: Lease) -> Lease:

@@ -104,7 +104,7 @@ def test_a_small_pool_does_not_tie_a_newcomer_to_the_end(
     make: Make, tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter]
 ) -> None:
     """Room for one adapter, and twelve requests of one caller for different ones: only the first few hold claims."""
-    sizes = [served_size(tiny_adapters(f"a{index}"), tiny_base.dtype) for index in range(6)]
+    sizes = [served_size(tiny_adapters(f"a{index}"), tiny_base.dtype, tiny_base.device) for index in range(6)]
     order = Order(make(pool_bytes=max(sizes)))
     for index in range(12):
         order.submit("many", Generation((5, 6), ((f"a{index % 5}", 1.0),), SHORT, caller="many"))
