@@ -60,6 +60,33 @@ def test_every_row_gets_exactly_its_own_set(
             lora.remove()
 
 
+def test_adapters_stored_in_16_bits_are_served_as_they_are(tiny_base: BaseModel, tmp_path: Path) -> None:
+    """Beside others, with scales of their own for every module, and in half the memory."""
+    modules = {name: shape for name, shape in tiny_base.modules.items() if name != "lm_head"}  # tied to the embeddings
+    opened = {}
+    for number, dtype in enumerate((torch.bfloat16, torch.float16, torch.float32)):
+        folder = tmp_path / str(dtype)
+        own_rank = dict.fromkeys(list(modules)[:3], 6)
+        write_adapter(folder, modules, rank=4, alpha=7.0, rank_pattern=own_rank, dtype=dtype, size=0.2, seed=number)
+        opened[f"a{number}"] = Adapter.open(folder / "adapter_config.json", folder / "adapter_model.safetensors")
+    residents = {name: make_resident(name, adapter, tiny_base) for name, adapter in opened.items()}
+    assert residents["a0"].size_bytes == residents["a1"].size_bytes == residents["a2"].size_bytes / 4  # base: float64
+    sets: list[AdapterSet] = [
+        (("a0", 1.0),), (("a0", -0.5), ("a1", 2.0)), (("a1", 1.0), ("a2", 0.25)), (("a0", 1.0), ("a1", 1.0))
+    ]  # fmt: skip
+    lora = LoraBatch(tiny_base.model)
+    with torch.inference_mode():
+        for many_tokens in (True, False):
+            lora.apply(sets, residents, many_tokens=many_tokens)
+            logits = tiny_base.model(IDS).logits
+            last = tiny_base.model(IDS[:, :1]).logits
+            lora.remove()
+            for row, one in enumerate(sets):
+                expected = _dense(tiny_base, opened.__getitem__, one, IDS[row])
+                assert torch.allclose(logits[row], expected, atol=1e-5)
+                assert torch.allclose(last[row], expected[:1], atol=1e-5)
+
+
 def test_no_set_is_the_bare_base_and_weights_are_never_touched(
     tiny_base: BaseModel, tiny_adapters: Callable[[str], Adapter]
 ) -> None:
