@@ -39,8 +39,8 @@ def _compiled(function: Function) -> Function:
 
 def compile_loop(scalar: Any) -> Run:
     """The loop for factors, inputs and outputs of one of NumPy's types."""
-    by_four, same = _by_four(scalar), _one_by_one(scalar, scalar, _same)
-    bfloat16, float16 = _one_by_one(scalar, np.uint16, _from_bfloat16), _one_by_one(scalar, np.uint16, _from_float16)
+    by_four, same = _by_four(scalar), _one_by_one(scalar, _same)
+    bfloat16, float16 = _one_by_one(scalar, _from_bfloat16), _one_by_one(scalar, _from_float16)
     widen_bfloat16, widen_float16 = _widening(_from_bfloat16), _widening(_from_float16)
 
     @_compiled
@@ -57,7 +57,7 @@ def compile_loop(scalar: Any) -> Run:
         met_tokens, met_weights = np.empty(rows * tokens, np.int64), np.empty(rows * tokens, scalar)
         first, last = rows * thread // threads, rows * (thread + 1) // threads
         for part in range(count):
-            A, Bt, rank, begin, end, stored = parts[part]
+            A_at, Bt_at, rank, begin, end, stored = parts[part]
             while begin < end and members[begin] < first:
                 begin += 1
             while begin < end and members[end - 1] >= last:
@@ -69,23 +69,27 @@ def compile_loop(scalar: Any) -> Run:
                     met += 1
             if met == 0:
                 continue
-            if stored != 0 and met > FEW:
-                wide = np.empty(rank * (inner + outer), scalar)
-                wide_A, wide_Bt = wide[: rank * inner], wide[rank * inner :]
+            if stored != 0 and met <= FEW:
+                A_bits = carray(_pointer(A_at), (rank, inner), np.uint16)
+                Bt_bits = carray(_pointer(Bt_at), (rank, outer), np.uint16)
                 if stored == 1:
-                    widen_bfloat16(A, wide_A)
-                    widen_bfloat16(Bt, wide_Bt)
+                    bfloat16(A_bits, Bt_bits, 0, inputs, outputs, met_tokens[:met], met_weights)
                 else:
-                    widen_float16(A, wide_A)
-                    widen_float16(Bt, wide_Bt)
-                A, Bt, stored = wide_A.ctypes.data, wide_Bt.ctypes.data, 0
+                    float16(A_bits, Bt_bits, 0, inputs, outputs, met_tokens[:met], met_weights)
+                continue
             if stored == 0:
-                whole = by_four(A, Bt, rank, inputs, outputs, met_tokens[:met], met_weights)
-                same(A, Bt, rank, whole, inputs, outputs, met_tokens[:met], met_weights)
-            elif stored == 1:
-                bfloat16(A, Bt, rank, 0, inputs, outputs, met_tokens[:met], met_weights)
+                A = carray(_pointer(A_at), (rank, inner), scalar)
+                Bt = carray(_pointer(Bt_at), (rank, outer), scalar)
             else:
-                float16(A, Bt, rank, 0, inputs, outputs, met_tokens[:met], met_weights)
+                A, Bt = np.empty((rank, inner), scalar), np.empty((rank, outer), scalar)
+                if stored == 1:
+                    widen_bfloat16(A_at, A)
+                    widen_bfloat16(Bt_at, Bt)
+                else:
+                    widen_float16(A_at, A)
+                    widen_float16(Bt_at, Bt)
+            whole = by_four(A, Bt, inputs, outputs, met_tokens[:met], met_weights)
+            same(A, Bt, whole, inputs, outputs, met_tokens[:met], met_weights)
 
     team = _team()
     if team is None:
@@ -121,9 +125,8 @@ def _by_four(scalar: Any) -> Any:
     zero = scalar(0)
 
     @_compiled
-    def add(A_at: int, Bt_at: int, rank: int, inputs: Any, outputs: Any, tokens: Any, weights: Any) -> int:
-        inner, outer, whole = inputs.shape[1], outputs.shape[1], rank - rank % 4
-        A, Bt = carray(_pointer(A_at), (rank, inner), scalar), carray(_pointer(Bt_at), (rank, outer), scalar)
+    def add(A: Any, Bt: Any, inputs: Any, outputs: Any, tokens: Any, weights: Any) -> int:
+        inner, outer, whole = A.shape[1], Bt.shape[1], len(A) - len(A) % 4
         for i in range(0, whole, 4):
             A0, A1, A2, A3 = A[i], A[i + 1], A[i + 2], A[i + 3]
             B0, B1, B2, B3 = Bt[i], Bt[i + 1], Bt[i + 2], Bt[i + 3]
@@ -143,14 +146,15 @@ def _by_four(scalar: Any) -> Any:
     return add
 
 
-def _one_by_one(scalar: Any, stored: Any, wide: Any) -> Any:
+def _one_by_one(scalar: Any, wide: Any) -> Any:
     """What adds the ranks from `first` on; `wide` makes a number of what is stored."""
     zero = scalar(0)
 
     @_compiled
-    def add(A_at: int, Bt_at: int, rank: int, first: int, inputs: Any, outputs: Any, tokens: Any, weights: Any) -> None:
-        inner, outer, met = inputs.shape[1], outputs.shape[1], len(tokens)
-        A, Bt = carray(_pointer(A_at), (rank, inner), stored), carray(_pointer(Bt_at), (rank, outer), stored)
+    def add(A: Any, Bt: Any, first: int, inputs: Any, outputs: Any, tokens: Any, weights: Any) -> None:
+        (rank, inner), outer, met = A.shape, Bt.shape[1], len(tokens)
+        if first == rank:
+            return
         sums = np.empty((rank, met), scalar)
         for i in range(first, rank):
             row = A[i]
@@ -174,9 +178,9 @@ def _widening(wide: Any) -> Any:
 
     @_compiled
     def widen(address: int, numbers: Any) -> None:
-        stored = carray(_pointer(address), numbers.shape, np.uint16)
+        stored, flat = carray(_pointer(address), (numbers.size,), np.uint16), numbers.reshape(-1)
         for k in range(len(stored)):
-            numbers[k] = wide(stored[k])
+            flat[k] = wide(stored[k])
 
     return widen
 
