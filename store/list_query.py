@@ -48,14 +48,17 @@ class Shape:
 
     @property
     def ordered(self) -> bool:
-        """Whether an index has all that passes, and nothing else, in the order of the names."""
-        return not (self.rank or self.words or self.terms + self.base_model > 1)
+        """Whether the names of one base model or term, or all names, say by themselves or by what is kept beside them
+        what passes: then a page is read off their order, and no inverted list is needed."""
+        return not self.words and (bool(self.terms) or not self.rank)
 
 
 @lru_cache(maxsize=256)
 def walked(shape: Shape, *, bounded: bool) -> Select[Any]:
     """The first `wanted` adapters that pass; ``bounded``: among the first `window` names in their order, and each row
     says as ``walked`` how many names there were."""
+    if shape.terms and not shape.words:
+        return entries(_of_term(shape).limit(_WANTED).cte("page"))
     if not bounded:
         names = (ListingRow.adapter_id, ListingRow.namespace, ListingRow.name)
         passing = _in_order(shape, *names, most=_WANTED if shape.ordered else None)
@@ -65,6 +68,23 @@ def walked(shape: Shape, *, bounded: bool) -> Select[Any]:
     page = tried.order_by(near.namespace, near.name).limit(_WANTED).cte("page")
     counted = _in_order(shape, most=_WINDOW).subquery("counted")
     return entries(page, select(func.count()).select_from(counted).scalar_subquery().label("walked"))
+
+
+def _of_term(shape: Shape) -> Select[Any]:
+    """Those with the first term that pass, in the order of their names, from the rows of the terms alone."""
+    one = ListingTermRow
+    statement = select(one.adapter_id, one.namespace, one.name).where(one.term == _term(0), *_places(shape, one))
+    if shape.base_model:
+        statement = statement.where(one.base_model == bindparam("base_model"))
+    if shape.rank:
+        statement = statement.where(*_ranked(one))
+    for number in range(1, shape.terms):
+        # A value, not EXISTS, of which planners make a join with all that have this term.
+        other = aliased(ListingTermRow)
+        same = (other.namespace == one.namespace) & (other.name == one.name)
+        has = select(literal(1)).where(other.term == _term(number), same).correlate(one).scalar_subquery()
+        statement = statement.where(has == 1)
+    return statement.order_by(one.namespace, one.name)
 
 
 @lru_cache(maxsize=256)
@@ -95,7 +115,7 @@ def _in_order(shape: Shape, *columns: Any, most: BindParameter[int] | None) -> S
             statement = statement.where(ListingRow.base_model == bindparam("base_model"))
         return statement.where(*_places(shape, ListingRow)).order_by(ListingRow.namespace, ListingRow.name).limit(most)
     listed = select(ListingTermRow.namespace, ListingTermRow.name)
-    listed = listed.where(ListingTermRow.term == bindparam("term0", type_=Text), *_places(shape, ListingTermRow))
+    listed = listed.where(ListingTermRow.term == _term(0), *_places(shape, ListingTermRow))
     # The limit comes before the join: planners take pairs of namespace and name for far rarer than they are, and would
     # prepare to go through the whole list, with helpers.
     places = listed.order_by(ListingTermRow.namespace, ListingTermRow.name).limit(most).subquery("places")
@@ -128,13 +148,21 @@ def _tried(shape: Shape, listing: type[ListingRow]) -> list[ColumnElement[bool]]
     elif shape.terms > 1:
         values = func.json_each(listing.terms).table_valued("value")
         conditions += [
-            select(values).where(values.c.value == bindparam(f"term{number}", type_=Text)).exists()
-            for number in range(1, shape.terms)
+            select(values).where(values.c.value == _term(number)).exists() for number in range(1, shape.terms)
         ]
     if shape.rank:
-        asked = bindparam("rank", type_=Integer)
-        conditions += [listing.rank_min <= asked, listing.rank_max >= asked]
+        conditions += _ranked(listing)
     return conditions
+
+
+def _ranked(by: type[ListingRow] | type[ListingTermRow]) -> list[ColumnElement[bool]]:
+    """Between the smallest and the largest rank lies the one that is asked for."""
+    asked = bindparam("rank", type_=Integer)
+    return [by.rank_min <= asked, by.rank_max >= asked]
+
+
+def _term(number: int) -> BindParameter[str]:
+    return bindparam(f"term{number}", type_=Text)
 
 
 def _worded(shape: Shape, listing: type[ListingRow]) -> list[ColumnElement[bool]]:

@@ -1,10 +1,11 @@
 """The list of adapters: filters, free text, pages in the order of namespace and name.
 
 What all names, all of one base model or all with one tag or target are is kept in the order of the names, so that a
-page without another filter is read off an index. With more filters, one of these orders is gone through for a bounded
-number of names, where what many adapters have is met soon; what few have is then found in the inverted lists, and the
-few are put in order. Which of the two it is, nobody knows beforehand (estimates of how often a word occurs are off by
-orders of magnitude). SQLite has no inverted lists and goes through the names to their end.
+page without another filter is read off an index; beside each tag and target stands what the other filters ask, so that
+a page of them together is read there too. With words, or a rank alone, one of these orders is gone through for a
+bounded number of names, where what many adapters have is met soon; what few have is then found in the inverted lists,
+and the few are put in order. Which of the two it is, nobody knows beforehand (estimates of how often a word occurs are
+off by orders of magnitude). SQLite has no inverted lists and goes through the names to their end.
 """
 
 from collections.abc import Sequence

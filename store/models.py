@@ -152,7 +152,8 @@ class ListingRow(Model):
 
 
 class ListingTermRow(Model):
-    """One term of one listing, so that all adapters that have it are found in the order of their names.
+    """One term of one listing, so that all adapters that have it are found in the order of their names; with what else
+    filters look at, so that none of those that fail is looked up in ``listings``.
 
     Triggers of ``listings`` write it, whichever release writes there.
     """
@@ -162,6 +163,10 @@ class ListingTermRow(Model):
     term: Mapped[str] = mapped_column(Text, primary_key=True)
     namespace: Mapped[str] = mapped_column(Ordered, primary_key=True)
     name: Mapped[str] = mapped_column(Ordered, primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(String(26))
+    base_model: Mapped[str | None] = mapped_column(free(255))
+    rank_min: Mapped[int]
+    rank_max: Mapped[int]
 
 
 class RecipeRow(Model):

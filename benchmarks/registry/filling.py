@@ -49,7 +49,10 @@ COPIED = (
     "listings",
 )
 BATCH = 50_000
-TERMS = "INSERT INTO listing_terms SELECT unnest(terms), namespace, name FROM listings ORDER BY 1, 2, 3"
+TERMS = (
+    "INSERT INTO listing_terms SELECT unnest(terms), namespace, name, adapter_id, base_model, rank_min, rank_max"
+    " FROM listings ORDER BY 1, 2, 3"
+)
 DROPPED = ("ix_listings_found_by", "ix_listings_ranks")
 
 

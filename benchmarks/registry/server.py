@@ -9,8 +9,8 @@ import psycopg
 from sqlalchemy import make_url
 
 SETTINGS = {
-    "shared_buffers": "'2GB'",
-    "effective_cache_size": "'8GB'",
+    "shared_buffers": "'6GB'",
+    "effective_cache_size": "'16GB'",
     "work_mem": "'32MB'",
     "max_wal_size": "'8GB'",
     "random_page_cost": "1.1",
