@@ -73,7 +73,8 @@ def walked(shape: Shape, *, bounded: bool) -> Select[Any]:
 def _of_term(shape: Shape) -> Select[Any]:
     """Those with the first term that pass, in the order of their names, from the rows of the terms alone."""
     one = ListingTermRow
-    statement = select(one.adapter_id, one.namespace, one.name).where(one.term == _term(0), *_places(shape, one))
+    names: tuple[Any, ...] = (one.adapter_id, one.namespace, one.name)
+    statement = select(*names).where(one.term == _term(0), *_places(shape, one))
     if shape.base_model:
         statement = statement.where(one.base_model == bindparam("base_model"))
     if shape.rank:

@@ -24,8 +24,8 @@ from store.shelving import tag_term, target_term, word_grams
 _WINDOW = 2000
 """Names gone through before the inverted lists are asked: a few milliseconds. With pages of 50, what one name in forty
 has is found on the way."""
-_FURTHER = 4
-"""So many times as far it is looked where the first window held that part of a page: to put all in order costs more."""
+_PART, _FURTHER = 4, 8
+"""Where the first window held that part of a page, so many times as far is looked: to put all in order costs more."""
 _SLASH = str.maketrans({"/": "//", "%": "/%", "_": "/_"})
 
 
@@ -94,7 +94,7 @@ def _find(
         rows = fetch(walked(shape, bounded=True), {**values, "window": window})
         if len(rows) == wanted or (rows and rows[0].walked < window):
             return rows
-        if len(rows) * _FURTHER < wanted:
+        if len(rows) * _PART < wanted:
             break
     return fetch(looked_up(shape), values)
 

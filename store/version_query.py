@@ -116,6 +116,9 @@ _FLAGS = (VersionRow.use_rslora, VersionRow.mergeable, VersionRow.servable, Vers
 
 _BASE_KNOWN = select(BaseModelRow.name).where(BaseModelRow.name == VersionRow.base_model).correlate(VersionRow).exists()
 
+_OF_MERGES = (VersionRow.origin != "upload") | VersionRow.leaves.is_not(None)
+"""Whether it may have sources: to look for those of uploads would be a read for each version of a list, for nothing."""
+
 _DOCUMENT = JsonDocument(
     *_PLAIN,
     *map(Exact, _NUMBERS),
@@ -134,7 +137,7 @@ _DOCUMENT = JsonDocument(
     _hanging(TagRow.adapter_id == Owner.id, TagRow.tag),
     _hanging(AliasRow.version_id == VersionRow.id, AliasRow.alias),
     _hanging(
-        LineageRow.child_id == VersionRow.id,
+        _OF_MERGES & (LineageRow.child_id == VersionRow.id),
         LineageRow.position,
         LineageRow.parent_ref,
         Exact(LineageRow.weight),

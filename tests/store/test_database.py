@@ -92,6 +92,8 @@ def test_listings_made_before_are_found_by_what_newer_releases_look_at(
     for filters, names in (
         ({"tag": "mail"}, ["ant", "zebra"]),
         ({"target": "up_proj"}, ["ant"]),
+        ({"tag": "mail", "rank": 4, "base_model": "tiny/base"}, ["ant", "zebra"]),
+        ({"tag": "mail", "rank": 5}, []),
         ({"q": "mistak"}, ["zebra"]),
     ):
         page = registry.list_adapters(**filters)  # type: ignore[arg-type]

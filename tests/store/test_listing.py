@@ -66,6 +66,18 @@ def test_filters_look_at_the_latest_version(shelf: Registry, blobs: LocalBlobs) 
     assert (entry.versions, entry.latest.number, entry.aliases) == (2, 2, {"old": 1})
 
 
+def test_filters_beside_a_tag_look_at_the_latest_version_too(shelf: Registry, blobs: LocalBlobs) -> None:
+    """What changes is neither a tag nor a target, which alone have rows of their own."""
+    shelf.publish("a", "spam", make_version(blobs, "5", rank_min=32, rank_max=32, base_model="new/base"))
+    assert shelf.list_adapters(tag="mail", rank=4).items == []
+    assert shelf.list_adapters(tag="mail", base_model="tiny/base").items == []
+    (entry,) = shelf.list_adapters(tag="mail", rank=32, base_model="new/base", target="q_proj").items
+    assert (entry.name, entry.latest.number) == ("spam", 2)
+    shelf.delete_version("a", "spam", 2)
+    (entry,) = shelf.list_adapters(tag="mail", rank=4, base_model="tiny/base", target="q_proj").items
+    assert (entry.name, entry.latest.number) == ("spam", 1)
+
+
 def test_pages_are_stable_while_others_publish(shelf: Registry, blobs: LocalBlobs) -> None:
     first = shelf.list_adapters(limit=2)
     assert first.next_cursor is not None
